@@ -1,0 +1,10 @@
+"""LMM: the neural memory alone, without attention, at the size of tiny."""
+
+from dataclasses import replace
+
+from titans_jax.config import Experiment, load
+
+
+def get_config() -> Experiment:
+    tiny = load("tiny")
+    return replace(tiny, name="lmm", model=replace(tiny.model, block="lmm"))

@@ -1,0 +1,10 @@
+"""MAG: memory as gate, sliding-window attention beside the memory, at the size of tiny."""
+
+from dataclasses import replace
+
+from titans_jax.config import Experiment, load
+
+
+def get_config() -> Experiment:
+    tiny = load("tiny")
+    return replace(tiny, name="mag", model=replace(tiny.model, block="mag"))

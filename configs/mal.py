@@ -1,0 +1,10 @@
+"""MAL: memory as layer, sliding-window attention on top of the memory, at the size of tiny."""
+
+from dataclasses import replace
+
+from titans_jax.config import Experiment, load
+
+
+def get_config() -> Experiment:
+    tiny = load("tiny")
+    return replace(tiny, name="mal", model=replace(tiny.model, block="mal"))

@@ -1,0 +1,10 @@
+"""Transformer with sliding-window attention and no memory: the baseline, at the size of tiny."""
+
+from dataclasses import replace
+
+from titans_jax.config import Experiment, load
+
+
+def get_config() -> Experiment:
+    tiny = load("tiny")
+    return replace(tiny, name="transformer", model=replace(tiny.model, block="transformer"))

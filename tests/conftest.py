@@ -1,0 +1,56 @@
+"""What every test shares: the platform, and other Python processes with as many devices as a test asks for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: an installed libtpu would search for a TPU
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compilation_cache")
+
+
+@pytest.fixture
+def run_python(tmp_path: Path, compilation_cache: Path) -> RunPython:
+    """run_python(*arguments, devices=1, code=0, cache=True): a Python process of its own, in tmp_path.
+
+    The number of CPU devices is fixed when jax is imported, so whatever needs several of them runs here, as in
+    `run_python("-c", source, devices=8)`; `run_python(ROOT / "train.py", "tiny", ...)` is a user's command line.
+    Asserts the exit code and returns the CompletedProcess with its text. Processes of one session share compiled
+    programs; cache=False compiles anew.
+    """
+
+    def run(
+        *arguments: object, devices: int = 1, code: int = 0, cache: bool = True, timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip(),
+        }
+        if cache:
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache)
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        said = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+        assert done.returncode == code, f"exit code {done.returncode}, not {code}, of {command}\n{said}"
+        return done
+
+    return run

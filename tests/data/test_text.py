@@ -1,0 +1,163 @@
+import dataclasses
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+
+from titans_jax.data import BYTES, DataConfig, load_documents, load_streams, split_documents, tokenise
+from titans_jax.data.tokenizer import ByteTokenizer
+
+DOCUMENTS = ["one\ntwo\n", "three é\n", "x" * 40]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wide(ByteTokenizer):
+    name: str = "wide"
+    vocab_size: int = 70_000
+
+
+def test_a_stream_has_each_document_between_separators(tmp_path):
+    stream = tokenise(DOCUMENTS, BYTES, tmp_path)
+    assert isinstance(stream.tokens, np.memmap) and stream.tokens.dtype == np.uint16
+    raw = [document.encode() for document in DOCUMENTS]
+    assert stream.tokens.astype(np.uint8).tobytes() == b"\xff" + b"\xff".join(raw) + b"\xff"
+    assert len(stream.starts) == len(DOCUMENTS) + 1
+    assert (stream.tokens[stream.starts] == BYTES.separator).all()
+
+
+def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path):
+    assert tokenise(DOCUMENTS, Wide(), tmp_path).tokens.dtype == np.uint32
+
+
+def test_the_cache_is_used_again_and_told_apart_by_text_and_tokenizer(tmp_path):
+    first = tokenise(DOCUMENTS, BYTES, tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert tokenise(DOCUMENTS, BYTES, tmp_path).path == first.path
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    joined = tokenise(["".join(DOCUMENTS)], BYTES, tmp_path)
+    assert len({first.path, joined.path, tokenise(DOCUMENTS, Wide(), tmp_path).path}) == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY"])
+@pytest.mark.parametrize("suffix", [".tokens.npy", ".starts.npy"])
+def test_a_cut_file_is_made_again(tmp_path, suffix, damage):
+    stream = tokenise(DOCUMENTS, BYTES, tmp_path)
+    want = np.array(stream.tokens), stream.starts
+    path = stream.path.with_name(stream.path.name + suffix)
+    path.write_bytes(damage or path.read_bytes()[:-1])
+    again = tokenise(DOCUMENTS, BYTES, tmp_path)
+    np.testing.assert_array_equal(again.tokens, want[0])
+    np.testing.assert_array_equal(again.starts, want[1])
+
+
+def test_an_id_outside_the_vocabulary_is_refused_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="token id 195 at position 6 is not below the vocabulary's size 120"):
+        tokenise(DOCUMENTS, ByteTokenizer("narrow", 120, 119), tmp_path)
+    with pytest.raises(ValueError, match="no documents"):
+        tokenise([], BYTES, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def _tokenise(cache, queue):
+    queue.put(np.array(tokenise(DOCUMENTS * 5000, BYTES, cache).tokens).tobytes())
+
+
+def test_processes_may_write_the_cache_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_tokenise, args=(tmp_path, queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert results[0] == results[1] and len(results[0]) == 2 * (
+        5000 * (3 + sum(len(d.encode()) for d in DOCUMENTS)) + 1
+    )
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_stream_is_pickled_as_its_path(tmp_path):
+    stream = tokenise(DOCUMENTS * 1000, BYTES, tmp_path)
+    packed = pickle.dumps(stream)
+    assert len(packed) < 1000
+    np.testing.assert_array_equal(pickle.loads(packed).tokens, stream.tokens)
+
+
+@pytest.mark.parametrize("held_out", [0.01, 0.05, 0.3])
+def test_the_tail_is_held_out_at_a_line_end_and_nothing_is_lost(held_out):
+    documents = load_documents("moby-dick")
+    train, kept = split_documents(documents, held_out)
+    text = "".join(documents)
+    assert "".join(train) + "".join(kept) == text
+    assert train[-1].endswith("\n")
+    assert len("".join(kept)) / len(text) == pytest.approx(held_out, rel=0.1)
+
+
+def test_a_text_without_lines_is_cut_where_asked():
+    for text in ("x" * 100, "x" * 99 + "\n"):
+        assert split_documents([text], 0.25) == ([text[:75]], [text[75:]])
+
+
+def test_whole_documents_are_held_out_whatever_their_order():
+    documents = load_documents("moby-dick")
+    train, kept = split_documents(documents, 0.1, "documents")
+    assert sorted(train + kept) == sorted(documents)
+    assert [document for document in documents if document in train] == train
+    assert len("".join(kept)) / len("".join(documents)) == pytest.approx(0.1, abs=0.04)
+    assert set(split_documents(documents[::-1], 0.1, "documents")[1]) == set(kept)
+
+
+def test_a_split_that_leaves_a_side_empty_is_refused():
+    for documents, held_out, split, side in [
+        (["ab"], 0.1, "tail", "held-out"),
+        (["ab"], 0.9, "tail", "training"),
+        (["a long document"], 0.5, "documents", "training"),
+        ([], 0.5, "tail", "held-out"),
+    ]:
+        with pytest.raises(ValueError, match=f"leave no {side} text"):
+            split_documents(documents, held_out, split)
+    assert split_documents(["ab"], 0.0) == (["ab"], [])
+
+
+def test_streams_of_a_configuration_are_the_two_sides_of_the_split(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("a line of text\n" * 100)
+    train, kept, tokenizer = load_streams(DataConfig(corpus=str(path), cache_dir=str(tmp_path / "cache")))
+    assert tokenizer.decode(train.tokens) + tokenizer.decode(kept.tokens) == path.read_text()
+    assert load_streams(DataConfig(corpus=str(path), held_out=0.0, cache_dir=str(tmp_path / "cache")))[1] is None
+
+
+def test_without_a_folder_the_cache_is_the_users_or_a_temporary_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    stream = load_streams(DataConfig())[0]
+    assert stream.path.parent == tmp_path / ".cache" / "titans_jax"
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path / "file")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    assert load_streams(DataConfig())[0].path.parent.parent == tmp_path / "temporary"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("packing", "steam", "data.packing='steam': did you mean 'stream'? known are stream, documents"),
+        ("split", "head", "data.split='head': known are tail, documents"),
+        ("sequence", 0, "data.sequence=0 must be at least 1"),
+        ("batch", 0, "data.batch=0 must be at least 1"),
+        ("workers", -1, "data.workers=-1 must be at least 0"),
+        ("held_out", 1.0, "data.held_out=1.0 must be in [0, 1)"),
+        ("held_out", float("nan"), "data.held_out=nan must be in [0, 1)"),
+    ],
+)
+def test_a_wrong_value_is_named(field, value, message):
+    with pytest.raises(ValueError) as error:
+        DataConfig(**{field: value})
+    assert str(error.value) == message
+
+
+def test_packed_rows_must_hold_whole_aligned_blocks():
+    with pytest.raises(ValueError, match="data.sequence=100 must be a multiple of data.align=64"):
+        DataConfig(sequence=100, align=64, packing="documents")
+    DataConfig(sequence=100, align=64)

@@ -1,0 +1,212 @@
+"""What every memory must obey: members x laws. A new preset is one row in `PRESETS` and inherits them all.
+
+A member is a rule with a kind of keep gate; a law takes a member and an implementation that serves it, and fails by an
+assertion. Tolerances are relative to 1 + the largest entry of each array.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.memory.situations import (
+    CHUNK,
+    DIM,
+    ROWS,
+    TOKENS,
+    Case,
+    Member,
+    at_chunk_ends,
+    changed,
+    pieced,
+    results,
+    row,
+    rowwise,
+    situations,
+)
+from titans_jax.memory import (
+    PRESETS,
+    Architecture,
+    Gates,
+    Rule,
+    architecture,
+    bias,
+    learner,
+    miras,
+    presets,
+    retention,
+)
+
+
+def given_network() -> Architecture:
+    """M(x) = x + tanh(x U) V / 2, as a user would write it: other names, a hidden size of its own, no channels."""
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"up": jax.random.normal(key, (DIM, 3)), "down": jax.random.normal(key, (3, DIM))}
+
+    return Architecture(init, lambda linear, x: x + linear("down", jnp.tanh(linear("up", x))) / 2, {})
+
+
+def variant(network: Architecture) -> Rule:
+    return Rule(network, bias.l2(), retention.decay(), learner.momentum())
+
+
+VARIANTS = {
+    "titans_depth1": presets.titans(DIM, depth=1),
+    "titans_depth3": presets.titans(DIM, depth=3, expansion=2),
+    "titans_order2": presets.titans(DIM, order=2, expansion=2),
+    "titans_linear_order3": presets.titans_linear(DIM)._replace(learner=learner.momentum(3)),
+    "titans_linear_fresh": presets.titans_linear(DIM, gradient="previous"),
+    "gated": variant(architecture.gated(DIM, 2)),
+    "swiglu": variant(architecture.swiglu(DIM, 2)),
+    "given": variant(given_network()),
+}
+RULES = {name: preset(DIM) for name, preset in PRESETS.items()} | VARIANTS
+
+
+def reads_keep(rule: Rule) -> bool:
+    def F(keep: float) -> np.ndarray:
+        return np.asarray(rule.learner.transition(Gates(*map(jnp.asarray, (0.5, 0.5, keep))), jnp.asarray(1))[0])
+
+    return not np.array_equal(F(0.2), F(0.7))
+
+
+MEMBERS = [Member(name, rule) for name, rule in RULES.items()]
+MEMBERS += [Member(name, rule, channel=True) for name, rule in RULES.items() if reads_keep(rule)]
+
+
+def close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
+    """Every entry finite, and within tolerance of the wanted, relative to 1 + the array's largest."""
+    paths = jax.tree_util.tree_leaves_with_path(want)
+    for (path, b), a in zip(paths, jax.tree.leaves(got), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        label = what + jax.tree_util.keystr(path)
+        assert a.shape == b.shape, label
+        assert np.isfinite(a).all() and np.isfinite(b).all(), f"{label} is not finite"
+        if a.size:
+            error = np.abs(a - b).max() / (1 + np.abs(b).max())
+            assert error <= tolerance, f"{label}: off by {error:.1e}"
+
+
+def same(got: Any, want: Any, what: str = "") -> None:
+    """Equal bit for bit."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=what)
+
+
+# The laws.
+
+
+def equal_to_recurrent(
+    member: Member,
+    implementation: str,
+    gradients: bool | None = None,
+    tolerance: float = 1e-9,
+    chunk: int = CHUNK,
+    **situation: Any,
+) -> None:
+    """1: values, state, info, and the gradients by q, k, v, every gate and the whole initial state."""
+    case = situations(member, chunk=chunk, **situation)
+    gradients = member.preset if gradients is None else gradients
+    got, want = (
+        jax.device_get(rowwise(member, name, chunk, gradients)(case)) for name in (implementation, "recurrent")
+    )
+    close(got[0], want[0], tolerance, "y")
+    close(got[1], want[1], tolerance, "state")
+    close(*(at_chunk_ends(x[2], case.state.step, chunk) for x in (got, want)), tolerance, "info")
+    close(got[3], want[3], tolerance, "gradient by ")
+
+
+def any_split(member: Member, implementation: str) -> None:
+    """2: token by token, in random pieces, and in pieces with single tokens by recurrent (what None does)."""
+    case = situations(member)
+    y, state, _, _ = results(member, implementation, case)
+    pieces = np.random.default_rng(1).permutation([5, 5, 1, 1, 1, 1])
+    for r in (0, 4, 5):
+        for lengths, stepwise in (([1] * TOKENS, implementation), (pieces, implementation), (pieces, "recurrent")):
+            got, carried = pieced(member, implementation, stepwise, row(case, r), lengths)
+            close((got, carried), row((y, state), r), 1e-9, f"row {r} in {list(lengths)}: ")
+
+
+def causal(member: Member, implementation: str) -> None:
+    """3: another token t changes no output, surprise or gradient norm before t, bit for bit; row 4 is clipped."""
+    case = situations(member)
+    y, _, info, _ = results(member, implementation, case)
+    assert np.asarray(info.clipped)[4].any(), "the clip was meant to bind"
+    for t in range(1, TOKENS):
+        y1, _, info1, _ = results(member, implementation, changed(case, (slice(None), t)))
+        before = [(x[:, :t], x1[:, :t]) for x, x1 in zip((y, *info[:2]), (y1, *info1[:2]), strict=True)]
+        for x, x1 in before:
+            same(x1, x, f"token {t} seen before it was read")
+        assert (np.asarray(y1)[:, t] != np.asarray(y)[:, t]).any(-1).all()
+
+
+def alive(member: Member, implementation: str) -> None:
+    """4: the first token's value moves the last output, three chunks later, through the memory alone."""
+    case = situations(member)
+    y = np.asarray(results(member, implementation, case)[0])
+    other = case._replace(v=case.v.copy())
+    other.v[:, 0, 0] += 1.0
+    moved = np.abs(np.asarray(results(member, implementation, other)[0]) - y).max(-1)[:, -1]
+    assert (moved[[0, 5]] > 1e-7).all(), moved
+
+
+def rows_apart(member: Member, implementation: str) -> None:
+    """5: under vmap over sequences and heads, another row changes no row but itself, bit for bit."""
+    case = situations(member)
+    y, state, info, _ = results(member, implementation, case)
+    for r in range(ROWS):
+        others = np.delete(np.arange(ROWS), r)
+        got = results(member, implementation, changed(case, r))
+        same(row(got[:3], others), row((y, state, info), others), f"row {r} seen by another")
+        assert (np.asarray(got[0])[r] != np.asarray(y)[r]).any()
+
+
+def repeatable(member: Member, implementation: str) -> None:
+    """6: two equal calls give equal results, gradients too."""
+    case = situations(member)
+    same(results(member, implementation, case), results(member, implementation, case))
+
+
+def link_undoes_lift(member: Member, implementation: str) -> None:
+    """7: link(lift(W)) = W, also as the state that a memory begins with."""
+    memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
+    weights = row(situations(member).state.anchor, 0)
+    lifted = member.rule.retention.link(member.rule.retention.lift(weights))
+    close((lifted, memory.init(weights).anchor), (weights, weights), 1e-12)
+
+
+def nothing_written(member: Member, implementation: str) -> None:
+    """8: rate 0 and keep 1 leave the dual as it was, whatever the momentum, and y is what `read` says."""
+    memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
+    case = situations(member)
+    rate, keep = np.zeros_like(case.gates.rate), np.ones_like(case.gates.keep)
+    state = jax.vmap(memory.init)(case.state.anchor)
+    case = Case(state, *case[1:4], Gates(rate, case.gates.momentum, keep))
+    y, after, _, _ = results(member, implementation, case)
+    same(after.dual, state.dual)
+    close(y, jax.vmap(memory.read)(state, case.q), 1e-12)
+
+
+def constant_state(member: Member, implementation: str) -> None:
+    """9: the state has the same shapes and dtypes after any number of tokens as before."""
+    memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
+    for tokens in (1, 3, 33):
+        case = row(situations(member, tokens=tokens), 5)
+        shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(case.state)]
+        after = jax.eval_shape(memory.update, *case)[1]
+        assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == shapes
+
+
+LAWS = (
+    equal_to_recurrent,
+    any_split,
+    causal,
+    alive,
+    rows_apart,
+    repeatable,
+    link_undoes_lift,
+    nothing_written,
+    constant_state,
+)

@@ -1,0 +1,143 @@
+"""The data on which the laws are tried, and the compiled programs that they share.
+
+Six rows at once by vmap, each in another situation. Compiling is what these tests spend their time on: one program a
+member and implementation serves nearly every law, compiled without optimisation.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, miras
+
+DIM, CHUNK, TOKENS, ROWS = 4, 4, 14, 6
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+class Member:
+    """A rule, and whether its keep gate is per channel."""
+
+    def __init__(self, name: str, rule: Rule, channel: bool = False):
+        self.name, self.rule, self.channel = name + "-channel" * channel, rule, channel
+        self.preset = name in PRESETS
+        self.implementations = [i for i in IMPLEMENTATIONS if serves(rule, i)]
+
+
+def serves(rule: Rule, implementation: str) -> bool:
+    try:
+        miras(rule, chunk=CHUNK, implementation=implementation)
+    except NotImplementedError:
+        return False
+    return True
+
+
+class Case(NamedTuple):
+    """The arguments of `update`, each with a first axis of rows; numpy, since eager jax compiles every slice."""
+
+    state: State
+    q: Any
+    k: Any
+    v: Any
+    gates: Gates
+
+
+def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: str = "float64", seed: int = 0) -> Case:
+    """Six rows: ordinary; gates exactly 0 or 1; all 1; all 0; rates at which the clip binds; begun inside a chunk."""
+    rng = np.random.default_rng(seed)
+    shape = (ROWS, tokens, DIM) if member.channel else (ROWS, tokens)
+    rate, momentum = rng.uniform(0, 0.3, (ROWS, tokens)), rng.uniform(0, 0.95, (ROWS, tokens))
+    keep = rng.uniform(0.8, 1.0, shape)
+    rate[1], momentum[1], keep[1] = (rng.integers(0, 2, x.shape[1:]) for x in (rate, momentum, keep))
+    momentum[2], keep[2] = 1, 1
+    rate[3], momentum[3], keep[3] = rng.integers(0, 2, tokens), 0, 0
+    rate[4] *= 20
+    q, k, v = rng.normal(size=(3, ROWS, tokens, DIM))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    offset = np.array([0, 0, 0, chunk // 2, chunk - 1, chunk + chunk // 2])
+
+    def noise(scale: float) -> dict[str, np.ndarray]:
+        return {n: scale * rng.normal(size=(ROWS, *w.shape)) for n, w in sorted(weights.items())}
+
+    weights = member.rule.architecture.init(jax.random.key(seed))
+    dual = jax.tree.map(np.add, weights, noise(0.3))
+    inside = (offset % chunk != 0)[:, None, None]
+    anchor = jax.tree.map(lambda w, n: w + n * inside, dual, noise(0.1))
+    traces = tuple(noise(0.2) for _ in range(member.rule.learner.traces))
+    case = Case(State(dual, traces, anchor, None), q, k, v, Gates(rate, momentum, keep))
+    case = jax.tree.map(lambda x: np.asarray(x, dtype), case)
+    return case._replace(state=case.state._replace(step=np.asarray(offset, "int32")))
+
+
+@functools.cache
+def rowwise(member: Member, implementation: str, chunk: int, gradients: bool) -> Callable[[Case], Any]:
+    """`update` on all rows, compiled: case -> y, state, info, and the gradients of every float argument, or None."""
+    memory = miras(member.rule, chunk=chunk, implementation=implementation)
+
+    def objective(floats: Case, step: Any) -> Any:
+        out = memory.update(*floats._replace(state=floats.state._replace(step=step)))
+        y, state, info = out
+        looked_at = jax.tree.leaves((y, state._replace(step=None), info.surprise))
+        return sum((x * fixed_weights(x, i)).sum() for i, x in enumerate(looked_at)), out
+
+    def run(case: Case) -> Any:
+        floats, step = case._replace(state=case.state._replace(step=None)), case.state.step
+        if not gradients:
+            return *objective(floats, step)[1], None
+        grads, out = jax.grad(objective, has_aux=True)(floats, step)
+        return *out, grads
+
+    return jax.jit(jax.vmap(run), compiler_options=QUICK)
+
+
+def fixed_weights(x: Any, seed: int) -> np.ndarray:
+    """Fixed weights of an objective, all different, so that no error cancels."""
+    return np.random.default_rng(seed).normal(size=x.shape).astype(x.dtype)
+
+
+@functools.cache
+def single(member: Member, implementation: str, *, chunk: int = CHUNK) -> Callable[..., Any]:
+    """`update` on one row, compiled anew for each length."""
+    return jax.jit(miras(member.rule, chunk=chunk, implementation=implementation).update, compiler_options=QUICK)
+
+
+def row(tree: Any, r: int) -> Any:
+    return jax.tree.map(lambda x: x[r], tree)
+
+
+def results(member: Member, implementation: str, case: Case) -> tuple[Any, State, Any, Any]:
+    """y, state, info, gradients, by the program that most laws share: a preset's has gradients, a variant's None."""
+    return jax.device_get(rowwise(member, implementation, CHUNK, member.preset)(case))
+
+
+def pieced(member: Member, implementation: str, stepwise: str, case: Case, lengths: Any) -> tuple[np.ndarray, State]:
+    """Read a row in pieces of these lengths, the state carried; single tokens by `stepwise`."""
+    state, ys, at = case.state, [], 0
+    for length in map(int, lengths):
+        xs = jax.tree.map(lambda x, at=at, n=length: x[at : at + n], tuple(case)[1:])
+        y, state, _ = single(member, stepwise if length == 1 else implementation)(state, *xs)
+        ys.append(y)
+        at += length
+    return np.concatenate(ys), state
+
+
+def changed(case: Case, where: Any) -> Case:
+    """Another token wherever the index says: its q, k, v and gates."""
+
+    def change(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x[where] = x[where] / 2 + 0.25
+        return x
+
+    return Case(case.state, *jax.tree.map(change, tuple(case)[1:]))
+
+
+def at_chunk_ends(info: Any, step: Any, chunk: int) -> Any:
+    """Info where all implementations mean the same by it: norms and cuts at a chunk's or the call's last token."""
+    tokens = info.surprise.shape[-1]
+    ends = (step[:, None] + 1 + np.arange(tokens)) % chunk == 0
+    ends[:, -1] = True
+    held = {n: np.where(ends, getattr(info, n), 0) for n in ("momentum_norm", "weight_norm", "clipped")}
+    return info._replace(**held)

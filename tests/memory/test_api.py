@@ -1,0 +1,92 @@
+"""Errors at the boundary: one line that says what was wrong and what would be right."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from titans_jax.memory import Architecture, Gates, Span, miras, presets
+
+RULE = presets.titans(4)
+
+
+def call(memory=None, q=(6, 4), k=(6, 4), v=(6, 4), rate=(6,), momentum=(6,), keep=(6,), **more):
+    memory = memory or miras(RULE, chunk=3)
+    state = jax.eval_shape(lambda: memory.init(RULE.architecture.init(jax.random.key(0))))
+    q, k, v, *gates = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (q, k, v, rate, momentum, keep))
+    return jax.eval_shape(lambda *a: memory.update(*a, **more), state, q, k, v, Gates(*gates))
+
+
+def test_right_shapes_pass() -> None:
+    assert call()[0].shape == call(keep=(6, 4))[0].shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"k": (2, 6, 4)}, "each must be \\[T, D\\]"),
+        ({"q": (5, 4)}, "each must be \\[T, D\\]"),
+        ({"v": (7, 4)}, "each must be \\[T, D\\]"),
+        ({"v": (6, 1)}, "each must be \\[T, D\\]"),
+        ({"q": (6,)}, "each must be \\[T, D\\]"),
+        ({"rate": (6, 4)}, "gates.rate: shape \\(6, 4\\); it must be \\[6\\]"),
+        ({"rate": ()}, "gates.rate"),
+        ({"momentum": (5,)}, "gates.momentum"),
+        ({"keep": (6, 3)}, "gates.keep: .* or \\[T, D\\]"),
+    ],
+)
+def test_wrong_shapes(wrong, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        call(**wrong)
+
+
+def test_span_off_the_grid() -> None:
+    with pytest.raises(ValueError, match="span: 7 rows; .* a multiple of 3"):
+        call(q=(7, 4), k=(7, 4), v=(7, 4), rate=(7,), momentum=(7,), keep=(7,), span=Span(0, 7))
+
+
+@pytest.mark.parametrize(
+    "choice, says",
+    [
+        ({"chunk": 0}, "chunk: 0"),
+        ({"chunk": -1}, "chunk: -1"),
+        ({"chunk": 4, "clip": 0}, "clip: 0"),
+        ({"chunk": 4, "clip": -1.0}, "clip: -1.0"),
+        ({"chunk": 4, "clip": float("nan")}, "clip: nan"),
+        ({"chunk": 4, "implementation": "fast"}, "implementation: 'fast'; known are exact, chunked, recurrent"),
+    ],
+)
+def test_wrong_choices(choice, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        miras(RULE, **choice)
+
+
+@pytest.mark.parametrize(
+    "rule, implementation, reason",
+    [
+        (presets.titans(4), "exact", "exact: .*one matrix with a squared loss"),
+        (presets.linear_attention(4), "exact", "exact: .*squared loss"),
+        (presets.titans_linear(4), "exact", "exact: .*the chunk's anchor"),
+        (presets.deltanet(4), "chunked", "chunked: .*previous"),
+        (presets.gated_deltanet(4), "chunked", "chunked: .*decayed"),
+    ],
+)
+def test_an_implementation_that_cannot_serve_says_why(rule, implementation: str, reason: str) -> None:
+    with pytest.raises(NotImplementedError, match=reason):
+        miras(rule, chunk=4, implementation=implementation)
+
+
+def test_a_matrix_applied_twice_is_refused_in_chunks_and_served_by_recurrent() -> None:
+    """Its gradient is not rank one: better no answer than a wrong one."""
+    twice = Architecture(
+        init=lambda key: {"w": jnp.eye(4)}, apply=lambda linear, x: linear("w", jnp.tanh(linear("w", x))), channels={}
+    )
+    rule = RULE._replace(architecture=twice)
+
+    def run(implementation: str):
+        memory = miras(rule, chunk=3, implementation=implementation)
+        x, gate = jnp.ones((6, 4)), jnp.full(6, 0.5)
+        return memory.update(memory.init({"w": jnp.eye(4)}), x, x, x, Gates(gate, gate, gate))
+
+    with pytest.raises(NotImplementedError, match="'w' twice"):
+        run("chunked")
+    assert jnp.isfinite(run("recurrent")[0]).all()

@@ -1,0 +1,208 @@
+"""What an engine serves beside the laws: spans, restarts, weight residuals, number formats; and what it never makes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.laws import MEMBERS, RULES, close, same
+from tests.memory.situations import CHUNK, QUICK, Case, row, situations
+from titans_jax.memory import PRESETS, Gates, Restart, Span, State, miras
+
+BY_NAME = {member.name: member for member in MEMBERS}
+ENGINES = [("titans", "chunked"), ("titans-channel", "recurrent"), ("gated_deltanet-channel", "exact")]
+engines = pytest.mark.parametrize("name, implementation", ENGINES, ids=["-".join(pair) for pair in ENGINES])
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def update(name: str, implementation: str) -> Any:
+    return jax.jit(miras(BY_NAME[name].rule, chunk=CHUNK, implementation=implementation).update, compiler_options=QUICK)
+
+
+def tokens(case: Case, start: int, stop: int) -> tuple[Any, ...]:
+    return jax.tree.map(lambda x: x[start:stop], tuple(case)[1:])
+
+
+@engines
+def test_span_passes_over_the_rows_that_are_not_tokens(name: str, implementation: str) -> None:
+    run = update(name, implementation)
+    case = row(situations(BY_NAME[name], tokens=16), 5)  # begins at row 2 of a chunk
+    for count in (14, 9, 2, 1, 0):
+        y, state, info = jax.device_get(run(*case, span=Span(np.int32(2), np.int32(count))))
+        want, want_state, want_info = case.q[:0], case.state, None
+        if count:
+            want, want_state, want_info = jax.device_get(run(case.state, *tokens(case, 2, 2 + count)))
+        close((y[2 : 2 + count], state), (want, want_state), 1e-12, f"{count} tokens: ")
+        if want_info is not None:
+            close(info.surprise[2 : 2 + count], want_info.surprise, 1e-12)
+
+
+@engines
+@pytest.mark.parametrize("aligned", [False, True], ids=["anywhere", "span"])
+def test_restart_begins_the_memory_anew_where_a_chunk_begins(name: str, implementation: str, aligned: bool) -> None:
+    """The same as two separate runs; a mask inside a chunk, or on a row that is no token, does nothing."""
+    run = update(name, implementation)
+    case, anew = row(situations(BY_NAME[name], tokens=16), 5), row(situations(BY_NAME[name], seed=1), 0).state
+    first = 2 if aligned else 0  # rows of chunks begin at 2, 6, 10 of the call, or at 4, 8, 12 of the grid
+    mask = np.zeros(16, bool)
+    mask[[first + 5, first + 6, first + 7]] = True
+    span = {"span": Span(np.int32(2), np.int32(12))} if aligned else {}
+    mask[:first] = mask[14:] = aligned
+    begun = case.state._replace(step=np.int32(6))
+    y, state, _ = jax.device_get(run(begun, *case[1:], restart=Restart(mask, anew), **span))
+    stop = 14 if aligned else 16
+    before, _, _ = run(begun, *tokens(case, first, first + 6))
+    after, want, _ = run(anew, *tokens(case, first + 6, stop))
+    want = want._replace(step=np.int32(6 + stop - first))  # the count of tokens goes on
+    close((y[first:stop], state), (np.concatenate([before, after]), jax.device_get(want)), 1e-12)
+
+
+def residual_run(name: str, implementation: str) -> Any:
+    memory = miras(BY_NAME[name].rule, chunk=CHUNK, implementation=implementation)
+
+    def objective(floats: tuple[Case, Any], step: Any, aligned: bool) -> Any:
+        case, residual = floats
+        span = Span(step % CHUNK, 9) if aligned else None
+        q, k, v, gates = case[1:]
+        state = case.state._replace(step=step)
+        y, state, info = memory.update(state, q, k, v, gates, span=span, residual=residual)
+        y = jax.lax.dynamic_slice_in_dim(y, step % CHUNK, 9) if aligned else y
+        return (y**2).sum(), (y, state, info.anchors)
+
+    return jax.jit(jax.grad(objective, has_aux=True), static_argnums=2, compiler_options=QUICK)
+
+
+@pytest.mark.parametrize("aligned", [False, True], ids=["anywhere", "span"])
+def test_weight_residual_is_the_same_in_chunks_and_moves_only_the_gradients(aligned: bool) -> None:
+    case = row(situations(BY_NAME["titans"], tokens=12 if aligned else 10), 5)
+    step = case.state.step
+    rng = np.random.default_rng(0)
+    chunks = 3 if aligned else 4  # ten tokens begin anywhere in a grid of four chunks
+    residual = jax.tree.map(lambda w: 0.3 * rng.normal(size=(chunks, *w.shape)), case.state.dual)
+    floats = (case._replace(state=case.state._replace(step=None)), residual)
+    zero = (floats[0], jax.tree.map(np.zeros_like, residual))
+    got, want, plain = (
+        jax.device_get(residual_run("titans", implementation)(inputs, step, aligned))
+        for implementation, inputs in (("chunked", floats), ("recurrent", floats), ("chunked", zero))
+    )
+    real = lambda grads, y, state, anchors: (grads, y, state, jax.tree.map(lambda a: a[:3], anchors))
+    close(real(got[0], *got[1]), real(want[0], *want[1]), 1e-9)
+    assert np.abs(got[1][0] - plain[1][0]).max(-1).min() > 1e-6, "every token's gradient sees it"
+    same(jax.tree.map(lambda a: a[0], got[1][2]), case.state.anchor)
+
+
+def _jaxprs(value: Any) -> Iterator[Any]:
+    """Every jaxpr inside an equation's parameter: scan, cond, checkpoint, jit and what they hold."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _jaxprs(item)
+    elif hasattr(value, "eqns"):
+        yield value
+    elif hasattr(value, "jaxpr"):
+        yield value.jaxpr
+
+
+def largest(jaxpr: Any) -> int:
+    """Elements of the largest array that any equation makes."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [x.aval.size for x in equation.outvars]
+        sizes += [largest(inner) for value in equation.params.values() for inner in _jaxprs(value)]
+    return max(sizes)
+
+
+def largest_of(name: str, channel: bool, implementation: str, length: int, dim: int, chunk: int) -> tuple[int, int]:
+    """The largest array of the update's forward and backward pass, and the size of the smallest weight matrix."""
+    rule = PRESETS[name](dim)
+    memory = miras(rule, chunk=chunk, implementation=implementation)
+
+    def objective(weights: Any, q: Any, k: Any, v: Any, gates: Gates) -> Any:
+        y, state, info = memory.update(memory.init(weights), q, k, v, gates)
+        return (y**2).sum() + info.surprise.sum() + sum((x**2).sum() for x in jax.tree.leaves(state.dual))
+
+    weights = jax.eval_shape(rule.architecture.init, jax.random.key(0))
+    rows, scalar = jax.ShapeDtypeStruct((length, dim), "float32"), jax.ShapeDtypeStruct((length,), "float32")
+    gates = Gates(scalar, scalar, rows if channel else scalar)
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(objective, argnums=(0, 1, 2, 3, 4)))(weights, rows, rows, rows, gates)
+    return largest(jaxpr.jaxpr), min(w.size for n, w in weights.items() if w.shape[0] > 1)
+
+
+MATMULS = [
+    (m.name.removesuffix("-channel"), m.channel, i)
+    for m in MEMBERS
+    for i in m.implementations
+    if m.preset and i != "recurrent"
+]
+
+
+@pytest.mark.parametrize("name, channel, implementation", MATMULS, ids=["-".join(map(str, m)) for m in MATMULS])
+def test_no_array_of_tokens_times_weights(name: str, channel: bool, implementation: str) -> None:
+    """Forward and backward of many chunks: nothing reaches T |W| elements, |W| the smallest weight matrix."""
+    found, weight = largest_of(name, channel, implementation, length=256, dim=32, chunk=4)
+    assert found < 256 * weight
+
+
+def test_the_search_for_tokens_times_weights_finds_them_where_they_are() -> None:
+    found, weight = largest_of("titans", False, "recurrent", length=256, dim=32, chunk=4)
+    assert found >= 256 * weight, "recurrent keeps every token's weights for its backward pass"
+
+
+@engines
+def test_bfloat16_inputs_are_computed_in_float32(name: str, implementation: str) -> None:
+    """The state stays float32 and y gets the inputs' dtype: the same as rounding the inputs and the output alone."""
+    run, case = update(name, implementation), row(situations(BY_NAME[name], dtype="float32"), 0)
+    rounded = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tuple(case)[1:])
+    y, state, info = run(case.state, *rounded)
+    want, want_state, _ = run(case.state, *jax.tree.map(lambda x: x.astype(jnp.float32), rounded))
+    assert y.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves((state._replace(step=None), info))} == {jnp.dtype("float32")}
+    same((y, state), (want.astype(jnp.bfloat16), want_state))
+
+
+def test_bfloat16_weights_begin_a_float32_memory() -> None:
+    memory = miras(RULES["titans"], chunk=CHUNK)
+    weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), row(situations(BY_NAME["titans"]), 0).state.dual)
+    state = memory.init(weights)
+    assert {x.dtype for x in jax.tree.leaves(state._replace(step=None))} == {jnp.dtype("float32")}
+    same(state.dual, weights)
+
+
+def test_a_state_may_be_donated_whole() -> None:
+    """Every leaf is a buffer of its own, also where dual and anchor hold the same numbers."""
+    memory = miras(RULES["titans_linear"], chunk=CHUNK)
+    case = row(situations(BY_NAME["titans_linear"]), 0)
+
+    def count(state: State) -> State:
+        return memory.update(state, *case[1:])[1]
+
+    state = memory.init(jax.tree.map(jnp.asarray, case.state.dual))
+    want = count(state)
+    close(jax.jit(count, donate_argnums=0, compiler_options=QUICK)(state), want, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["titans", "gated_deltanet"])
+def test_none_is_the_first_that_serves_and_steps_at_one_token(name: str) -> None:
+    member = BY_NAME[name]
+    case = row(situations(member), 5)
+    automatic = jax.jit(miras(member.rule, chunk=CHUNK).update, compiler_options=QUICK)
+    for start, stop, implementation in ((0, 5, member.implementations[0]), (5, 6, "recurrent")):
+        arguments = (case.state, *tokens(case, start, stop))
+        same(automatic(*arguments), update(name, implementation)(*arguments))
+
+
+def test_read_does_not_write() -> None:
+    """read is what y would be at rate 0: the memory as it stands."""
+    member = BY_NAME["titans"]
+    case, memory = row(situations(member), 5), miras(member.rule, chunk=CHUNK)
+    still = Gates(np.zeros(14), case.gates.momentum * 0, np.ones(14))
+    state = case.state._replace(learner=jax.tree.map(np.zeros_like, case.state.learner))
+    y, _, _ = miras(member.rule, chunk=100).update(state, *case[1:4], still)
+    close(memory.read(state, case.q), y, 1e-12)

@@ -1,0 +1,127 @@
+"""The command line as a user meets it: help, one-line errors, exit codes, files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from titans_jax import cli, config, training
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    *("--model.block", "transformer", "--model.dim", "16", "--model.depth", "1", "--model.heads", "1"),
+    *("--model.head-dim", "8", "--model.window", "16", "--data.sequence", "32", "--data.batch", "4"),
+    *("--train.steps", "4", "--train.eval-every", "4", "--train.eval-batches", "2", "--train.sample", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, compilation_cache):
+    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
+    folder = tmp_path_factory.mktemp("trained")
+    assert cli.main(["train", "tiny", *SMALL, "--output-dir", str(folder)]) == 0
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def test_train_py_lists_the_configs(run_python):
+    said = run_python(ROOT / "train.py", "--help").stdout
+    for name, line in config.available().items():
+        assert name in said and line in said
+
+
+def test_train_py_names_the_field_that_was_meant(run_python):
+    done = run_python(ROOT / "train.py", "tiny", "--model.dpeth", "3", code=2)
+    assert done.stderr.strip() == "train.py: no option --model.dpeth; did you mean --model.depth?"
+
+
+def test_a_config_lists_its_fields(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        training.command(["tiny", "--help"], prog="train.py")
+    assert not exit_.value.code
+    said = capsys.readouterr().out
+    assert "--model.memory.chunk" in said and "--optim.peak-rate" in said and "--mesh" in said
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["generate", "--help"]])
+def test_every_command_has_help(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 0
+    assert "usage: titans-jax" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "tinny"], 2, "no config named 'tinny'; did you mean tiny?"),
+        (["train", "tiny", "--data.corpus", "moby-dik"], 2, "did you mean 'moby-dick'?"),
+        (["train", "tiny", "--mesh", "dada=2"], 2, "dada=2"),
+        (["eval", "--checkpoint", "nowhere"], 3, "nowhere is no folder of checkpoints"),
+        (["generate", "--checkpoint", "nowhere"], 3, "nowhere is no folder of checkpoints"),
+        (["generate", "--checkpoint", ".", "--top-p", "2"], 2, "top_p is 2.0"),
+        (["generate", "--checkpoint", ".", "--prompt-file", "none.txt"], 2, "none.txt"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(arguments, code, message, capsys):
+    assert cli.main(arguments) == code
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_came_from(capsys):
+    assert cli.main(["eval", "--checkpoint", "nowhere", "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_eval_writes_what_it_says(trained, tmp_path, capsys):
+    folder = tmp_path / "results"
+    arguments = ["eval", "--checkpoint", str(trained), "--limit", "2"]
+    assert cli.main([*arguments, "--output-dir", str(folder)]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    run = json.loads((trained / "result.json").read_text())
+    for name in ("loss", "perplexity", "bits_per_byte", "accuracy"):
+        assert result[name] == pytest.approx(run[name], rel=1e-6)
+    assert result["reset"] in capsys.readouterr().out
+    assert f"{result['bits_per_byte']:.4f}" in (folder / "result.txt").read_text()
+    assert cli.main(arguments) == 0
+    assert (trained / "eval" / "result.json").is_file()
+
+
+def test_a_seed_gives_the_same_text_alone_and_among_others(trained, tmp_path, capsys):
+    arguments = ["generate", "--checkpoint", str(trained), "--length", "6", "--prompt", "Call", "--output-dir"]
+
+    def samples(name: str, *more: str) -> list[str]:
+        assert cli.main([*arguments, str(tmp_path / name), *more]) == 0
+        return json.loads((tmp_path / name / "samples.json").read_text())
+
+    [alone] = samples("alone")
+    assert capsys.readouterr().out == alone + "\n"  # streamed
+    assert alone.startswith("Call")
+    several = samples("several", "--batch", "2", "--prompt", "Ishmael is")
+    assert several[0] == alone and several[2].startswith("Ishmael is")
+    assert samples("other", "--seed", "1") != [alone]
+    assert json.loads((tmp_path / "several/result.json").read_text())["tokens"] == 4 * 6
+
+
+def test_generate_stops_before_the_text_it_is_told(trained, tmp_path):
+    arguments = ["generate", "--checkpoint", str(trained), "--length", "6", "--prompt", "Call", "--output-dir"]
+    cli.main([*arguments, str(tmp_path / "free")])
+    [free] = json.loads((tmp_path / "free/samples.json").read_text())
+    cli.main([*arguments, str(tmp_path / "cut"), "--stop", free[6]])
+    [cut] = json.loads((tmp_path / "cut/samples.json").read_text())
+    assert cut == "Call" + free[4:].partition(free[6])[0]
+
+
+def test_a_damaged_checkpoint_exits_with_3(trained, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    for path in (copy / "checkpoints").rglob("*"):
+        if path.is_file() and "manifests" not in path.parts and path.stat().st_size:
+            raw = bytearray(path.read_bytes())
+            raw[len(raw) // 2] ^= 1
+            path.write_bytes(raw)
+    assert cli.main(["eval", "--checkpoint", str(copy)]) == 3
+    assert "no usable checkpoint" in capsys.readouterr().err

@@ -1,0 +1,297 @@
+"""Checkpoints that survive `kill -9`, flipped bits and a change of mesh: orbax below, a sha256 manifest above.
+
+    directory/20/params, 20/optimizer, ...   one orbax item for each entry of `arrays`
+    directory/20/data, 20/meta               the data iterator's state; score, shapes, dtypes and the caller's JSON
+    directory/manifests/20.json              sha256 of every file of step 20, written after orbax has committed it
+
+A step without a manifest does not exist; a step that differs from its manifest is damaged and passed over.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from grain.checkpoint import CheckpointHandler, CheckpointRestore, CheckpointSave
+from jax.experimental import multihost_utils
+
+Which = Literal["last", "best"] | int
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(Exception):
+    """No step that could be used, or none that fits what was asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints in one directory; `keep` latest steps and the one of the lowest score are kept.
+
+    Reading changes nothing on disk, so a run's directory may be read while the run goes on.
+    """
+
+    directory: Path
+    keep: int = dataclasses.field(default=2, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory).expanduser().resolve())
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep}: at least one checkpoint must be kept")
+
+    def save(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        *,
+        data: Any = None,
+        meta: Mapping[str, Any] | None = None,
+        score: float | None = None,
+    ) -> None:
+        """Writes one step and returns once it is safe on disk; only then are older steps deleted.
+
+        `arrays` maps item names ("params", "optimizer") to pytrees of arrays, typed PRNG keys included; `data` is a
+        grain iterator; `meta` is any JSON; `score` is better when lower. Damaged steps from `step` on are replaced.
+        Raises FloatingPointError if an array is not finite, ValueError for what cannot be saved at all,
+        CheckpointError if this or a later step is already there.
+        """
+        named = {item: _named(item, tree) for item, tree in arrays.items()}
+        if bad := {"data", "meta"} & named.keys():
+            raise ValueError(f"arrays: the name {min(bad)!r} is reserved")
+        _check_finite(named, step)
+        record = {
+            "meta": dict(meta or {}),
+            "score": None if score is None else float(score),
+            "data": data is not None,
+            "arrays": {item: {name: _kind(leaf) for name, leaf in leaves.items()} for item, leaves in named.items()},
+        }
+        try:
+            json.dumps(record, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"meta and score must be JSON with finite numbers: {error}") from None
+        items: dict[str, Any] = {"meta": ocp.args.JsonSave(record)}
+        for item, leaves in named.items():
+            if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:  # orbax refuses empty arrays
+                items[item] = ocp.args.StandardSave(stored)
+        if data is not None:
+            items["data"] = CheckpointSave(data)
+        with self._writer() as manager:
+            self._make_way(manager, step)
+            if not manager.save(step, args=ocp.args.Composite(**items)):
+                raise CheckpointError(f"{self.directory}: orbax did not save step {step}")
+            if jax.process_index() == 0:
+                self._write_manifest(step)
+            _barrier(f"manifest {step}")
+            self._delete(manager, self._superseded())
+
+    def restore(
+        self, abstract: Mapping[str, Any], *, data: Any = None, which: Which = "last"
+    ) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Returns `(arrays, meta, step)` of the newest (or best) undamaged step, or of exactly the step `which`.
+
+        `abstract` maps the items wanted, not necessarily all that were saved, to pytrees of arrays or
+        jax.ShapeDtypeStruct; each leaf goes where its `sharding` says, on any mesh, or to the first device.
+        `data`, a grain iterator over the same pipeline, is moved to where it was when saved.
+        Raises CheckpointError if there is no such step or it differs in names, shapes or dtypes.
+        """
+        step = self.find(which)
+        record = self._record(step)
+        named = {item: _named(item, tree) for item, tree in abstract.items()}
+        for item, leaves in named.items():
+            _check_same(f"{self.directory}: step {step}", item, leaves, record["arrays"])
+        arrays = {}
+        for item, leaves in named.items():
+            targets = {name: _target(f"{item}/{name}", leaf) for name, leaf in leaves.items()}
+            stored = {name: target for name, target in targets.items() if target.size}
+            full = {name: jnp.zeros(t.shape, t.dtype, device=t.sharding) for name, t in targets.items() if not t.size}
+            if stored:
+                full |= self._read(step, item, ocp.args.StandardRestore(stored))
+            arrays[item] = jax.tree.unflatten(jax.tree.structure(abstract[item]), [full[name] for name in leaves])
+        if data is not None:
+            self._restore_data(step, record, data)
+        return arrays, record["meta"], step
+
+    def meta(self, which: Which = "last") -> dict[str, Any]:
+        """The JSON saved with a step, without reading its arrays into memory. Raises CheckpointError as `restore`."""
+        return self._record(self.find(which))["meta"]
+
+    def steps(self) -> list[int]:
+        """The steps saved to the end, oldest first; whether they are still undamaged is not looked at."""
+        manifests = (self.directory / "manifests").glob("*.json")
+        steps = (int(path.stem) for path in manifests if path.stem.isdecimal())
+        return sorted(step for step in steps if (self.directory / str(step)).is_dir())
+
+    def find(self, which: Which = "last") -> int:
+        """The step that `which` means, after checking every byte of it against its manifest.
+
+        A damaged step is logged as a warning and the next one is tried, unless `which` names a step.
+        Raises CheckpointError if none is left.
+        """
+        if which not in ("last", "best") and not isinstance(which, int):
+            raise ValueError(f"which={which!r}: expected 'last', 'best' or a step")
+        steps = self.steps()[::-1]
+        if isinstance(which, int):
+            if which not in steps:
+                raise CheckpointError(f"{self.directory}: there is no step {which}, only {steps[::-1]}")
+            if damage := self._damage(which):
+                raise CheckpointError(f"{self.directory}: step {which} is damaged: {damage}")
+            return which
+        sound: Iterable[int] = (step for step in steps if self._sound(step))
+        if which == "best":
+            scores = {step: score for step in sound if (score := self._record(step)["score"]) is not None}
+            sound = sorted(scores, key=lambda step: scores[step])
+        for step in sound:
+            return step
+        what = "usable checkpoint with a score" if which == "best" else "usable checkpoint"
+        raise CheckpointError(f"{self.directory}: no {what}" + (f" among steps {steps[::-1]}" if steps else ""))
+
+    def _sound(self, step: int) -> bool:
+        damage = self._damage(step)
+        if damage:
+            _log.warning("%s: step %d is damaged and passed over: %s", self.directory, step, damage)
+        return not damage
+
+    def _damage(self, step: int) -> str | None:
+        try:
+            digests = json.loads(self._manifest(step).read_text())
+            for name, digest in digests.items():
+                if _sha256(self.directory / str(step) / name) != digest:
+                    return f"{name} is not what was written"
+        except (OSError, ValueError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _manifest(self, step: int) -> Path:
+        return self.directory / "manifests" / f"{step}.json"
+
+    def _write_manifest(self, step: int) -> None:
+        folder = self.directory / str(step)
+        digests = {str(path.relative_to(folder)): _sha256(path) for path in folder.rglob("*") if path.is_file()}
+        manifest = self._manifest(step)
+        manifest.parent.mkdir(exist_ok=True)
+        temporary = manifest.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            json.dump(digests, file, indent=0, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(manifest)
+        descriptor = os.open(manifest.parent, os.O_RDONLY)  # the rename itself must reach the disk too
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def _writer(self) -> ocp.CheckpointManager:
+        # Kept steps are chosen here and not by orbax, which would delete the old step before the new one's manifest.
+        options = ocp.CheckpointManagerOptions(
+            todelete_subdir="trash", cleanup_tmp_directories=True, enable_async_checkpointing=False
+        )
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    def _make_way(self, manager: ocp.CheckpointManager, step: int) -> None:
+        finished = self.steps()
+        doomed = [other for other in manager.all_steps() if other not in finished]
+        for other in finished:
+            if other >= step:
+                if not self._damage(other):
+                    raise CheckpointError(f"{self.directory}: cannot save step {step}, step {other} is already there")
+                doomed.append(other)
+        self._delete(manager, doomed)
+
+    def _superseded(self) -> list[int]:
+        steps = self.steps()
+        scores = {}
+        for step in steps:
+            try:
+                scores[step] = self._record(step)["score"]
+            except (OSError, ValueError, KeyError):  # damaged since: it counts as not the best
+                continue
+        scored = [step for step, score in scores.items() if score is not None]
+        best = min(scored, key=lambda step: scores[step], default=None)
+        return [step for step in steps[: -self.keep] if step != best]
+
+    def _delete(self, manager: ocp.CheckpointManager, steps: Iterable[int]) -> None:
+        _barrier("delete")
+        for step in steps:
+            if jax.process_index() == 0:
+                self._manifest(step).unlink(missing_ok=True)
+            manager.delete(step)
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / "trash", ignore_errors=True)
+
+    def _record(self, step: int) -> dict[str, Any]:
+        return self._read(step, "meta", ocp.args.JsonRestore())
+
+    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        # Item by item: a CompositeCheckpointHandler warns about each item it was not asked for.
+        json_item = isinstance(args, ocp.args.JsonRestore)
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler() if json_item else ocp.StandardCheckpointHandler()) as reader:
+            return reader.restore(self.directory / str(step) / item, args=args)
+
+    def _restore_data(self, step: int, record: Mapping[str, Any], data: Any) -> None:
+        if not record["data"]:
+            raise CheckpointError(f"{self.directory}: step {step} was saved without a data iterator")
+        try:
+            CheckpointHandler().restore(self.directory / str(step) / "data", args=CheckpointRestore(data))
+        except Exception as error:  # whatever the pipeline's own set_state raises
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(
+                f"{self.directory}: step {step}: its data belong to another pipeline: {reason}"
+            ) from error
+
+
+def _named(item: str, tree: Any) -> dict[str, Any]:
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(f"{item}/{name}: expected an array, not {leaf!r}")
+        if name in leaves:
+            raise ValueError(f"{item}/{name}: two leaves have this name")
+        leaves[name] = leaf
+    return leaves
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _target(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):  # eval_shape under jax.set_mesh
+        raise ValueError(f"abstract {name}: its sharding names no devices; expected one over a jax.sharding.Mesh")
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _check_finite(named: Mapping[str, Mapping[str, Any]], step: int) -> None:
+    for item, leaves in named.items():
+        for name, leaf in leaves.items():
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
+                raise FloatingPointError(f"step {step} was not saved: {item}/{name} is not finite")
+
+
+def _check_same(where: str, item: str, wanted: Mapping[str, Any], saved: Mapping[str, Mapping[str, str]]) -> None:
+    if item not in saved:
+        raise CheckpointError(f"{where} holds {sorted(saved)}, not {item!r}")
+    for name, leaf in wanted.items():
+        found = saved[item].get(name, "missing")
+        if found != _kind(leaf):
+            raise CheckpointError(f"{where} does not fit: {item}/{name} is {found} there, {_kind(leaf)} here")
+    if extra := [name for name in saved[item] if name not in wanted]:
+        raise CheckpointError(f"{where} does not fit: {item}/{extra[0]} is there and not here")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

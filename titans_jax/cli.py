@@ -1,0 +1,167 @@
+"""The command line: `titans-jax train | eval | generate`; each command is a parser and a function of its arguments."""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from titans_jax import data, metrics, training
+from titans_jax.decode import Sampling, Text, generate
+from titans_jax.evaluation import RESETS, evaluate
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 bad input, 3 no checkpoint, 4 diverged, 75 stopped."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["train"]:  # its options are the fields of an Experiment, which the config decides
+        return training.command(arguments[1:], prog="titans-jax train")
+    parser = argparse.ArgumentParser(prog="titans-jax", description="Networks whose memory learns while it reads.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a config; `titans-jax train --help` lists them")
+    for name, (configure, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=_first_line(run), description=run.__doc__)
+        configure(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+    options = parser.parse_args(arguments)
+    return training.guard(lambda: options.run(options), prog="titans-jax", debug=options.debug)
+
+
+def _eval_options(parser: argparse.ArgumentParser) -> None:
+    _checkpoint_options(parser)
+    parser.add_argument("--corpus", help="what to read, as data.corpus; by default what it was trained on")
+    parser.add_argument("--batch", type=_positive, help="rows read side by side; by default as in training")
+    parser.add_argument("--sequence", type=_positive, help="tokens of a sequence; by default as in training")
+    parser.add_argument("--limit", type=_positive, help="read at most so many batches; by default all held-out text")
+    policies = "; ".join(f"{name}: {text}" for name, text in RESETS.items())
+    parser.add_argument("--reset", choices=list(RESETS), default="sequence", help=f"{policies} (default sequence)")
+
+
+def evaluate_checkpoint(options: argparse.Namespace) -> None:
+    """Score a checkpoint on held-out text: loss, perplexity, bits per byte, accuracy."""
+    experiment, model, step = training.load(options.checkpoint, options.which)
+    given = {name: getattr(options, name) for name in ("corpus", "batch", "sequence") if getattr(options, name)}
+    source = replace(experiment.data, **given)
+    stream_, tokenizer = data.load_streams(source)[1:]
+    batches = data.held_out_batches(source, limit=options.limit)
+    total = len(stream_.tokens) - 1 if stream_ else 0
+    if options.limit:
+        total = min(total, options.limit * source.batch * source.sequence)
+    with training.memory_advice(), metrics.progress(total, "eval") as bar:
+        result = evaluate(model, _counted(batches, bar), tokenizer.byte_lengths, reset=options.reset)
+    result |= {
+        "corpus": source.corpus,
+        "sequence": source.sequence,
+        "checkpoint": str(options.checkpoint),
+        "step": step,
+    }
+    folder = _output(options, "eval")
+    metrics.write_result(folder, result)
+    shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
+    lines = [f"{name:<14} {value}" for name, value in shown.items()]
+    (folder / "result.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join([*lines, f"{'written':<14} {folder}/: result.json, result.txt"]))
+
+
+def _counted(batches: Iterator[dict[str, Any]], bar: metrics.Progress) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        yield batch
+        count = int(batch["mask"].sum())
+        bar.advance(count, tokens=count)
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    _checkpoint_options(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", action="append", help="what to go on from; repeatable; none begins a document")
+    prompt.add_argument("--prompt-file", type=Path, help="a UTF-8 file to go on from")
+    parser.add_argument("--length", type=_positive, default=256, help="tokens to write (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this much probability")
+    parser.add_argument("--min-p", type=float, help="draw from tokens at least this many times as likely as the best")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal text (default 0)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--batch", type=_positive, default=1, help="samples of each prompt (default 1)")
+
+
+def generate_text(options: argparse.Namespace) -> None:
+    """Go on from a prompt with a checkpoint; a single sample is shown as it is written."""
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
+    prompts = options.prompt or [options.prompt_file.read_text(encoding="utf-8") if options.prompt_file else ""]
+    prompts = [prompt for prompt in prompts for _ in range(options.batch)]
+    experiment, model, step = training.load(options.checkpoint, options.which)
+    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
+    rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
+    texts = [Text(tokenizer.decode, options.stop) for _ in rows]
+    alone = len(rows) == 1
+    with training.memory_advice(), contextlib.ExitStack() as stack:
+        bar = None if alone else stack.enter_context(metrics.progress(options.length * len(rows), "generate"))
+
+        def heard(row: int, token: int) -> bool:
+            piece = texts[row].add(token)
+            if bar is None:
+                print(piece, end="", flush=True)
+            else:
+                bar.advance(1, tokens=1)
+            return texts[row].ended
+
+        print(prompts[0] if alone else "", end="", flush=True)
+        begun = time.perf_counter()
+        key = jax.random.key(options.seed)
+        written = generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=heard)
+        seconds = time.perf_counter() - begun
+    rest = [text.finish() for text in texts]
+    samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
+    print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
+    folder = _output(options, "generate")
+    (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "samples.txt").write_text("\n\n".join(samples) + "\n", encoding="utf-8")
+    count = sum(map(len, written))
+    result = {"samples": len(rows), "tokens": count, "tokens_per_second": count / seconds, "seed": options.seed}
+    result |= {**asdict(sampling), "checkpoint": str(options.checkpoint), "step": step}
+    metrics.write_result(folder, result)
+
+
+def _checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's output folder")
+    parser.add_argument("--which", type=_which, default="best", help="best, last or a step (default best)")
+    parser.add_argument("--output-dir", type=Path, help="where results go (default: a folder in the checkpoint's run)")
+
+
+def _which(text: str) -> str | int:
+    if text in ("best", "last"):
+        return text
+    return _positive(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _output(options: argparse.Namespace, command: str) -> Path:
+    """The folder for a command's results, made."""
+    run = options.checkpoint.parent if options.checkpoint.name == "checkpoints" else options.checkpoint
+    folder: Path = options.output_dir or run / command
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _first_line(run: Callable[..., Any]) -> str:
+    return (run.__doc__ or "").partition("\n")[0]
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+    "eval": (_eval_options, evaluate_checkpoint),
+    "generate": (_generate_options, generate_text),
+}

@@ -1,0 +1,244 @@
+"""One experiment as a value: read from a file of configs/, changed on the command line, written as JSON."""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import io
+import itertools
+import json
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from titans_jax.data import DataConfig
+from titans_jax.nn import ModelConfig
+from titans_jax.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, how often to look, and what to show at the end."""
+
+    steps: int = 400
+    """Batches to read; each is one step, and optim.accumulation of them make one update."""
+    seed: int = 0
+    """Fixes the first weights, the order of the data and the samples."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the vocabulary."""
+    z_loss: float = 0.0
+    """Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: int = 100
+    """Steps between two evaluations on held-out text; the last step always has one."""
+    eval_batches: int | None = 16
+    """Held-out batches in one evaluation; None reads all of the held-out text."""
+    save_every: int = 100
+    """Steps between two checkpoints; each evaluation saves one too."""
+    keep: int = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+    prompt: str = "The "
+    """What the sample at the end goes on from."""
+    sample: int = 256
+    """Tokens in that sample; 0 for none."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run."""
+
+    name: str = "experiment"
+    """Names the output folder when output_dir is not given."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: str = ""
+    """Devices by axis, such as data=4,fsdp=2; empty puts every device on the data axis."""
+    output_dir: str = ""
+    """Where results and checkpoints go; empty is outputs/NAME."""
+
+    @property
+    def output(self) -> Path:
+        """The folder that this run writes into."""
+        return Path(self.output_dir or f"outputs/{self.name}")
+
+
+def _folders() -> list[Path]:
+    """Where names are looked up: the working folder first, then beside the package (checkout or wheel)."""
+    return [Path("configs"), Path(__file__).parent.parent / "configs"]
+
+
+def available() -> dict[str, str]:
+    """Every config by name, with the first line of its docstring; nothing is imported."""
+    found: dict[str, str] = {}
+    for folder in _folders():
+        for path in sorted(folder.glob("*.py")):
+            if path.stem != "__init__":
+                line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+                found.setdefault(path.stem, line)
+    return found
+
+
+def load(name_or_path: str) -> Experiment:
+    """The experiment that configs/NAME.py, or the Python file at a path, returns from get_config().
+
+    Raises ValueError when there is no such file, or when it does not give an Experiment.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".py":
+        candidates = [folder / f"{name_or_path}.py" for folder in _folders()]
+        path = next((p for p in candidates if p.is_file()), path)
+    if not path.is_file():
+        raise ValueError(f"no config named {name_or_path!r}{_meant(name_or_path, available())}; see train.py --help")
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    experiment = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"{path} must define get_config() -> titans_jax.config.Experiment")
+    return experiment
+
+
+def override(experiment: Experiment, arguments: Sequence[str], prog: str = "train.py NAME") -> Experiment:
+    """The experiment changed by `--section.field value` arguments; `--help` prints every field and leaves.
+
+    Raises ValueError for a field that does not exist (naming the nearest one that does) and for a value of the
+    wrong type.
+    """
+    known = set(_flags(type(experiment)))
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known and flag != "--help":
+            raise ValueError(f"no option {flag}{_meant(flag, known)}")
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(type(experiment), default=experiment, args=list(arguments), prog=prog)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        inside = [line.strip("│ ") for line in message.getvalue().splitlines() if line.startswith("│")]
+        # tyro draws a box: what is wrong, a rule, and then advice.
+        raise ValueError(" ".join(itertools.takewhile(lambda line: not line.startswith("─"), inside))) from None
+
+
+def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
+    """Every option of a configuration class, as it is typed on the command line."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        name = f.name.replace("_", "-")
+        yield f"{prefix}{name}"
+        if hints[f.name] is bool:
+            yield f"{prefix}no-{name}"
+        elif dataclasses.is_dataclass(hints[f.name]):
+            yield from _flags(typing.cast(type, hints[f.name]), f"{prefix}{name}.")
+
+
+def _meant(wrong: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean X?`, when something known is near: by the whole name, or else by its last part."""
+    known = list(known)
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
+    if not near:
+        last = {name.rpartition(".")[2].lstrip("-"): name for name in reversed(known)}
+        near = [last[m] for m in difflib.get_close_matches(wrong.rpartition(".")[2].lstrip("-"), last, n=1)]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as nested dicts of JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def from_json(data: dict[str, Any]) -> Experiment:
+    """The experiment that `to_json` wrote.
+
+    Raises ValueError for a key that is no field, and for a value of the wrong type; an absent key keeps its default.
+
+    >>> from_json(to_json(Experiment(name="x"))) == Experiment(name="x")
+    True
+    """
+    return _parse(Experiment, data, "experiment")
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` says; `where` names it in errors."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        hints = typing.get_type_hints(hint)
+        for key in value:
+            if key not in hints:
+                raise ValueError(f"{where}.{key} is no field of {hint.__name__}{_meant(key, hints)}")
+        return typing.cast(Any, hint)(**{key: _parse(hints[key], v, f"{where}.{key}") for key, v in value.items()})
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            with contextlib.suppress(ValueError):
+                return _parse(option, value, where)
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+    elif origin is tuple and isinstance(value, list):
+        element = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(element) == len(value):
+            return tuple(_parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(element, value, strict=True)))
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif hint is Any or type(value) is hint:
+        return value
+    raise ValueError(f"{where} is {value!r}, not {getattr(hint, '__name__', hint)}")
+
+
+def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
+    """Check what no single section can see, on the host, before anything compiles.
+
+    Raises ValueError with one line: what is wrong and what would be right.
+    """
+    model, data, train = experiment.model, experiment.data, experiment.train
+    model.check()
+    for name in ("steps", "log_every", "eval_every", "save_every", "keep"):
+        if getattr(train, name) < 1:
+            raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
+    if train.eval_batches is not None and train.eval_batches < 1:
+        raise ValueError(f"train.eval_batches is {train.eval_batches}; give at least 1, or None for all of the text")
+    if train.sample < 0:
+        raise ValueError(f"train.sample is {train.sample}; it must be 0 or more tokens")
+    if not 0 <= train.label_smoothing < 1:
+        raise ValueError(f"train.label_smoothing is {train.label_smoothing}; it must be in [0, 1)")
+    if vocabulary > model.vocab_size:
+        raise ValueError(
+            f"tokenizer {data.tokenizer!r} has {vocabulary} tokens but model.vocab_size is {model.vocab_size}; "
+            f"set --model.vocab-size {vocabulary}"
+        )
+    start = model.segment if "mac" in model.pattern else model.memory.chunk
+    if data.packing == "documents" and data.align % start and model.pattern != ("transformer",):
+        raise ValueError(
+            f"data.align is {data.align}, but the memory begins anew only at multiples of {start}; "
+            f"set --data.align {start}"
+        )
+    if data.batch % shards:
+        raise ValueError(
+            f"data.batch {data.batch} does not divide over the {shards} devices that share a batch; "
+            f"set --data.batch {-(-data.batch // shards) * shards}"
+        )
+
+
+def changes(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The leaves in which two JSON values differ: (path, old, new).
+
+    >>> list(changes({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}))
+    [('a.b', 1, 3)]
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from changes(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        yield where, old, new

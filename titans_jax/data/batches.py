@@ -1,0 +1,185 @@
+"""From a token stream to batches: rows are laid out beforehand, so any batch can be made at once from its number.
+
+Batch k depends on (config, seed, k) alone. Hosts take slices of it, so a run may go on with another number of hosts and
+see the same data, and an iterator's state is one number.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from numpy.typing import ArrayLike, NDArray
+
+from titans_jax.data.text import DataConfig, TokenStream, load_streams
+
+_OPEN_ROWS = 256
+
+Batch = dict[str, NDArray]
+
+
+class Layout(NamedTuple):
+    """Where the targets of a stream go: pieces of the stream, in rows.
+
+    Attributes:
+      begin: int64 [P], the piece's first input in the stream.
+      length: int64 [P], its number of targets.
+      column: int64 [P], where in the row it starts.
+      first: int64 [R + 1], row r is the pieces first[r] .. first[r + 1] - 1.
+    """
+
+    begin: NDArray[np.int64]
+    length: NDArray[np.int64]
+    column: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, R."""
+        return len(self.first) - 1
+
+
+def stream_layout(targets: int, sequence: int) -> Layout:
+    """Returns the stream cut into rows of `sequence` targets, the last one shorter: every target once, in order."""
+    begin = np.arange(0, targets, sequence)
+    return Layout(begin, np.minimum(sequence, targets - begin), np.zeros_like(begin), np.arange(len(begin) + 1))
+
+
+def document_layout(starts: NDArray[np.int64], sequence: int, align: int = 1) -> Layout:
+    """Returns documents packed first-fit into rows: every target once, no piece across two documents.
+
+    A document of more than `sequence` targets is cut into pieces. Each piece goes to the first of the open rows with
+    room for it, at a multiple of `align`; of more than 256 open rows the oldest is closed, which keeps the time linear.
+
+    Args:
+      starts: [n + 1], where the separators are, as `TokenStream.starts`.
+      sequence: targets a row, a multiple of align.
+      align: pieces start at multiples of it.
+    """
+    pieces: list[tuple[int, int, int, int]] = []  # row, column, begin, length
+    free = np.full(_OPEN_ROWS, sequence)
+    oldest = 0  # free[i] is the room in row oldest + i
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        for begin in range(start, end, sequence):
+            length = min(sequence, end - begin)
+            room = -(-length // align) * align
+            fits = free >= room
+            if not fits.any():
+                free = np.append(free[1:], sequence)
+                oldest += 1
+                index = _OPEN_ROWS - 1
+            else:
+                index = int(fits.argmax())
+            pieces.append((oldest + index, sequence - int(free[index]), begin, length))
+            free[index] -= room
+    row, column, begin_, length_ = np.asarray(sorted(pieces), np.int64).T
+    return Layout(begin_, length_, column, np.searchsorted(row, np.arange(row[-1] + 2)))
+
+
+class Loader:
+    """Makes batches of a stream's rows; pickled, it leaves the tokens on disk.
+
+    Args:
+      stream: the tokens.
+      config: sequence, packing and align.
+    """
+
+    def __init__(self, stream: TokenStream, config: DataConfig) -> None:
+        """Lays the stream's rows out."""
+        self.stream, self.sequence, self.restarts = stream, config.sequence, config.packing == "documents"
+        if self.restarts:
+            self.layout = document_layout(stream.starts, config.sequence, config.align)
+        else:
+            self.layout = stream_layout(len(stream.tokens) - 1, config.sequence)
+
+    def load(self, rows: ArrayLike) -> Batch:
+        """Returns the batch of these rows; a row number past the last gives a row of padding.
+
+        Returns: inputs, targets int32 [b, T]; mask float32 [b, T], 0 on padding (whose tokens are separators); restart
+        bool [b, T], True where a packed document (or a piece of one) starts.
+        """
+        rows = np.asarray(rows)
+        shape = (len(rows), self.sequence)
+        inputs = np.full(shape, self.stream.separator, np.int32)
+        targets, mask, restart = inputs.copy(), np.zeros(shape, np.float32), np.zeros(shape, bool)
+        for i, row in enumerate(rows):
+            if row >= self.layout.rows:
+                continue
+            for piece in range(self.layout.first[row], self.layout.first[row + 1]):
+                begin, length, column = (field[piece] for field in self.layout[:3])
+                tokens, place = self.stream.tokens[begin : begin + length + 1], slice(column, column + length)
+                inputs[i, place], targets[i, place], mask[i, place] = tokens[:-1], tokens[1:], 1
+                restart[i, column] = self.restarts
+        return {"inputs": inputs, "targets": targets, "mask": mask, "restart": restart}
+
+
+def train_batches(
+    config: DataConfig, *, seed: int, shard_index: int = 0, shard_count: int = 1
+) -> grain.DatasetIterator[Batch]:
+    """Returns the endless iterator of training batches; its get_state and set_state resume exactly.
+
+    Every epoch goes through all rows once in a new order; a batch may span two epochs. Shard i of n gets rows
+    [i*b, (i+1)*b) of the same global batches whatever n is, b = config.batch / n. With workers = 0 the state is
+    {"next_index": batches given}.
+
+    Args:
+      config: which text, in which shape.
+      seed: the order of the rows, in [0, 2**32).
+      shard_index, shard_count: which host this is, of how many.
+
+    Returns: an iterator of dicts as `Loader.load` makes, [config.batch / shard_count, config.sequence] each.
+
+    Raises:
+      ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    mine = _shard(config.batch, shard_index, shard_count)
+    loader = Loader(load_streams(config)[0], config)
+    rows = grain.MapDataset.range(loader.layout.rows).seed(seed).shuffle().repeat()
+    batches = rows.batch(config.batch).map(lambda numbers: loader.load(numbers[mine]))
+    # Making a batch costs less than handing it between threads.
+    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if config.workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl programs parse
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    return iter(dataset)
+
+
+def held_out_batches(
+    config: DataConfig, *, limit: int | None = None, shard_index: int = 0, shard_count: int = 1
+) -> Iterator[Batch]:
+    """Returns the batches of the held-out text, in order: each target has mask 1 once over all batches.
+
+    Row j reads the j-th part of the text, and goes on in the next batch where it stopped in this one: an evaluation may
+    start every batch anew, or carry the state and read each part as one long text.
+
+    Args:
+      config: as for training; equal corpus, held_out and split make the two disjoint.
+      limit: at most so many batches; None for all.
+      shard_index, shard_count: which host this is, of how many.
+
+    Raises:
+      ValueError: nothing is held out, limit is below 1, or the batch does not divide over the shards.
+    """
+    mine = _shard(config.batch, shard_index, shard_count)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1, or None for all held-out text")
+    stream = load_streams(config)[1]
+    if stream is None:
+        raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
+    loader = Loader(stream, config)
+    steps = -(-loader.layout.rows // config.batch)
+    rows = np.arange(config.batch)[mine] * steps
+    return (loader.load(rows + step) for step in range(min(steps, limit or steps)))
+
+
+def _shard(batch: int, index: int, count: int) -> slice:
+    if count < 1 or not 0 <= index < count or batch % count:
+        raise ValueError(
+            f"shard {index} of {count}: data.batch={batch} must divide over them, 0 <= shard_index < shard_count"
+        )
+    size = batch // count
+    return slice(index * size, (index + 1) * size)

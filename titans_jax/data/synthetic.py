@@ -1,0 +1,128 @@
+"""Sequences made up to test a memory: a needle to find, a string to copy, pairs to recall. Pure functions of a seed."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAD, NEEDLE, NEEDLE_VOCAB = 0, 127, 128
+
+
+class Needles(NamedTuple):
+    """Needle samples: `tokens` int32 [count, max(lengths)], `length` int32 [count], `position` int32 [count]."""
+
+    tokens: NDArray[np.int32]
+    length: NDArray[np.int32]
+    position: NDArray[np.int32]
+
+
+def needles(seed: int, count: int, lengths: tuple[int, ...] = (64, 128, 256)) -> Needles:
+    """Returns random sequences that each hide one NEEDLE; the label is where.
+
+    Args:
+      seed: the samples are a function of it, of `count` and of `lengths`.
+      count: number of samples.
+      lengths: each sample's length is drawn from these; what follows it is PAD.
+
+    Returns: tokens with 1..126 as hay, NEEDLE = 127 once a row at `position` < `length`, and PAD = 0 from `length` on.
+
+    Raises:
+      ValueError: count or a length is below 1.
+    """
+    if count < 1 or not lengths or min(lengths) < 1:
+        raise ValueError(f"needles need count >= 1 and lengths >= 1, got count={count}, lengths={lengths}")
+    rng = np.random.default_rng(seed)
+    length = rng.choice(np.asarray(lengths, np.int32), count)
+    tokens = rng.integers(1, NEEDLE, (count, max(lengths)), dtype=np.int32)
+    position = rng.integers(0, length, dtype=np.int32)
+    tokens[np.arange(count), position] = NEEDLE
+    tokens[np.arange(tokens.shape[1]) >= length[:, None]] = PAD
+    return Needles(tokens, length, position)
+
+
+def needle_splits(
+    seed: int = 42, sizes: tuple[int, ...] = (8000, 1000, 1000), lengths: tuple[int, ...] = (64, 128, 256)
+) -> tuple[Needles, ...]:
+    """Returns disjoint sets of needle samples, by default 8,000 to train, 1,000 to validate and 1,000 to test.
+
+    Raises:
+      ValueError: a size or a length is below 1.
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be at least 1, got {sizes}")
+    samples = needles(seed, sum(sizes), lengths)
+    bounds = np.cumsum((0, *sizes))
+    return tuple(
+        Needles(*(field[begin:end] for field in samples)) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+    )
+
+
+def recall(seed: int, batch: int, *, pairs: int, queries: int, symbols: int = 64) -> dict[str, NDArray]:
+    """Returns associative recall: pairs key, value are shown, then keys are asked for again in random order.
+
+    The task of Zoology (Arora et al. 2023, MQAR): only a memory that binds each value to its key gets above chance.
+
+    Args:
+      seed: the batch is a function of it and of the sizes.
+      batch: rows.
+      pairs: pairs shown in a row, with distinct keys; queries: how many of them are asked for, each once.
+      symbols: keys are 1..symbols, values symbols+1..2*symbols; 0 is not used, so the vocabulary is 2*symbols + 1.
+
+    Returns: a batch as of `train_batches`, T = 2*(pairs + queries) - 1; the mask is 1 where a value is asked for.
+
+    Raises:
+      ValueError: not 1 <= queries <= pairs <= symbols, or batch < 1.
+    """
+    if not (batch >= 1 and 1 <= queries <= pairs <= symbols):
+        raise ValueError(
+            "recall needs batch >= 1 and 1 <= queries <= pairs <= symbols, "
+            f"got {batch=}, {queries=}, {pairs=}, {symbols=}"
+        )
+    rng = np.random.default_rng(seed)
+    keys = rng.permuted(np.tile(np.arange(1, symbols + 1), (batch, 1)), axis=1)[:, :pairs]
+    values = rng.integers(symbols + 1, 2 * symbols + 1, keys.shape)
+    asked = rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)[:, :queries]
+    rows = np.concatenate([_interleave(keys, values), _interleave(*(_take(x, asked) for x in (keys, values)))], axis=1)
+    scored = np.zeros(rows.shape, bool)
+    scored[:, 2 * pairs + 1 :: 2] = True
+    return _batch(rows, scored)
+
+
+def copy(seed: int, batch: int, *, length: int, gap: int = 0, symbols: int = 64) -> dict[str, NDArray]:
+    """Returns strings to be repeated: a random string, `gap` tokens of filler, a go mark, the string again.
+
+    Args:
+      seed: the batch is a function of it and of the sizes.
+      batch: rows.
+      length: tokens to remember; gap: filler tokens (id 0) between the string and the go mark (id symbols + 1).
+      symbols: the string is made of 1..symbols, so the vocabulary is symbols + 2.
+
+    Returns: a batch as of `train_batches`, T = 2*length + gap tokens; the mask is 1 on the repetition.
+
+    Raises:
+      ValueError: batch, length or symbols is below 1, or gap is negative.
+    """
+    if min(batch, length, symbols) < 1 or gap < 0:
+        raise ValueError(
+            f"copy needs batch, length, symbols >= 1 and gap >= 0, got {batch=}, {length=}, {symbols=}, {gap=}"
+        )
+    string = np.random.default_rng(seed).integers(1, symbols + 1, (batch, length))
+    filler, go = np.zeros((batch, gap), int), np.full((batch, 1), symbols + 1)
+    rows = np.concatenate([string, filler, go, string], axis=1)
+    scored = np.zeros(rows.shape, bool)
+    scored[:, length + gap + 1 :] = True
+    return _batch(rows, scored)
+
+
+def _interleave(left: NDArray, right: NDArray) -> NDArray:
+    return np.stack([left, right], axis=-1).reshape(len(left), -1)
+
+
+def _take(rows: NDArray, index: NDArray) -> NDArray:
+    return np.take_along_axis(rows, index, axis=1)
+
+
+def _batch(rows: NDArray, scored: NDArray) -> dict[str, NDArray]:
+    inputs, targets = rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
+    mask, restart = scored[:, 1:].astype(np.float32), np.zeros(inputs.shape, bool)
+    return {"inputs": inputs, "targets": targets, "mask": mask, "restart": restart}

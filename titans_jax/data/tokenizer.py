@@ -1,0 +1,228 @@
+"""Text to token ids and back: bytes, or a byte-level BPE trained here.
+
+Both are lossless on any str, and know how many bytes of text each id stands for, so that a loss in nats a token becomes
+bits a byte whatever the vocabulary.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tokenizers
+from numpy.typing import ArrayLike, NDArray
+
+from titans_jax.data.files import replacing
+
+
+class Tokenizer(Protocol):
+    """What a tokenizer has to offer; `BYTES` and those of `load_tokenizer` do.
+
+    Attributes:
+      name: identifies the vocabulary: equal names give equal ids.
+      vocab_size: every id is below it.
+      separator: the id that begins and ends a document; no text encodes to it.
+      byte_lengths: int32 [vocab_size], the bytes of UTF-8 that an id adds to the text; 0 for the separator.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def separator(self) -> int: ...  # noqa: D102
+    @property
+    def byte_lengths(self) -> NDArray[np.int32]: ...  # noqa: D102
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Returns the ids of a text, int32 [tokens]."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Returns the ids of each text; faster than one by one."""
+
+    def to_bytes(self, ids: ArrayLike) -> bytes:
+        """Returns the bytes of ids, separators left out, for text that comes in parts. Raises ValueError as decode."""
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Returns the text of ids: separators left out, broken UTF-8 as U+FFFD. Raises ValueError for a foreign id."""
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """One id a byte of UTF-8, 256 in all.
+
+    The separator is 255 and costs no id: the byte 0xFF occurs in no UTF-8 text. A power of two also divides over any
+    mesh.
+
+    >>> BYTES.encode("Ahab").tolist(), BYTES.decode([65, 104, 255, 97, 98])
+    ([65, 104, 97, 98], 'Ahab')
+    """
+
+    name: str = "bytes"
+    vocab_size: int = 256
+    separator: int = 255
+
+    @property
+    def byte_lengths(self) -> NDArray[np.int32]:
+        """Bytes of text an id stands for, int32 [256]."""
+        lengths = np.ones(self.vocab_size, np.int32)
+        lengths[self.separator] = 0
+        return lengths
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Returns the ids of a text, int32 [bytes]."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Returns the ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def to_bytes(self, ids: ArrayLike) -> bytes:
+        """Returns the bytes of ids, separators left out. Raises ValueError for a foreign id."""
+        array = check_ids(ids, self.vocab_size)
+        return array[array != self.separator].astype(np.uint8).tobytes()
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Returns the text of ids: separators left out, broken UTF-8 as U+FFFD. Raises ValueError for a foreign id."""
+        return self.to_bytes(ids).decode(errors="replace")
+
+
+BYTES = ByteTokenizer()
+
+# Cases, accents both ways, spaces, and every byte that UTF-8 has: what a normaliser or a partial alphabet would change.
+_PROBE = "Ab  \u00c5 A\u030a \u2460\t" + "".join(
+    map(chr, [*range(0x800), *range(0x800, 0xD800, 0x400), *range(0xE000, 0x110000, 0x1000)])
+)
+
+
+class BPETokenizer:
+    """Byte-level BPE by the `tokenizers` library, read from its JSON; the separator is one more id, the last.
+
+    The separator is unknown to the JSON, so no text, whatever is written in it, can encode to it.
+    """
+
+    def __init__(self, json_text: str) -> None:
+        """Reads a tokenizer. Raises ValueError: not a tokenizers JSON, or not a lossless byte-level model."""
+        try:
+            self._model = tokenizers.Tokenizer.from_str(json_text)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"not a tokenizers JSON: {str(error).splitlines()[0]}") from None
+        description = json.loads(json_text)
+        self._model.no_truncation()
+        self._model.no_padding()
+        vocabulary = self._model.get_vocab()
+        self.separator: int = max(vocabulary.values(), default=-1) + 1
+        self.vocab_size: int = self.separator + 1
+        added = {entry["content"] for entry in description.get("added_tokens", [])}
+        byte_of = _byte_of_character()
+        self._pieces = [b""] * self.vocab_size
+        for token, index in vocabulary.items():
+            # An added token is written as itself, all others with one character a byte.
+            self._pieces[index] = token.encode() if token in added else bytes(byte_of.get(char, 0) for char in token)
+        self.byte_lengths: NDArray[np.int32] = np.asarray([len(piece) for piece in self._pieces], np.int32)
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+        self.name: str = f"bpe-{self.vocab_size}-{digest}"
+        if self.decode(self.encode(_PROBE)) != _PROBE:
+            raise ValueError("not a lossless byte-level tokenizer: text does not come back from its ids unchanged")
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Returns the ids of a text, int32 [tokens]."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Returns the ids of each text; faster than one by one."""
+        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def to_bytes(self, ids: ArrayLike) -> bytes:
+        """Returns the bytes of ids, separators left out. Raises ValueError for a foreign id."""
+        return b"".join(self._pieces[index] for index in check_ids(ids, self.vocab_size).ravel().tolist())
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Returns the text of ids: separators left out, broken UTF-8 as U+FFFD. Raises ValueError for a foreign id."""
+        return self.to_bytes(ids).decode(errors="replace")
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The way byte-level vocabularies are written since GPT-2: printable Latin-1 as itself, the rest from U+0100 on."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = sorted(set(range(256)) - set(shown))
+    return {chr(byte): byte for byte in shown} | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """Returns a tokenizer by name or path.
+
+    Args:
+      spec: "bytes", or the path of a byte-level tokenizers JSON, such as `train_bpe` writes.
+
+    Raises:
+      ValueError: no such name or file, or the file holds no byte-level tokenizer.
+
+    >>> load_tokenizer("bytes").vocab_size
+    256
+    """
+    if spec == BYTES.name:
+        return BYTES
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        hint = f"did you mean {BYTES.name!r}? " if difflib.get_close_matches(spec, [BYTES.name]) else ""
+        raise ValueError(f"tokenizer {spec!r}: {hint}it must be 'bytes' or the path of a tokenizers JSON file")
+    try:
+        return BPETokenizer(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"tokenizer {spec!r}: {error}") from None
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> BPETokenizer:
+    """Trains byte-level BPE (Sennrich et al. 2016, over bytes as in GPT-2), writes it to `path` and returns it.
+
+    Args:
+      documents: the text to learn from; give it the training side of `split_documents` alone.
+      vocab_size: ids wanted, the separator included; at least 257. A small text may yield fewer.
+      path: the JSON file to write, replaced in one step.
+
+    Raises:
+      ValueError: vocab_size is below 257.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size={vocab_size}: byte-level BPE needs at least 257 (256 bytes and the separator)")
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+    )
+    model.train_from_iterator(documents, trainer)
+    text = model.to_str()
+    with replacing(path) as file:
+        file.write(text.encode())
+    return BPETokenizer(text)
+
+
+def check_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
+    """Returns the ids as an array if all lie in [0, vocab_size); an id out of range would be read as another one's row.
+
+    Raises:
+      ValueError: an id is out of range (the first one is named), or they are not integers.
+
+    >>> check_ids([1, 300], 256)
+    Traceback (most recent call last):
+    ValueError: token id 300 at position 1 is not below the vocabulary's size 256
+    """
+    array = np.asarray(ids)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"token ids must be integers, not {array.dtype}")
+    array = array.astype(np.int64)
+    wrong = np.flatnonzero((array < 0) | (array >= vocab_size))
+    if wrong.size:
+        value, where = array.ravel()[wrong[0]], wrong[0]
+        relation = "negative" if value < 0 else f"not below the vocabulary's size {vocab_size}"
+        raise ValueError(f"token id {value} at position {where} is {relation}")
+    return array

@@ -1,0 +1,72 @@
+"""How well a model predicts held-out text: loss, perplexity, bits per byte and accuracy.
+
+The memory learns from the text while it is read, so the order matters: a token is scored by logits that were made
+before it was ever an input. The model reads `inputs`, and `targets` are the tokens one later: when target t is scored,
+the memory has read inputs up to t alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from numpy.typing import NDArray
+
+from titans_jax.loss import cross_entropy
+from titans_jax.metrics import summarise
+from titans_jax.nn import LM
+
+Batch = Mapping[str, Any]
+
+RESETS = {
+    "sequence": "the memory starts from its initial weights at every sequence",
+    "stream": "the memory is carried from batch to batch: each row reads its part of the text to the end",
+}
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(graphdef: Any, params: Any, state: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
+    """Sums of one batch, and the state after it; a state of None starts from the beginning."""
+    model = nnx.merge(graphdef, params)
+    state = model.init_state(batch["inputs"].shape[0]) if state is None else state
+    logits, state, _ = model(batch["inputs"], state, batch.get("restart"))
+    return cross_entropy(logits, batch["targets"], batch["mask"])[1], state
+
+
+def evaluate(
+    model: LM,
+    batches: Iterable[Batch],
+    byte_lengths: NDArray[np.int32],
+    *,
+    reset: str = "sequence",
+    sharding: jax.sharding.Sharding | None = None,
+) -> dict[str, Any]:
+    """Score a model on batches as `data.held_out_batches` gives them.
+
+    byte_lengths [vocab]: the bytes of text that each token stands for. reset: a key of RESETS. sharding: where
+    each batch goes.
+
+    Returns loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes, and `reset`, the policy in words.
+    Raises ValueError for an unknown reset, or no token to score.
+    """
+    if reset not in RESETS:
+        raise ValueError(f"reset is {reset!r}; it must be one of {', '.join(RESETS)}")
+    graphdef, params = nnx.split(model)
+    sums: list[dict[str, Array]] = []
+    state, size = None, 0
+    for batch in batches:
+        size += int(byte_lengths[batch["targets"]][batch["mask"] != 0].sum())
+        if state is None and reset == "stream":
+            state = model.init_state(len(batch["inputs"]))
+        needed = {k: v for k, v in batch.items() if k != "restart" or v.any()}
+        scores, after = _score(graphdef, params, state, jax.device_put(needed, sharding))
+        state = after if reset == "stream" else None
+        sums.append(scores)
+    # Fetched together at the end, so that the device never waits; added in float64, so that no token is lost.
+    nll, correct, tokens = (float(sum(float(s[name]) for s in sums)) for name in ("nll", "correct", "tokens"))
+    if not tokens:
+        raise ValueError("there is no held-out token to score; give more text or a larger data.held_out")
+    return {**summarise(nll, tokens, correct, size), "tokens": int(tokens), "bytes": size, "reset": RESETS[reset]}

@@ -1,0 +1,173 @@
+"""The types every memory is made of.
+
+Notation, used throughout `titans_jax.memory` (one sequence, one head; rows are tokens, weights are [in, out]):
+
+    T        tokens of a call                  D          size of a key, query or value
+    b        chunk: tokens per anchor          n          1 + the learner's traces
+    q, k, v  query, key, value   [T, D]        rate       theta: step of the test-time gradient   [T]
+    A        dual: the memory in the           momentum   eta: how much of the last step remains  [T]
+             retention's coordinates           keep       1 - alpha: how much memory remains      [T] or [T, D]
+    W        weights = link(A)                 S          trace: the learner's momentum
+    anchor   W at the last chunk boundary      g          gradient of the attentional bias at the anchor
+    C        [b, b] what step j left at t      delta      cotangent at a matrix' output; g = input^T delta
+
+    S_t = momentum_t S_{t-1} - rate_t g_t      A_t = keep_t A_{t-1} + S_t      W_t = link(A_t)      y_t = M(W_t; q_t)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+from jax import Array
+
+Weights = dict[str, Array]
+Linear = Callable[[str, Array], Array]
+
+
+class Gates(NamedTuple):
+    """What the network says about each token's write.
+
+    rate: [T] step size, >= 0. momentum: [T] in [0, 1]. keep: [T], or [T, D] for a decay of its own per channel.
+    """
+
+    rate: Array
+    momentum: Array
+    keep: Array
+
+
+class State(NamedTuple):
+    """What a memory carries from call to call: of one size for ever.
+
+    dual: weights in the retention's coordinates. learner: the traces, a tuple of trees like `dual`.
+    anchor: the weights at the last chunk boundary, where gradients are taken. step: tokens read, int32 scalar.
+    """
+
+    dual: Weights
+    learner: tuple[Weights, ...]
+    anchor: Weights
+    step: Array
+
+
+class Info(NamedTuple):
+    """What there is to look at, not carried.
+
+    surprise: [T] attentional bias of each token at the weights its gradient was taken at.
+    grad_norm: [T] Frobenius norm of each token's gradient.
+    momentum_norm, weight_norm: [T] norms of the first trace and of the dual where the call left the token's chunk.
+    clipped: [T] 1.0 where the end of the token's chunk was cut by the clip, else 0.0.
+    anchors: None, or where a residual was given [chunks, in, out] the weights that each chunk began with.
+    """
+
+    surprise: Array
+    grad_norm: Array
+    momentum_norm: Array
+    weight_norm: Array
+    clipped: Array
+    anchors: Weights | None = None
+
+
+class Span(NamedTuple):
+    """The rows of a call that are tokens: `count` of them from row `first` on; the others are passed over."""
+
+    first: Array | int
+    count: Array | int
+
+
+class Restart(NamedTuple):
+    """Where a memory begins again: before a token where `mask` [T] holds and a chunk begins, it is `state`; step runs on."""
+
+    mask: Array
+    state: State
+
+
+class Architecture(NamedTuple):
+    """A network of fast weights, written once over the way its weights act.
+
+    init: key -> weights. apply: (linear, x[T, D]) -> y[T, D], where `linear(name, x)` applies the weight of that name.
+    channels: the axis ("in" or "out") of each weight on which a keep per channel acts; where absent, its mean acts.
+    linear: the name of the single weight of a memory that is one matrix, else None.
+    """
+
+    init: Callable[[Array], Weights]
+    apply: Callable[[Linear, Array], Array]
+    channels: dict[str, str]
+    linear: str | None = None
+
+
+class Bias(NamedTuple):
+    """The attentional bias: the loss of which the gradient writes the memory.
+
+    loss: (prediction[D], value[D]) -> scalar. slope: s where the gradient is s (prediction - value), else None.
+    """
+
+    loss: Callable[[Array, Array], Array]
+    slope: float | None = None
+
+
+class Retention(NamedTuple):
+    """The coordinates in which forgetting is a product: weights = link(dual), link(lift(weights)) = weights."""
+
+    lift: Callable[[Weights], Weights]
+    link: Callable[[Weights], Weights]
+    identity: bool = False
+
+
+class Learner(NamedTuple):
+    """The recurrence of one token, linear in the state z = (dual, trace 1, ..., trace n-1) and in the gradient.
+
+    transition: (Gates of one token, position in its chunk) -> F [n, n], G [n], for z_t = F z_{t-1} + G g_t.
+    traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; or at
+    those weights "decayed" by this token's transition.
+    """
+
+    transition: Callable[[Gates, Array], tuple[Array, Array]]
+    traces: int
+    gradient: str = "anchor"
+
+
+class Rule(NamedTuple):
+    """MIRAS' four choices: what the memory is, what it minimises, how it forgets, how it learns."""
+
+    architecture: Architecture
+    bias: Bias
+    retention: Retention
+    learner: Learner
+
+
+class Update(Protocol):
+    """Write a call's tokens and read after each write; see `titans_jax.memory.miras`."""
+
+    def __call__(
+        self,
+        state: State,
+        q: Array,
+        k: Array,
+        v: Array,
+        gates: Gates,
+        *,
+        span: Span | None = None,
+        restart: Restart | None = None,
+        residual: Weights | None = None,
+    ) -> tuple[Array, State, Info]: ...
+
+
+class Memory(NamedTuple):
+    """Three pure functions for one sequence and one head; batch and heads by `jax.vmap`.
+
+    init: weights -> State. read: (State, q[T, D]) -> y[T, D], without a write.
+    update: (State, q[T, D], k[T, D], v[T, D], Gates) -> y[T, D], State, Info, for any T and any split.
+    """
+
+    init: Callable[[Weights], State]
+    read: Callable[[State, Array], Array]
+    update: Update
+
+
+def dense(weights: Weights) -> Linear:
+    """The plain action of weights: `linear(name, x) = x @ weights[name]`."""
+    return lambda name, x: x @ weights[name]
+
+
+def norm(tree: Weights) -> Array:
+    """Frobenius norm over all leaves, with a gradient at zero."""
+    return jax.numpy.sqrt(sum(jax.numpy.vdot(x, x) for x in jax.tree.leaves(tree)) + 1e-30)

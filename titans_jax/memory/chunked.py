@@ -1,0 +1,159 @@
+"""The chunk in matmuls: per-token gradients are rank one, so no tensor of [tokens, |W|] ever exists.
+
+Per weight matrix, with inputs a_j and cotangents delta_j of the chunk's tokens, g_j = a_j^T delta_j:
+
+    read    x_t W_t = sum_i start_ti (x_t z_i) + sum_{j<=t} steps_tj (x_t . a_j) delta_j
+    carry   z_b     = sum_i start_bi z_i       + A^T diag(steps_b) Delta
+
+with the learner's response (start, steps) of `scan.unroll`; for momentum these are the c, d and -C of Titans' dual form.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, norm
+from titans_jax.memory.scan import Engine, Responses, boundary, combine, grid, place, real_rows, responses, select
+
+# (rule, state, responses, residual, k, v) -> per weight the inputs a and cotangents delta [b, .], and surprise [b]
+Gradients = Callable[[Rule, State, Responses, Weights | None, Array, Array], tuple[Weights, Weights, Array]]
+
+
+def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
+    """Titans Eq 16-18 for any architecture: gradients at the chunk's start, the learner's recurrence in matmuls."""
+    if rule.learner.gradient != "anchor":
+        raise NotImplementedError(
+            f"chunked takes gradients at the chunk's start, this learner takes them at the {rule.learner.gradient} weights"
+        )
+    return blocks(rule, chunk, clip, anchored)
+
+
+def anchored(
+    rule: Rule, state: State, response: Responses, residual: Weights | None, k: Array, v: Array
+) -> tuple[Weights, Weights, Array]:
+    """The factors of every token's gradient at the anchor: taps at each matrix' output collect delta, x is a."""
+    weights = state.anchor if residual is None else jax.tree.map(jnp.add, state.anchor, residual)
+    taps = {name: jnp.zeros((k.shape[0], w.shape[1]), k.dtype) for name, w in weights.items()}
+
+    def loss(taps: Weights) -> tuple[Array, tuple[Weights, Array]]:
+        inputs = {}
+
+        def linear(name: str, x: Array) -> Array:
+            if name in inputs:
+                raise NotImplementedError(f"chunked: the network applies {name!r} twice; its gradient is not rank one")
+            inputs[name] = x
+            return x @ weights[name] + taps[name]
+
+        surprise = jax.vmap(rule.bias.loss)(rule.architecture.apply(linear, k), v)
+        return surprise.sum(), (inputs, surprise)
+
+    delta, (inputs, surprise) = jax.grad(loss, has_aux=True)(taps)
+    return inputs, delta, surprise
+
+
+def scores(x: Array, a: Array, steps: Array, axis: str | None) -> Array:
+    """[t, j] how much of delta_j answers x_t; an "out" axis is left to `answer`."""
+    if axis == "in":
+        return jnp.einsum("ti,tji,ji->tj", x, steps, a)
+    return x @ a.T * (steps if axis is None else 1.0)
+
+
+def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights) -> Callable[..., Array]:
+    """`linear(name, x)` with the weights of row t acting on row t of x."""
+
+    def linear(name: str, x: Array) -> Array:
+        axis, r = response.of(rule.architecture, name)
+        start, steps = r.start[:, 0], r.steps[:, 0]  # of the dual
+        near = scores(x, inputs[name], steps, axis)
+        if axis == "out":
+            y = jnp.einsum("tj,tjo,jo->to", near, steps, delta[name])
+        else:
+            y = near @ delta[name]
+        for i, z in enumerate([state.dual, *state.learner]):
+            c = start[:, i, None] if axis is None else start[:, i]
+            y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
+        return y
+
+    return linear
+
+
+def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights) -> list[Weights]:
+    """z after the chunk's last row."""
+    z = [state.dual, *state.learner]
+
+    def leaf(i: int, name: str) -> Array:
+        axis, r = response.of(rule.architecture, name)
+        steps = r.steps[-1, i, :, None] if axis is None else r.steps[-1, i]
+        a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
+        return combine(r.start[-1, i], axis, [leaf[name] for leaf in z]) + a.T @ d
+
+    return [{name: leaf(i, name) for name in state.dual} for i in range(len(z))]
+
+
+def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> Engine:
+    """`lax.scan` over chunks for one way of taking the gradients; a call that begins inside a chunk is shifted to it."""
+    if not rule.retention.identity:
+        raise NotImplementedError("the link is not the identity: weights of single tokens have no rank-one form")
+
+    def block(state: State, q: Array, k: Array, v: Array, real: Array, response: Responses, residual: Any) -> Any:
+        inputs, delta, surprise = gradients(rule, state, response, residual, k, v)
+        y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
+        dual, *traces = _carry(rule, state, response, inputs, delta)
+        new = State(dual, tuple(traces), state.anchor, state.step + real.sum(dtype=state.step.dtype))
+        ended, cut = boundary(new, rule.retention, clip)
+        ends = real[-1]
+        new, cut = select(ends, ended, new), ends & cut
+        grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)
+        momentum_norm = norm(new.learner[0]) if traces else jnp.zeros(())
+        held = [
+            jnp.broadcast_to(x, surprise.shape).astype(surprise.dtype) for x in (momentum_norm, norm(new.dual), cut)
+        ]
+        return new, y, Info(surprise, grad_norm, *held)
+
+    def engine(
+        state: State,
+        q: Array,
+        k: Array,
+        v: Array,
+        gates: Gates,
+        span: Span | None,
+        restart: Restart | None,
+        residual: Weights | None,
+    ) -> tuple[Array, State, Info]:
+        T, xs, begin = k.shape[0], (q, k, v, gates), restart.mask if restart else None
+        if aligned := span is not None:
+            rows = T
+        else:
+            rows, span = grid(T, chunk, state.step)
+            xs, begin = place((xs, begin), span.first, rows)
+        real = real_rows(span, rows)
+        q, k, v, gates, begin, real = jax.tree.map(
+            lambda x: x.reshape(rows // chunk, chunk, *x.shape[1:]), (*xs, begin, real)
+        )
+        # the learner's response depends on the gates alone: all chunks at once, before the scan
+        unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule.learner, gates, real, jnp.arange(chunk))
+
+        @jax.checkpoint
+        def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
+            q, k, v, real, response, begin, residual = xs
+            if restart is not None:
+                state = select(begin[0] & real[0], restart.state, state)._replace(step=state.step)
+            run = lambda s: block(s, q, k, v, real, response, residual)  # noqa: E731
+            skipped = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state)[1:])
+            new, y, info = lax.cond(real.any(), run, lambda s: (s, *skipped), state)
+            return new, (y, info, None if residual is None else state.anchor)
+
+        state, (y, info, anchors) = lax.scan(body, state, (q, k, v, real, unrolled, begin, residual))
+        y, info = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (y, info))
+        if not aligned:
+            y, info = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, span.first, T), (y, info))
+        return y, state, info._replace(anchors=anchors)
+
+    return engine
+
+
+def _squares(x: Array) -> Array:
+    return jnp.square(x).sum(-1)

@@ -1,0 +1,57 @@
+"""Fresh gradients at every token, still in matmuls: for one matrix and a squared loss they solve a triangular system.
+
+With slope s, gradient g_t = k_t^T delta_t, delta_t = s (k_t W_pre - v_t), where W_pre is the state just before token t
+in the learner's own terms (start', steps' of the row before, or of this row without its own step):
+
+    (I - s steps' o (K K^T)) Delta = s (sum_i start'_i * (K z_i) - V)          unit lower triangular
+
+With momentum 0 this is the WY form of the delta rule, and of the gated delta rule where the gradient is "decayed".
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from titans_jax.memory.base import Rule, State, Weights
+from titans_jax.memory.chunked import blocks, scores
+from titans_jax.memory.scan import Engine, Response, Responses
+
+
+def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
+    """The delta family and linear Titans with the gradient at M_{t-1} itself; the chunk bounds only the clip's reach."""
+    if rule.architecture.linear is None or rule.bias.slope is None:
+        raise NotImplementedError("exact solves for one matrix with a squared loss")
+    if rule.learner.gradient == "anchor":
+        raise NotImplementedError("exact takes a fresh gradient at every token, this learner takes the chunk's anchor")
+    if rule.architecture.channels.get(rule.architecture.linear) == "out":
+        raise NotImplementedError("exact has no decay per output channel")
+    return blocks(rule, chunk, clip, fresh)
+
+
+def fresh(
+    rule: Rule, state: State, response: Responses, residual: Weights | None, k: Array, v: Array
+) -> tuple[Weights, Weights, Array]:
+    """Solve for all tokens' cotangents; the loss is that of the prediction before the write."""
+    if residual is not None:
+        raise NotImplementedError("exact has no weight residual: its gradients are not taken at the chunk's start")
+    name, slope = rule.architecture.linear, rule.bias.slope
+    axis, r = response.of(rule.architecture, name)
+    start, steps = _before(rule.learner.gradient, r)
+    error = -v
+    for i, z in enumerate([state.dual, *state.learner]):
+        c = start[:, i, None] if axis is None else start[:, i]
+        error += (c * k) @ z[name]
+    system = jnp.eye(k.shape[0], dtype=k.dtype) - slope * scores(k, k, steps, axis)
+    delta = jax.scipy.linalg.solve_triangular(system, slope * error, lower=True, unit_diagonal=True)
+    surprise = jax.vmap(rule.bias.loss)(delta / slope + v, v)
+    return {name: k}, {name: delta}, surprise
+
+
+def _before(gradient: str, r: Response) -> tuple[Array, Array]:
+    """The dual's response [b, n(, D)], [b, b(, D)] where row t's gradient is taken, and what it holds of z and of steps."""
+    start, steps = r.start[:, 0], r.steps[:, 0]
+    if gradient == "decayed":
+        b = steps.shape[0]
+        return start, steps * (1 - jnp.eye(b, dtype=steps.dtype)).reshape(b, b, *[1] * (steps.ndim - 2))
+    first = jnp.zeros_like(start[:1]).at[:, 0].set(1)
+    return jnp.concatenate([first, start[:-1]]), jnp.concatenate([jnp.zeros_like(steps[:1]), steps[:-1]])

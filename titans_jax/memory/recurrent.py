@@ -1,0 +1,87 @@
+"""The truth: one token at a time, the papers' equations as they stand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, dense, norm
+from titans_jax.memory.scan import Engine, boundary, combine, grid, real_rows, responses, select
+
+
+def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
+    """W_t = link(F_t z_{t-1} + G_t grad l(W; k_t, v_t)), y_t = M(W_t; q_t), by `lax.scan` over tokens: every rule."""
+    apply, link = rule.architecture.apply, rule.retention.link
+
+    def loss(weights: Weights, k: Array, v: Array) -> Array:
+        return rule.bias.loss(apply(dense(weights), k[None])[0], v)
+
+    def token(state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, residual: Weights | None) -> Any:
+        decayed, write = _transition(rule, chunk, state, gates, real)
+        weights = {"anchor": state.anchor, "previous": link(state.dual), "decayed": link(decayed[0])}
+        taken_at = weights[rule.learner.gradient]
+        if residual is not None:
+            taken_at = jax.tree.map(jnp.add, taken_at, residual)
+        surprise, gradient = jax.value_and_grad(loss)(taken_at, k, v)
+        dual, *traces = (jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in enumerate(decayed))
+        y = apply(dense(link(dual)), q[None])[0]
+
+        new = State(dual, tuple(traces), state.anchor, state.step + real)
+        ends = real & (new.step % chunk == 0)
+        ended, cut = boundary(new, rule.retention, clip)
+        new, cut = select(ends, ended, new), (ends & cut).astype(surprise.dtype)
+        momentum_norm = norm(new.learner[0]) if traces else jnp.zeros_like(surprise)
+        return new, y, Info(surprise, norm(gradient), momentum_norm, norm(new.dual), cut)
+
+    def engine(
+        state: State,
+        q: Array,
+        k: Array,
+        v: Array,
+        gates: Gates,
+        span: Span | None,
+        restart: Restart | None,
+        residual: Weights | None,
+    ) -> tuple[Array, State, Info]:
+        T = k.shape[0]
+        real = real_rows(span or Span(0, T), T)
+        offset, first = state.step % chunk, 0 if span is None else span.first
+
+        def step(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
+            *token_xs, real, begin, row = xs
+            if restart is not None:
+                begins = begin & real & (state.step % chunk == 0)
+                state = select(begins, restart.state, state)._replace(step=state.step)
+            at = None if residual is None else jax.tree.map(lambda r: r[(offset + row - first) // chunk], residual)
+            new, y, info = token(state, *token_xs, real, at)
+            return new, (y, info, state.anchor if residual is not None else None)
+
+        begin = real if restart is None else restart.mask
+        state, (y, info, anchors) = lax.scan(step, state, (q, k, v, gates, real, begin, jnp.arange(T)))
+        if residual is not None:
+            chunks = grid(T, chunk, offset)[0] // chunk if span is None else T // chunk
+            begins = jnp.clip(jnp.arange(chunks) * chunk - offset + first, first, T - 1)
+            info = info._replace(anchors=jax.tree.map(lambda a: a[begins], anchors))
+        return y, state, info
+
+    return engine
+
+
+def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array) -> tuple[list[Weights], Any]:
+    """z_t without its gradient's part, and (i, g) -> that part of component i."""
+    response = responses(rule.learner, *jax.tree.map(lambda x: x[None], (gates, real, state.step % chunk)))
+    z = [state.dual, *state.learner]
+
+    def decayed(i: int, name: str) -> Array:
+        axis, r = response.of(rule.architecture, name)
+        return combine(r.start[0, i], axis, [leaf[name] for leaf in z])
+
+    def write(i: int, gradient: Weights) -> Weights:
+        parts = {}
+        for name, g in gradient.items():
+            axis, r = response.of(rule.architecture, name)
+            parts[name] = combine(r.steps[0, i], axis, [g])
+        return parts
+
+    return [{name: decayed(i, name) for name in state.dual} for i in range(len(z))], write

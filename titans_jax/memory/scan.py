@@ -1,0 +1,129 @@
+"""What the engines share: the grid of chunks, the learner unrolled over a chunk, and the chunk's end."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from titans_jax.memory.base import Architecture, Gates, Info, Learner, Restart, Retention, Span, State, Weights, norm
+
+# (state, q, k, v, gates, span, restart, residual) -> y, state, info, all of one dtype
+Engine = Callable[
+    [State, Array, Array, Array, Gates, Span | None, Restart | None, Weights | None], tuple[Array, State, Info]
+]
+
+
+def place(tree: Any, first: Array | int, rows: int) -> Any:
+    """Lay every leaf's [T, ...] from row `first` on into [rows, ...] zeros."""
+
+    def one(x: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(jnp.zeros((rows, *x.shape[1:]), x.dtype), x, first, 0)
+
+    return jax.tree.map(one, tree)
+
+
+def grid(length: int, chunk: int, step: Array) -> tuple[int, Span]:
+    """Rows, a whole number of chunks, that hold a call of `length` tokens at any offset, and its span on them."""
+    rows = chunk * ((length + chunk - 1 + chunk - 1) // chunk)
+    return rows, Span(step % chunk, length)
+
+
+def real_rows(span: Span, rows: int) -> Array:
+    """[rows] bool: which of them are tokens."""
+    row = jnp.arange(rows)
+    return (row >= span.first) & (row < span.first + span.count)
+
+
+class Response(NamedTuple):
+    """A learner unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
+
+    start: [b, n, n]. steps: [b, n, b], zero for j > t. For a keep per channel both have a last axis [D].
+    """
+
+    start: Array
+    steps: Array
+
+
+def transitions(learner: Learner, gates: Gates, real: Array, position: Array) -> tuple[Array, Array]:
+    """F [b, n, n] and G [b, n] of every row; a row that is not a token is the identity."""
+    F, G = jax.vmap(learner.transition)(gates, position)
+    return jnp.where(real[:, None, None], F, jnp.eye(F.shape[-1], dtype=F.dtype)), jnp.where(real[:, None], G, 0)
+
+
+def unroll(learner: Learner, gates: Gates, real: Array, position: Array) -> Response:
+    """Step the learner on unit states and unit gradients: every product of decays, without a logarithm or a division.
+
+    The products are exact where a gate is zero, and so are their gradients. gates, real, position in chunk: [b].
+    """
+    b, n = real.shape[0], learner.traces + 1
+    F, G = transitions(learner, gates, real, position)
+
+    def token(Z: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        F, G, unit = xs
+        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * unit
+        return Z, Z
+
+    start = jnp.eye(n, n + b, dtype=F.dtype)
+    _, Z = lax.scan(token, start, (F, G, jnp.eye(b, n + b, k=n, dtype=F.dtype)))
+    return Response(Z[..., :n], Z[..., n:])
+
+
+class Responses(NamedTuple):
+    """The unrolled learner of a memory: for one decay, and where keep is per channel, for every channel [..., D]."""
+
+    scalar: Response
+    channel: Response | None
+
+    def of(self, architecture: Architecture, name: str) -> tuple[str | None, Response]:
+        """The axis on which the weight `name` decays by channel, or None, and its response."""
+        axis = architecture.channels.get(name)
+        return (None, self.scalar) if axis is None or self.channel is None else (axis, self.channel)
+
+
+def responses(learner: Learner, gates: Gates, real: Array, position: Array) -> Responses:
+    """Unroll for every decay there is: keep [b], or [b, D] per channel (its mean where a weight has no channel)."""
+    if gates.keep.ndim == 1:
+        return Responses(unroll(learner, gates, real, position), None)
+
+    def channel(keep: Array) -> Response:
+        return unroll(learner, gates._replace(keep=keep), real, position)
+
+    return Responses(channel(gates.keep.mean(-1)), jax.vmap(channel, in_axes=1, out_axes=-1)(gates.keep))
+
+
+def combine(coefficients: Array, axis: str | None, leaves: list[Array]) -> Array:
+    """sum_i coefficients[i] leaves[i], for scalars [n] or, with an axis, channels [n, D] on that side of [in, out]."""
+    shape = {None: (1, 1), "in": (-1, 1), "out": (1, -1)}[axis]
+    return sum(c.reshape(shape) * leaf for c, leaf in zip(coefficients, leaves, strict=True))  # type: ignore[return-value]
+
+
+def boundary(state: State, retention: Retention, clip: float | None) -> tuple[State, Array]:
+    """End a chunk: bound what it may change and what momentum may carry, and move the anchor.
+
+    A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|): it acts at the chunk's end only,
+    so it is causal and the same under any split. A chunk that is not finite is undone. `clip=None` is the paper.
+    Returns the state and whether anything was cut.
+    """
+    if clip is None:
+        return state._replace(anchor=retention.link(state.dual)), jnp.zeros((), bool)
+    base = retention.lift(state.anchor)
+    moved = jax.tree.map(jnp.subtract, state.dual, base)
+    dual, cut = _shrink(moved, clip)
+    traces = [_shrink(trace, clip) for trace in state.learner]
+    dual = jax.tree.map(jnp.add, base, dual)
+    state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), anchor=retention.link(dual))
+    return state, jnp.stack([cut, *(c for _, c in traces)]).any()
+
+
+def _shrink(tree: Weights, bound: float) -> tuple[Weights, Array]:
+    size = norm(tree)
+    finite = jnp.isfinite(size)
+    scale = jnp.minimum(1.0, bound / jnp.where(finite, size, 1.0))
+    return jax.tree.map(lambda x: jnp.where(finite, x, 0.0) * scale, tree), ~finite | (size > bound)
+
+
+def select(condition: Array, new: Any, old: Any) -> Any:
+    """`jnp.where` over trees."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)

@@ -1,0 +1,154 @@
+"""Causal attention over everything, over a window, or inside segments, with a cache of fixed size as a value.
+
+Caches hold keys before rotation. Local attention counts positions from the oldest key in sight: they stay small, and
+exact, however long the stream is.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from titans_jax import sharding
+from titans_jax.nn.config import ModelConfig
+from titans_jax.nn.layers import Linear, param, rotate
+
+
+class KV(NamedTuple):
+    """keys, values: [B, slots, H, D]. step: tokens read, int32 scalar."""
+
+    keys: Array
+    values: Array
+    step: Array
+
+
+class Values(NamedTuple):
+    """The values of the first attention layer, for the value residual. first: [B, T, H, D]; set: bool scalar."""
+
+    first: Array
+    set: Array
+
+
+def empty(config: ModelConfig, batch: int, slots: int) -> KV:
+    """A cache without keys. Keys and values are arrays of their own, so that a caller may donate them."""
+    shape = (batch, slots, config.heads, config.head_dim)
+    keys, values = (sharding.place(jnp.zeros(shape, config.dtype), "batch", None, "heads", None) for _ in range(2))
+    return KV(keys, values, jnp.zeros((), jnp.int32))
+
+
+class Projections(nnx.Module):
+    """Queries, keys and values, persistent keys and values, and the way back: what every attention shares."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        size, axes, dtype = config.heads * config.head_dim, ("embed", "heads"), config.dtype
+        self.query = Linear(config.dim, size, axes, dtype=dtype, rngs=rngs)
+        self.key = Linear(config.dim, size, axes, dtype=dtype, rngs=rngs)
+        self.value = Linear(config.dim, size, axes, dtype=dtype, rngs=rngs)
+        self.out = Linear(size, config.dim, axes[::-1], dtype=dtype, scale=(2 * config.depth) ** -0.5, rngs=rngs)
+        self.persistent = param(jax.random.normal(rngs.params(), (config.persistent, config.dim)), None, None)
+        self.mix = param(jnp.zeros(config.heads), None) if config.value_residual else None
+        self.config = config
+
+    def split(self, x: Array) -> Array:
+        """[B, T, H D] -> [B, T, H, D]."""
+        return x.reshape(*x.shape[:-1], self.config.heads, self.config.head_dim)
+
+    def qkv(self, x: Array, values: Values | None) -> tuple[Array, Array, Array, Values | None]:
+        """q, k, v [B, T, H, D] of x [B, T, E], with the value residual v + sigmoid(mix) (v_first - v)."""
+        q, k, v = (self.split(project(x)) for project in (self.query, self.key, self.value))
+        if self.mix is not None and values is not None:
+            values = Values(jnp.where(values.set, values.first, v), jnp.ones((), bool))
+            v = v + jax.nn.sigmoid(self.mix[...])[:, None].astype(v.dtype) * (values.first - v)
+        return q, k, v, values
+
+    def attend(self, q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array]) -> Array:
+        """Softmax attention (Titans Eq 1-2), with the persistent tokens in front of every row (Eq 19).
+
+        q: [B, N, T, H, D]; k, v: [B, N, S, H, D]; mask: [B, N, T, S]; at: positions [T] of q and [S] of k, by which they
+        are rotated. Persistent tokens have no position. Returns [B, N, T, H, D].
+        """
+        rotated = q
+        if self.config.positions == "rope":
+            rotated, k = rotate(q, at[0]), rotate(k, at[1])
+        y, near = jax.vmap(_dot_product_attention, in_axes=1, out_axes=1)(rotated, k, v, mask[:, :, None])
+        if not self.config.persistent:
+            return y
+        tokens = self.persistent[...][None]
+        pk, pv = (self.split(project(tokens))[0] for project in (self.key, self.value))
+        scores = jnp.einsum("bnthd,phd->bnthp", q, pk).astype(jnp.float32) * q.shape[-1] ** -0.5
+        front = jax.nn.logsumexp(scores, -1)
+        share = jax.nn.sigmoid(front - near.astype(jnp.float32))[..., None].astype(y.dtype)
+        weights = jnp.exp(scores - front[..., None]).astype(y.dtype)
+        return (1 - share) * y + share * jnp.einsum("bnthp,phd->bnthd", weights, pv)
+
+
+def _dot_product_attention(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array]:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, return_residual=True)
+
+
+class Attention(nnx.Module):
+    """Causal multi-head attention of kind config.attention or the one given: "full", "sliding" or "segmented".
+
+    State: a `KV` of `context`, `window` or `segment` slots. Past `context` tokens, full attention's outputs are NaN.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.projections = Projections(config, rngs=rngs)
+
+    def init_state(self, batch: int) -> KV:
+        """An empty cache."""
+        c = self.config
+        return empty(c, batch, {"full": c.context, "sliding": c.window, "segmented": c.segment}[c.attention])
+
+    def __call__(self, x: Array, state: KV, age: Array, values: Values | None) -> tuple[Array, KV, Values | None]:
+        """x: [B, T, E]; age: [B, T] bounds how far back a token sees. Returns y [B, T, E], the cache and the values."""
+        q, k, v, values = self.projections.qkv(x, values)
+        attend = self._full if self.config.attention == "full" else self._local
+        y, keys, cached = attend(q, k, v, state, age)
+        y = self.projections.out(y.reshape(*x.shape[:2], -1))
+        return y, KV(keys, cached, state.step + x.shape[1]), values
+
+    def _full(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
+        T, slots = q.shape[1], state.keys.shape[1]
+        if T > slots:
+            raise ValueError(f"full attention holds model.context = {slots} tokens, the call has {T}")
+        at = state.step + jnp.arange(T)
+        keys = lax.dynamic_update_slice_in_dim(state.keys, k, state.step, 1)
+        cached = lax.dynamic_update_slice_in_dim(state.values, v, state.step, 1)
+        slot = jnp.arange(slots)
+        back = at[:, None] - slot
+        mask = (back >= 0) & (back <= age[..., None])
+        q, k, v, mask = (x[:, None] for x in (q, keys, cached, mask))
+        y = self.projections.attend(q, k, v, mask, (at, slot))[:, 0]
+        return jnp.where((at < slots)[:, None, None], y, jnp.nan), keys, cached
+
+    def _local(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
+        """Blocks of at most `slots` queries, each before the `slots` keys that came before it and its own."""
+        (B, T, H, D), slots = q.shape, state.keys.shape[1]
+        keys, cached = jnp.concatenate([state.keys, k], 1), jnp.concatenate([state.values, v], 1)
+        size = min(T, slots)
+        blocks = -(-T // size)
+        rest = blocks * size - T
+
+        def cut(x: Array, overlap: bool) -> Array:
+            x = jnp.pad(x, [(0, 0), (0, rest)] + [(0, 0)] * (x.ndim - 2))
+            if not overlap:
+                return x.reshape(B, blocks, size, *x.shape[2:])
+            if blocks == 1:
+                return x[:, None]
+            x = x.reshape(B, blocks + 1, size, *x.shape[2:])
+            return jnp.concatenate([x[:, :-1], x[:, 1:]], 2)
+
+        query, key = slots + jnp.arange(size), jnp.arange(slots + size)
+        back = query[:, None] - key
+        mask = (back >= 0) & (back <= cut(age, False)[..., None])
+        if self.config.attention == "sliding":
+            mask &= back < slots
+        else:  # segmented: back to the segment's start
+            mask &= back <= cut(jnp.broadcast_to((state.step + jnp.arange(T)) % slots, (B, T)), False)[..., None]
+        q, k, v = cut(q, False), cut(keys, True), cut(cached, True)
+        y = self.projections.attend(q, k, v, mask, (query, key)).reshape(B, blocks * size, H, D)[:, :T]
+        return y, keys[:, T:], cached[:, T:]

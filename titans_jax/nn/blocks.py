@@ -1,0 +1,156 @@
+"""The layers of a model, of one signature: (stream, state) -> (stream, state, look).
+
+LMM, MAG, MAL and the transformer are a few lines each; MAC, whose attention reads a memory that the attention's own
+outputs are written to, runs segment by segment in `nn.mac`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from titans_jax.memory import Weights
+from titans_jax.nn.attention import Attention, Values
+from titans_jax.nn.config import ModelConfig
+from titans_jax.nn.layers import RMSNorm, SwiGLU
+from titans_jax.nn.memory import Look, MemoryLayer
+
+
+class Stream(NamedTuple):
+    """What flows from layer to layer.
+
+    x: [B, T, E]. age: [B, T] tokens since the document began. restart: None, or [B, T] bool where one begins.
+    values: the first attention layer's, or None. learned: [B, H, chunks, in, out] of the memory below, or None.
+    """
+
+    x: Array
+    age: Array
+    restart: Array | None
+    values: Values | None
+    learned: Weights | None
+
+
+class Block(nnx.Module):
+    """Mix over time, then SwiGLU, each on a normalised input and added to the stream."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.norm = RMSNorm(config.dim)
+        self.mlp_norm = RMSNorm(config.dim)
+        hidden = 8 * round(config.ff_mult * config.dim / 8)
+        scale = (2 * config.depth) ** -0.5
+        self.mlp = SwiGLU(config.dim, hidden, dtype=config.dtype, scale=scale, rngs=rngs)
+
+    def init_state(self, batch: int) -> Any:
+        """What the layer carries before the first token."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it carries")
+
+    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look | None]:
+        """The part that looks over time."""
+        raise NotImplementedError(f"{type(self).__name__} does not mix over time")
+
+    def __call__(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look | None]:
+        """Any T at any offset; the state is of fixed size."""
+        stream, state, look = self.mix(stream, state)
+        x = stream.x + self.mlp(self.mlp_norm(stream.x))
+        return stream._replace(x=x), state, look
+
+
+class Transformer(Block):
+    """x + Attn(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+
+    def init_state(self, batch: int) -> Any:
+        """The attention's cache."""
+        return self.attention.init_state(batch)
+
+    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, None]:
+        """Attention alone."""
+        y, state, values = self.attention(self.norm(stream.x), state, stream.age, stream.values)
+        return stream._replace(x=stream.x + y, values=values), state, None
+
+
+class LMM(Block):
+    """x + M(norm(x)): the memory alone."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.memory = MemoryLayer(config, persistent=config.persistent, rngs=rngs)
+
+    def init_state(self, batch: int) -> Any:
+        """The memory."""
+        return self.memory.init_state(batch)
+
+    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look]:
+        """The memory alone."""
+        y, state, look, learned = _remember(self.memory, self.norm(stream.x), stream, state)
+        return stream._replace(x=stream.x + y, learned=learned), state, look
+
+
+class MAL(LMM):
+    """Memory as a layer (Titans Eq 29-31): x + M(norm(x)), then x + Attn(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.attention_norm = RMSNorm(config.dim)
+        self.attention = Attention(config, rngs=rngs)
+
+    def init_state(self, batch: int) -> Any:
+        """The memory and the attention's cache."""
+        return super().init_state(batch), self.attention.init_state(batch)
+
+    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look]:
+        """The memory, then attention over what it gave."""
+        memory, cache = state
+        stream, memory, look = super().mix(stream, memory)
+        y, cache, values = self.attention(self.attention_norm(stream.x), cache, stream.age, stream.values)
+        return stream._replace(x=stream.x + y, values=values), (memory, cache), look
+
+
+class MAG(LMM):
+    """Memory as a gate (Titans Eq 26-28): x + sigmoid(RMSNorm(Attn(x))) * RMSNorm(M(x))."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.combine = Gating(config.dim)
+
+    def init_state(self, batch: int) -> Any:
+        """The memory and the attention's cache."""
+        return super().init_state(batch), self.attention.init_state(batch)
+
+    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look]:
+        """Attention and memory side by side."""
+        memory, cache = state
+        x = self.norm(stream.x)
+        y, cache, values = self.attention(x, cache, stream.age, stream.values)
+        m, memory, look, learned = _remember(self.memory, x, stream, memory)
+        x = stream.x + self.combine(y, m)
+        return stream._replace(x=x, values=values, learned=learned), (memory, cache), look
+
+
+class Gating(nnx.Module):
+    """The papers' (x): sigmoid(RMSNorm(y)) * RMSNorm(m), each with gains of its own."""
+
+    def __init__(self, dim: int) -> None:
+        self.gate = RMSNorm(dim)
+        self.value = RMSNorm(dim)
+
+    def __call__(self, y: Array, m: Array) -> Array:
+        """y, m: [B, T, E]."""
+        return jax.nn.sigmoid(self.gate(y)) * self.value(m)
+
+
+def _remember(memory: MemoryLayer, x: Array, stream: Stream, state: Any) -> Any:
+    return memory(x, state, stream.age, restart=stream.restart, residual=stream.learned)
+
+
+def no_values(config: ModelConfig, batch: int, length: int) -> Values:
+    """Before the first attention layer."""
+    shape = (batch, length, config.heads, config.head_dim)
+    return Values(jnp.zeros(shape, config.dtype), jnp.zeros((), bool))

@@ -1,0 +1,126 @@
+"""What a model is, as data."""
+
+import dataclasses
+from typing import Literal
+
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS
+
+BLOCKS = ("lmm", "mac", "mag", "mal", "transformer")
+MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """A layer's neural memory."""
+
+    rule: str = "titans"
+    """a row of titans_jax.memory.PRESETS"""
+    depth: int = 2
+    """matrices of the memory network, where the rule has a choice"""
+    expansion: int = 4
+    """hidden over input size of the memory network, where the rule has a choice"""
+    chunk: int = 64
+    """tokens between two anchors of the gradient: part of the mathematics"""
+    clip: float | None = 1.0
+    """how far one chunk may move a head's memory; None is the paper"""
+    heads: int = 4
+    """memories side by side"""
+    head_dim: int = 64
+    """size of a head's keys and values"""
+    conv: int = 4
+    """width of the causal convolution on queries, keys and values; 0 for none"""
+    channel_keep: bool = False
+    """a decay of its own for every channel, meant for chunk 16"""
+    max_rate: float = 0.1
+    """the largest test-time step; rates start at half of it"""
+    momentum: float = 0.5
+    """where the momentum gates start"""
+    forget: float = 1 / 256
+    """where the forget gates, 1 - keep, start"""
+    implementation: str | None = None
+    """exact, chunked or recurrent; None picks"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A language model; `block` names what its layers are."""
+
+    block: str = "mac"
+    """lmm, mac, mag, mal or transformer; or a repeating pattern of them: transformer,mac"""
+    vocab_size: int = 257
+    """rows of the embedding"""
+    dim: int = 256
+    """model width"""
+    depth: int = 4
+    """layers, a multiple of the pattern's length"""
+    heads: int = 4
+    """attention heads"""
+    head_dim: int = 64
+    """size of an attention head, independent of dim / heads"""
+    ff_mult: float = 8 / 3
+    """hidden size of the SwiGLU over dim"""
+    attention: Literal["full", "sliding", "segmented"] = "sliding"
+    """how transformer, mag and mal layers attend; mac attends inside its segments"""
+    window: int = 256
+    """tokens that sliding attention sees, its own included"""
+    segment: int = 64
+    """tokens of a segment, for mac and segmented attention"""
+    context: int = 2048
+    """tokens that full attention holds, and rows of learned positions"""
+    persistent: int = 4
+    """learned tokens in front of every layer's input"""
+    positions: Literal["rope", "axial", "learned", "none"] = "rope"
+    """rotary in attention, or added to the embedding: continuous axial, learned, none"""
+    value_residual: bool = False
+    """mix the first attention layer's values into the later ones'"""
+    weight_residual: bool = False
+    """take a layer's test-time gradients at weights shifted by what the memory below has learned"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """activations; parameters, memory states and gates are float32"""
+    remat: bool = False
+    """recompute a layer's activations in the backward pass"""
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+    """the layers' memory"""
+
+    @property
+    def pattern(self) -> tuple[str, ...]:
+        """The repeating blocks."""
+        return tuple(self.block.split(","))
+
+    def check(self) -> None:
+        """Raise ValueError, in one line, for what could not work."""
+        memory = self.memory
+        for name in self.pattern:
+            _known("model.block", name, BLOCKS)
+        _known("model.memory.rule", memory.rule, tuple(PRESETS))
+        if memory.implementation is not None:
+            _known("model.memory.implementation", memory.implementation, tuple(IMPLEMENTATIONS))
+        for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
+            _positive(f"model.{field}", getattr(self, field))
+        for field in ("depth", "expansion", "chunk", "heads", "head_dim", "max_rate"):
+            _positive(f"model.memory.{field}", getattr(memory, field))
+        for field in ("momentum", "forget"):
+            if not 0 < getattr(memory, field) < 1:
+                raise ValueError(f"model.memory.{field}: {getattr(memory, field)} is not between 0 and 1")
+        if memory.clip is not None:
+            _positive("model.memory.clip", memory.clip)
+        if self.persistent < 0 or memory.conv < 0:
+            raise ValueError("model.persistent and model.memory.conv: they count something and cannot be below 0")
+        if self.depth % len(self.pattern):
+            raise ValueError(f"model.depth: {self.depth} layers are no multiple of the pattern {self.block!r}")
+        if "mac" in self.pattern and self.segment % memory.chunk:
+            raise ValueError(f"model.segment: {self.segment} is no multiple of model.memory.chunk {memory.chunk}")
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"model.head_dim: {self.head_dim} is odd; rotary positions turn pairs")
+        if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
+            raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")
+
+
+def _known(field: str, value: str, names: tuple[str, ...]) -> None:
+    if value not in names:
+        raise ValueError(f"{field}: {value!r} is unknown; known are {', '.join(names)}")
+
+
+def _positive(field: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{field}: {value}; it must be above 0")

@@ -1,0 +1,165 @@
+"""The small parts of every layer.
+
+Notation, used throughout `titans_jax.nn` (kernels are [in, out]):
+
+    B  sequences    T  tokens of a call    H  heads    D  head size    E  model width (`dim`)
+    age [B, T]      tokens since the token's document began
+    state           what a layer carries from call to call, of fixed size, an argument and a result
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from titans_jax import sharding
+from titans_jax.memory import Span
+
+Axes = tuple[str | None, ...]
+
+
+def param(value: Array, *axes: str | None) -> nnx.Param[Array]:
+    """A float32 parameter with the logical axes by which it may be sharded."""
+    return nnx.Param(value.astype(jnp.float32), axes=axes)
+
+
+class Linear(nnx.Module):
+    """y = x W (+ b). kernel: [inputs, outputs]; its logical axes name how it is sharded. x: [B, T, inputs]."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        axes: Axes,
+        *,
+        dtype: str = "float32",
+        scale: float = 1.0,
+        bias: float | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        kernel = jax.random.truncated_normal(rngs.params(), -2, 2, (inputs, outputs)) * scale / inputs**0.5
+        self.kernel = param(kernel, *axes)
+        self.bias = None if bias is None else param(jnp.full(outputs, bias), axes[1])
+        self.axes, self.dtype = axes, dtype
+
+    def __call__(self, x: Array) -> Array:
+        kernel = sharding.gather(self.kernel[...], *self.axes).astype(self.dtype)
+        out = None if self.axes[1] == "embed" else self.axes[1]
+        batch = "batch" if x.shape[0] > 1 else None
+        y = jnp.einsum("bti,io->bto", x.astype(self.dtype), kernel, out_sharding=sharding.out(batch, None, out))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean x^2 + 1e-6) * scale over the last axis, in float32."""
+
+    def __init__(self, size: int) -> None:
+        self.scale = param(jnp.ones(size), None)
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6) * self.scale[...]
+        return y.astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """(silu(x W_gate) * x W_up) W_down."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype: str, scale: float, rngs: nnx.Rngs) -> None:
+        self.gate = Linear(dim, hidden, ("embed", "hidden"), dtype=dtype, rngs=rngs)
+        self.up = Linear(dim, hidden, ("embed", "hidden"), dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, dim, ("hidden", "embed"), dtype=dtype, scale=scale, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Conv(nnx.Module):
+    """Causal depthwise convolution over time: y_t = sum_i taps_i x_{t-i}, the identity at first.
+
+    With the projection before it, it is the depthwise-separable convolution of Titans (section 4.4). Its state is the
+    last width - 1 inputs [B, width - 1, channels].
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        self.taps = param(jnp.zeros((width, channels)).at[0].set(1.0), None, None)
+        self.width = width
+
+    def init_state(self, batch: int, dtype: str) -> Array:
+        """No inputs yet."""
+        return jnp.zeros((batch, self.width - 1, self.taps.shape[1]), dtype)
+
+    def __call__(self, x: Array, state: Array, age: Array, span: Span | None) -> tuple[Array, Array]:
+        """x: [B, T, channels]; age: [B, T], so that no token sees another document. Returns y and the new state."""
+        T, before = x.shape[1], self.width - 1
+        if span is None:
+            inputs, end = jnp.concatenate([state, x], 1), T
+        else:
+            # the carried inputs stand right before the first row that is a token
+            inputs = jnp.concatenate([jnp.zeros_like(state), x], 1)
+            inputs, end = lax.dynamic_update_slice_in_dim(inputs, state, span.first, 1), span.first + span.count
+        taps = self.taps[...].astype(x.dtype)
+        y = taps[0] * x
+        for i in range(1, self.width):
+            seen = (age >= i)[..., None].astype(x.dtype)
+            y += taps[i] * seen * lax.dynamic_slice_in_dim(inputs, before - i, T, 1)
+        return y, lax.dynamic_slice_in_dim(inputs, end, before, 1)
+
+
+def l2_normalise(x: Array) -> Array:
+    """x / sqrt(sum x^2 + 1e-6) over the last axis."""
+    return x * lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
+
+
+def rotate(x: Array, positions: Array) -> Array:
+    """Rotary positions (RoFormer Eq 34, base 10000): turns the pairs (x_i, x_{i + D/2}). x: [..., T, H, D]; positions: [T]."""
+    half = x.shape[-1] // 2
+    angle = positions[:, None, None] * 10000.0 ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class AxialPositions(nnx.Module):
+    """Continuous axial positions: a two-layer network of the place in the segment plus one of the segment's number.
+
+    Continuous, so that every length has them; the segment enters as log(1 + number). age [B, T] -> [B, T, E].
+    """
+
+    def __init__(self, dim: int, segment: int, *, rngs: nnx.Rngs) -> None:
+        self.segment = segment
+        self.place = _Coordinate(dim, rngs=rngs)
+        self.number = _Coordinate(dim, rngs=rngs)
+
+    def __call__(self, age: Array) -> Array:
+        place = (age % self.segment) / self.segment
+        return self.place(place) + self.number(jnp.log1p((age // self.segment).astype(jnp.float32)))
+
+
+class _Coordinate(nnx.Module):
+    def __init__(self, dim: int, *, rngs: nnx.Rngs) -> None:
+        self.up = Linear(1, dim, (None, None), bias=0.0, rngs=rngs)
+        self.down = Linear(dim, dim, (None, None), scale=0.02 * dim**0.5, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(jax.nn.silu(self.up(x[..., None])))
+
+
+class LearnedPositions(nnx.Module):
+    """A learned vector for each of `context` positions; they repeat after that. age [B, T] -> [B, T, E]."""
+
+    def __init__(self, dim: int, context: int, *, rngs: nnx.Rngs) -> None:
+        self.embedding = param(0.02 * jax.random.normal(rngs.params(), (context, dim)), None, "embed")
+
+    def __call__(self, age: Array) -> Array:
+        table = sharding.gather(self.embedding[...], None, "embed")
+        return table.at[age % table.shape[0]].get(out_sharding=sharding.out("batch", None, None))
+
+
+def positions_of(kind: str, dim: int, segment: int, context: int, rngs: nnx.Rngs) -> Callable[[Array], Array] | None:
+    """The positions that are added to the embedding, or None."""
+    if kind == "axial":
+        return AxialPositions(dim, segment, rngs=rngs)
+    return LearnedPositions(dim, context, rngs=rngs) if kind == "learned" else None

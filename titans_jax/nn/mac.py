@@ -1,0 +1,166 @@
+"""Memory as a context (Titans Eq 21-25), in the paper's order and without its two looks into the future.
+
+    h = M*_s(S W_Q)          read the memory as it was when the segment began (Eq 21)
+    y = Attn(P || h || S)    causal in h and in S: token i sees h_j and S_j for j <= i (Eq 22-23)
+    M_t = M_{t-1}(y)         write (Eq 24)
+    o = sigmoid(RMSNorm(y)) * RMSNorm(M*_t(y))        each token reads the memory as it is then (Eq 25)
+
+The write depends on the attention and the next segment's attention on the write: segments follow one another.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from titans_jax.memory import Span, Weights
+from titans_jax.memory.scan import grid, place, real_rows, select
+from titans_jax.nn.attention import KV, Projections, empty
+from titans_jax.nn.blocks import Block, Gating, Stream
+from titans_jax.nn.config import ModelConfig
+from titans_jax.nn.layers import RMSNorm
+from titans_jax.nn.memory import Look, MemoryLayer, MemoryState, Retrieve
+
+
+class MACState(NamedTuple):
+    """memory. snapshot: its dual when the segment began. read, seen: keys and values of the segment's h and S so far."""
+
+    memory: MemoryState
+    snapshot: Weights
+    read: KV
+    seen: KV
+
+
+class Tokens(NamedTuple):
+    """What a segment needs of its tokens, before the memory is asked: x, q, k, v, retrieval [B, T, ...], age [B, T]."""
+
+    query: Array
+    key: Array
+    value: Array
+    retrieval: Array
+    age: Array
+
+
+class MAC(Block):
+    """x + o, with o as at the top of this file."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.projections = Projections(config, rngs=rngs)
+        self.retrieve = Retrieve(config, rngs=rngs)
+        self.memory_norm = RMSNorm(config.dim)
+        self.memory = MemoryLayer(config, rngs=rngs)
+        self.combine = Gating(config.dim)
+
+    def init_state(self, batch: int) -> MACState:
+        """An untouched memory and an empty segment."""
+        memory = self.memory.init_state(batch)
+        snapshot = jax.tree.map(lambda x: x + 0, memory.memory.dual)
+        return MACState(memory, snapshot, *(empty(self.config, batch, self.config.segment) for _ in range(2)))
+
+    def mix(self, stream: Stream, state: MACState) -> tuple[Stream, MACState, Look]:
+        """One token in its segment; or any number, laid on the grid of segments and scanned."""
+        x = self.norm(stream.x)
+        query, key, value, values = self.projections.qkv(x, stream.values)
+        tokens = Tokens(query, key, value, self.retrieve.query(x), stream.age)
+        run = self._token if x.shape[1] == 1 else self._segments
+        y, state, look, learned = run(tokens, state, stream.restart, stream.learned)
+        return stream._replace(x=stream.x + y, values=values, learned=learned), state, look
+
+    def _token(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
+        at = state.memory.memory.step % self.config.segment
+        begin = None if restart is None else restart[:, 0] & (at == 0)
+        return self._segment(tokens, state, begin, residual, at, None)
+
+    def _segments(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
+        L, T = self.config.segment, tokens.query.shape[1]
+        rows, span = grid(T, L, state.memory.memory.step)
+        segments = rows // L
+
+        def lay(x: Array) -> Array:  # [B, T, ...] -> [segments, B, L, ...]
+            x = jax.vmap(lambda x: place(x, span.first, rows))(x)
+            return x.reshape(x.shape[0], segments, L, *x.shape[2:]).swapaxes(0, 1)
+
+        def split(x: Array) -> Array:  # [B, H, chunks, ...] -> [segments, B, H, chunks of one, ...]
+            return jnp.moveaxis(x.reshape(*x.shape[:2], segments, -1, *x.shape[3:]), 2, 0)
+
+        real = real_rows(span, rows).reshape(segments, L)
+        begin = None if restart is None else lay(restart)[:, :, 0]
+        xs = jax.tree.map(lay, tokens), begin, real, jax.tree.map(split, residual)
+
+        @jax.checkpoint
+        def body(state: MACState, xs: Any) -> Any:
+            tokens, begin, real, residual = xs
+            inside = Span(jnp.argmax(real), real.sum())
+            run = lambda s: self._segment(tokens, s, begin, residual, jnp.int32(0), inside)  # noqa: E731
+            shapes = jax.eval_shape(run, state)
+            skip = lambda s: (zeros_like(shapes[0]), s, *zeros_like(shapes[2:]))  # noqa: E731
+            y, state, look, learned = lax.cond(real.any(), run, skip, state)
+            return state, (y, look, learned)
+
+        state, (y, look, learned) = lax.scan(body, state, xs)
+        y = lax.dynamic_slice_in_dim(y.swapaxes(0, 1).reshape(y.shape[1], rows, -1), span.first, T, 1)
+
+        def flat(x: Array) -> Array:  # [segments, B, H, L] -> [B, H, T]
+            x = jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], rows)
+            return lax.dynamic_slice_in_dim(x, span.first, T, 2)
+
+        def join(x: Array) -> Array:
+            x = jnp.moveaxis(x, 0, 2)
+            return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+        return y, state, jax.tree.map(flat, look), jax.tree.map(join, learned)
+
+    def _segment(
+        self, tokens: Tokens, state: MACState, begin: Array | None, residual: Weights | None, at: Array, span: Span | None
+    ) -> Any:
+        """Tokens of one segment from its row `at` on, all of them or those in `span`."""
+        memory = state.memory
+        if begin is not None:
+            fresh = self.memory.init_state(1).memory
+            blank = lambda new, old: select_rows(begin, new, old) if old.ndim else old  # noqa: E731
+            memory = memory._replace(memory=jax.tree.map(blank, fresh, memory.memory))
+        starts = memory.memory.step % self.config.segment == 0
+        snapshot = select(starts, memory.memory.dual, state.snapshot)
+        h = self.retrieve(tokens.retrieval, snapshot, self.memory)
+        split = self.projections.split
+        read = _append(state.read, split(self.projections.key(h)), split(self.projections.value(h)), at, span)
+        seen = _append(state.seen, tokens.key, tokens.value, at, span)
+        y = self.projections.out(self._attend(tokens, read, seen, at))
+        m, memory, look, learned = self.memory(
+            self.memory_norm(y), memory, tokens.age, span=span, residual=residual
+        )
+        return self.combine(y, m), MACState(memory, snapshot, read, seen), look, learned
+
+    def _attend(self, tokens: Tokens, read: KV, seen: KV, at: Array) -> Array:
+        """Eq 22-23 for the rows `at` ... of a segment whose keys are in `read` and `seen`."""
+        (B, T, H, D), L = tokens.query.shape, self.config.segment
+        query, slot = at + jnp.arange(T), jnp.arange(L)
+        back = query[:, None] - slot
+        mask = (back >= 0) & (back <= tokens.age[..., None])
+        k, v = jnp.concatenate([read.keys, seen.keys], 1), jnp.concatenate([read.values, seen.values], 1)
+        q, k, v, mask = (x[:, None] for x in (tokens.query, k, v, jnp.concatenate([mask, mask], -1)))
+        return self.projections.attend(q, k, v, mask, (query, jnp.concatenate([slot, slot]))).reshape(B, T, H * D)
+
+
+def _append(cache: KV, k: Array, v: Array, at: Array, span: Span | None) -> KV:
+    """Write the rows that are tokens at slot `at`."""
+
+    def write(old: Array, new: Array) -> Array:
+        if span is not None:
+            new = jnp.where(real_rows(span, new.shape[1])[:, None, None], new, old)
+        return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
+
+    return cache._replace(keys=write(cache.keys, k), values=write(cache.values, v))
+
+
+def select_rows(rows: Array, new: Array, old: Array) -> Array:
+    """new where rows [B] holds, else old, for [B, ...]."""
+    return jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+
+def zeros_like(tree: Any) -> Any:
+    """Zeros of a tree of shapes."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

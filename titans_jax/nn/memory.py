@@ -1,0 +1,210 @@
+"""A neural memory as a layer: projections, gates, a memory a head, and the way back to the model's width."""
+
+import inspect
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from titans_jax import sharding
+from titans_jax.memory import PRESETS, Gates, Info, Memory, Restart, Rule, Span, State, Weights, miras
+from titans_jax.nn.config import MemoryConfig, ModelConfig
+from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
+
+
+class MemoryState(NamedTuple):
+    """memory: a `State` whose leaves are [B, H, ...], its step a scalar. conv: the convolution's last inputs, or None."""
+
+    memory: State
+    conv: Array | None
+
+
+class Look(NamedTuple):
+    """What there is to see of a memory layer, each [B, H, T]: `memory.Info` and the gates (keep as its channels' mean)."""
+
+    surprise: Array
+    grad_norm: Array
+    momentum_norm: Array
+    weight_norm: Array
+    clipped: Array
+    rate: Array
+    momentum: Array
+    keep: Array
+
+
+def rule_of(config: MemoryConfig) -> Rule:
+    """The rule that a configuration names; depth and expansion go to those presets that have them."""
+    preset = PRESETS[config.rule]
+    choices = {"depth": config.depth, "expansion": config.expansion}
+    return preset(config.head_dim, **{k: v for k, v in choices.items() if k in inspect.signature(preset).parameters})
+
+
+STATE_AXES = State(dual=0, learner=0, anchor=0, step=None)  # type: ignore[arg-type]
+
+
+class MemoryLayer(nnx.Module):
+    """y = W_O(RMSNorm(M_t(q_t)) * silu(x W_g)), M_t written with (k_t, v_t) under data-dependent gates.
+
+    q, k, v = SiLU(conv(x W)), q and k l2-normalised (Titans section 4.4). The memory's initial weights are parameters.
+    With persistent tokens, a stream's memory has read them before it begins (Titans Eq 28-29).
+    """
+
+    def __init__(self, config: ModelConfig, *, persistent: int = 0, rngs: nnx.Rngs) -> None:
+        c = config.memory
+        self.config, self.rule, self.dtype = c, rule_of(c), config.dtype
+        size = c.heads * c.head_dim
+        self.qkv = Linear(config.dim, 3 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
+        self.conv = Conv(c.conv, 3 * size) if c.conv else None
+        gate = dict(axes=("embed", None), scale=0.1, rngs=rngs)
+        self.rate = Linear(config.dim, c.heads, bias=0.0, **gate)
+        self.momentum = Linear(config.dim, c.heads, bias=_logit(c.momentum), **gate)
+        keeps = size if c.channel_keep else c.heads
+        self.keep = Linear(config.dim, keeps, bias=_logit(1 - c.forget), **gate)
+        self.norm = RMSNorm(c.head_dim)
+        self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
+        scale = (2 * config.depth) ** -0.5
+        self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, scale=scale, rngs=rngs)
+        fast = jax.vmap(self.rule.architecture.init)(jax.random.split(rngs.params(), c.heads))
+        self.fast = nnx.Dict({name: param(w, "heads", None, None) for name, w in fast.items()})
+        tokens = jax.random.normal(rngs.params(), (persistent, config.dim))
+        self.persistent = param(tokens, None, None) if persistent else None
+
+    @property
+    def memory(self) -> Memory:
+        """The pure functions of one sequence and one head."""
+        return miras(self.rule, chunk=self.config.chunk, clip=self.config.clip, implementation=self.config.implementation)
+
+    def initial(self) -> Weights:
+        """The learned weights [H, in, out] with which every stream begins."""
+        return {name: w[...] for name, w in self.fast.items()}
+
+    def init_state(self, batch: int) -> MemoryState:
+        """Every sequence's memory as the persistent tokens leave it, at the beginning of a chunk."""
+        state = jax.vmap(jax.vmap(self.memory.init, out_axes=STATE_AXES), axis_size=1, out_axes=STATE_AXES, in_axes=None)(
+            self.initial()
+        )
+        conv = self.conv.init_state(1, self.dtype) if self.conv else None
+        state = MemoryState(state, conv)
+        if self.persistent is not None:
+            tokens = self.persistent[...][None].astype(self.dtype)
+            age = jnp.arange(tokens.shape[1])[None]
+            _, state, _, _ = self(tokens, state, age)
+            memory = state.memory._replace(step=jnp.zeros((), jnp.int32))
+            state = state._replace(memory=memory._replace(anchor=self.rule.retention.link(memory.dual)))
+
+        def spread(x: Array) -> Array:
+            heads = "heads" if x.ndim == 4 else None
+            axes = ("batch", heads, *[None] * (x.ndim - 2))
+            return jnp.broadcast_to(x, (batch, *x.shape[1:]), out_sharding=sharding.out(*axes)) + 0
+
+        memory = jax.tree.map(lambda x: spread(x) if x.ndim else x, state.memory)
+        return MemoryState(memory, None if state.conv is None else spread(state.conv))
+
+    def heads(self, x: Array) -> Array:
+        """[B, T, H D] -> [B, H, T, D]."""
+        return x.reshape(*x.shape[:2], self.config.heads, -1).swapaxes(1, 2)
+
+    def gates(self, x: Array) -> Gates:
+        """Gates [B, H, T], keep [B, H, T, D] where it is per channel, in float32 whatever x is."""
+        x = x.astype(jnp.float32)
+        rate, momentum, keep = (self.heads(jax.nn.sigmoid(gate(x))) for gate in (self.rate, self.momentum, self.keep))
+        return Gates(
+            self.config.max_rate * rate[..., 0], momentum[..., 0], keep if self.config.channel_keep else keep[..., 0]
+        )
+
+    def __call__(
+        self,
+        x: Array,
+        state: MemoryState,
+        age: Array,
+        *,
+        span: Span | None = None,
+        restart: Array | None = None,
+        residual: Weights | None = None,
+    ) -> tuple[Array, MemoryState, Look, Weights | None]:
+        """Write and read x [B, T, E].
+
+        age: [B, T]. span: which rows are tokens. restart: [B, T] bool, where the memory begins anew (at a chunk's start).
+        residual: [B, H, chunks, in, out], what the memory below has learned. Returns y, state, what there is to see, and
+        with a residual this memory's own.
+        """
+        qkv, conv = self.qkv(x), state.conv
+        if self.conv is not None:
+            qkv, conv = self.conv(qkv, conv, age, span)
+        q, k, v = jnp.split(jax.nn.silu(qkv), 3, -1)
+        q, k, v = l2_normalise(self.heads(q)), l2_normalise(self.heads(k)), self.heads(v)
+        gates = self.gates(x)
+        y, memory, info = self._update(state.memory, q, k, v, gates, span, restart, residual)
+        y = self.merge(y) * jax.nn.silu(self.gate(x))
+        keep = gates.keep.mean(-1) if self.config.channel_keep else gates.keep
+        look = Look(*info[:5], gates.rate, gates.momentum, keep)
+        learned = None
+        if residual is not None:
+            learned = jax.tree.map(lambda anchor, w: anchor - w[:, None], info.anchors, self.initial())
+        return self.out(y), MemoryState(memory, conv), look, learned
+
+    def merge(self, y: Array) -> Array:
+        """[B, H, T, D] -> [B, T, H D], normalised by head."""
+        y = self.norm(y).swapaxes(1, 2)
+        return y.reshape(*y.shape[:2], -1)
+
+    def _update(
+        self,
+        state: State,
+        q: Array,
+        k: Array,
+        v: Array,
+        gates: Gates,
+        span: Span | None,
+        restart: Array | None,
+        residual: Weights | None,
+    ) -> tuple[Array, State, Info]:
+        """`memory.update` over batch and heads; every sequence is at the same step."""
+        fresh = None if restart is None else self.memory_at_start()
+
+        def one(
+            state: State,
+            q: Array,
+            k: Array,
+            v: Array,
+            gates: Gates,
+            restart: Array | None,
+            fresh: State | None,
+            residual: Weights | None,
+        ) -> tuple[Array, State, Info]:
+            begin = None if restart is None else Restart(restart, fresh)
+            return self.memory.update(state, q, k, v, gates, span=span, restart=begin, residual=residual)
+
+        out, axes = (0, STATE_AXES, 0), State(0, 0 if state.learner else None, 0, None)
+        heads = jax.vmap(one, in_axes=(axes, 0, 0, 0, 0, None, None if fresh is None else axes, 0), out_axes=out)
+        batch = jax.vmap(heads, in_axes=(axes, 0, 0, 0, 0, 0, None, 0), out_axes=out)
+        return batch(state, q, k, v, gates, restart, fresh, residual)
+
+    def memory_at_start(self) -> State:
+        """The state [H, ...] of a memory whose document begins."""
+        state = self.init_state(1).memory
+        return jax.tree.map(lambda x: x[0] if x.ndim else x, state)
+
+
+class Retrieve(nnx.Module):
+    """h = W(RMSNorm(M*(q))), q = l2(SiLU(x W_Q)): a read without a write (Titans Eq 21)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        size = config.memory.heads * config.memory.head_dim
+        self.query = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
+        self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, q: Array, weights: Weights, layer: MemoryLayer) -> Array:
+        """q: [B, T, H D] from `query`; weights: [B, H, in, out] dual of a memory of `layer`. Returns h [B, T, E]."""
+        q = l2_normalise(layer.heads(jax.nn.silu(q)))
+
+        def read(weights: Weights, q: Array) -> Array:
+            return layer.memory.read(State(weights, (), weights, jnp.zeros((), jnp.int32)), q)
+
+        return self.out(layer.merge(jax.vmap(jax.vmap(read))(weights, q)))
+
+
+def _logit(p: float) -> float:
+    return float(jax.numpy.log(p / (1 - p)))

@@ -1,0 +1,134 @@
+"""The language model: embedding, a scan over layers, logits."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from titans_jax import sharding
+from titans_jax.memory.scan import grid
+from titans_jax.nn.blocks import LMM, MAG, MAL, Block, Stream, Transformer, no_values
+from titans_jax.nn.config import MEMORY_BLOCKS, ModelConfig
+from titans_jax.nn.layers import Linear, RMSNorm, param, positions_of
+from titans_jax.nn.mac import MAC
+from titans_jax.nn.memory import Look
+
+BLOCKS: dict[str, type[Block]] = {"lmm": LMM, "mac": MAC, "mag": MAG, "mal": MAL, "transformer": Transformer}
+
+
+class LMState(NamedTuple):
+    """A stream's state: one state per block of the pattern, stacked over its layers; age [B] tokens into the document."""
+
+    blocks: tuple[Any, ...]
+    age: Array
+
+
+class LM(nnx.Module):
+    """Tokens to logits, one text for training, prefill and decode: `logits, state, look = model(tokens, state)`.
+
+    The layers of each block of the pattern are stacked and scanned, so compile time does not grow with depth.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from titans_jax.nn import LM, MemoryConfig, ModelConfig
+    >>> memory = MemoryConfig(chunk=8, heads=2, head_dim=8)
+    >>> model = LM(ModelConfig(dim=16, depth=2, heads=2, head_dim=8, segment=8, memory=memory), rngs=nnx.Rngs(0))
+    >>> state = model.init_state(batch=1)
+    >>> logits, state, look = model(jnp.arange(10)[None], state)     # any length at any offset
+    >>> logits, state, look = model(jnp.array([[10]]), state)        # the same call decodes
+    >>> logits.shape, look.surprise.shape                            # surprise: [layers, B, heads, T]
+    ((1, 1, 257), (2, 1, 2, 1))
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        config.check()
+        self.config = config
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.dim)) * 0.02
+        self.embedding = param(embedding, "vocab", "embed")
+        self.positions = positions_of(config.positions, config.dim, config.segment, config.context, rngs)
+
+        def stack(name: str) -> Block:
+            keys = jax.random.split(rngs.params(), config.depth // len(config.pattern))
+            return jax.vmap(lambda key: BLOCKS[name](config, rngs=nnx.Rngs(key)))(keys)
+
+        self.blocks = nnx.List([stack(name) for name in config.pattern])
+        self.norm = RMSNorm(config.dim)
+        self.head = Linear(config.dim, config.vocab_size, ("embed", "vocab"), dtype=config.dtype, scale=0.5, rngs=rngs)
+
+    def init_state(self, batch: int) -> LMState:
+        """The state before the first token, of fixed size for ever; it depends on the parameters."""
+        blocks = tuple(jax.vmap(lambda block: block.init_state(batch))(stack) for stack in self.blocks)
+        return LMState(blocks, sharding.place(jnp.zeros(batch, jnp.int32), "batch"))
+
+    def __call__(
+        self, tokens: Array, state: LMState, restart: Array | None = None
+    ) -> tuple[Array, LMState, Look | None]:
+        """Read tokens and predict each one's successor.
+
+        Args:
+          tokens: [B, T] int, T >= 1.
+          state: of `init_state` or of an earlier call.
+          restart: None, or [B, T] bool where a document begins: nothing before is seen from there on. Memories begin
+            anew at a chunk's start only (MAC: at a segment's), so documents must be laid out on multiples of it.
+
+        Returns:
+          logits [B, T, vocab_size] float32; the state after the tokens; a `Look` of [layers, B, H, T] leaves at the
+          memories, None without any.
+
+        Raises:
+          ValueError: full attention over more than `context` tokens in one call.
+        """
+        c, (B, T) = self.config, tokens.shape
+        age = _ages(state.age, restart, T)
+        x = self.embed(tokens, age)
+        values = no_values(c, B, T) if c.value_residual and c.pattern != ("lmm",) else None
+        first = Stream(x, age, restart, values, self._nothing_learned(B, T) if c.weight_residual else None)
+
+        def layer(carry: Any, layers: Any) -> Any:
+            stream = first._replace(x=carry[0], values=carry[1], learned=carry[2])
+            states, looks = [], []
+            for block, block_state in zip(*layers, strict=True):
+                stream, block_state, look = block(stream, block_state)
+                states.append(block_state)
+                looks += [] if look is None else [look]
+            seen = jax.tree.map(lambda *x: jnp.stack(x), *looks) if looks else None
+            return (stream.x, stream.values, stream.learned), (tuple(states), seen)
+
+        body = jax.checkpoint(layer) if c.remat else layer
+        carry = (first.x, first.values, first.learned)
+        (x, _, _), (blocks, look) = lax.scan(body, carry, (tuple(self.blocks), state.blocks))
+        look = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), look)
+        logits = self.head(self.norm(x)).astype(jnp.float32)
+        return logits, LMState(blocks, age[:, -1] + 1), look
+
+    def embed(self, tokens: Array, age: Array) -> Array:
+        """[B, T] -> [B, T, E], with added positions where the configuration has them."""
+        table = sharding.gather(self.embedding[...], "vocab", "embed")
+        x = table.at[tokens].get(out_sharding=sharding.out("batch", None, None)) * self.config.dim**0.5
+        if self.positions is not None:
+            x = x + self.positions(age)
+        return x.astype(self.config.dtype)
+
+    def _nothing_learned(self, batch: int, length: int) -> Any:
+        """Zeros [B, H, chunks, in, out] for the first layer, as many chunks as the call touches."""
+        c = self.config
+        size = c.segment if "mac" in c.pattern and length > 1 else c.memory.chunk
+        chunks = grid(length, size, jnp.int32(0))[0] // c.memory.chunk if length > 1 else 1
+        block = self.blocks[next(i for i, name in enumerate(c.pattern) if name in MEMORY_BLOCKS)]
+        fast = block.memory.fast  # type: ignore[attr-defined]  # stacked [layers, H, in, out]
+        return {
+            name: sharding.place(jnp.zeros((batch, w.shape[1], chunks, *w.shape[2:])), "batch", *[None] * 4)
+            for name, w in fast.items()
+        }
+
+
+def _ages(age: Array, restart: Array | None, length: int) -> Array:
+    """[B, T] tokens since the document began, from the carried age [B]."""
+    running = age[:, None] + jnp.arange(length)
+    if restart is None:
+        return running
+    at = jnp.arange(length)
+    last = lax.cummax(jnp.where(restart, at, -1), axis=1)
+    return jnp.where(last >= 0, at - last, running)

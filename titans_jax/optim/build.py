@@ -1,0 +1,192 @@
+"""From an `OptimConfig` to one optax transformation: clip, direction by name, weight decay, rate, accumulation."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters follow their gradients. A step is one batch read, here and in `build`."""
+
+    name: str = "adamw"
+    """A row of OPTIMIZERS."""
+    peak_rate: float = 1e-3
+    """The learning rate at the end of the warm-up."""
+    schedule: str = "cosine"
+    """A row of SCHEDULES: what the rate does after the warm-up."""
+    warmup: int = 100
+    """Steps over which the rate grows linearly to its peak."""
+    final_fraction: float = 0.1
+    """The last rate as a fraction of the peak (cosine, linear, wsd)."""
+    decay_fraction: float = 0.2
+    """The last share of the steps after the warm-up in which wsd decays."""
+    weight_decay: float = 0.1
+    """Decoupled and scaled by the rate, on matrices only (see `decays`)."""
+    b1: float = 0.9
+    """Decay of the first moment; the momentum of sgd and muon."""
+    b2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip: float | None = 1.0
+    """Largest global norm of a gradient; None for no limit."""
+    accumulation: int = 1
+    """Batches whose mean gradient makes one update."""
+
+    def __post_init__(self) -> None:
+        _known("name", self.name, OPTIMIZERS)
+        _known("schedule", self.schedule, SCHEDULES)
+        for field in ("peak_rate", "warmup", "weight_decay"):
+            _require(field, getattr(self, field), "0 or more", lambda x: 0 <= x < math.inf)
+        for field in ("final_fraction", "decay_fraction"):
+            _require(field, getattr(self, field), "between 0 and 1", lambda x: 0 <= x <= 1)
+        for field in ("b1", "b2"):
+            _require(field, getattr(self, field), "at least 0 and below 1", lambda x: 0 <= x < 1)
+        _require("eps", self.eps, "above 0", lambda x: 0 < x < math.inf)
+        _require("clip", self.clip, "above 0, or None", lambda x: x is None or 0 < x < math.inf)
+        _require("accumulation", self.accumulation, "1 or more", lambda x: x >= 1)
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The rate at step t of a run of `steps` steps.
+
+    rate(t) = peak_rate (t + 1) / (warmup + 1) for t < warmup, so that the first step already moves;
+    rate(t) = peak_rate f(u) from there on, u = (t - warmup) / (steps - warmup) in [0, 1], f by SCHEDULES. A run no
+    longer than its warm-up ends while the rate still grows.
+
+    Raises:
+        ValueError: steps below 1.
+
+    >>> rate = learning_rate(OptimConfig(peak_rate=1.0, warmup=1, schedule="linear", final_fraction=0.0), steps=5)
+    >>> [float(rate(t)) for t in range(6)]
+    [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    _require("steps", steps, "1 or more", lambda x: x >= 1)
+    shape = SCHEDULES[config.schedule]
+
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((t - config.warmup) / max(steps - config.warmup, 1), 0, 1)
+        growing = (t + 1) / (config.warmup + 1)
+        return config.peak_rate * jnp.where(t < config.warmup, growing, shape(config, t, progress))
+
+    return rate
+
+
+def build(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The transformation to call with the gradient of every batch of a run of `steps` batches.
+
+    params -= rate(t) (direction(clip(gradient)) + weight_decay params), the decay where `decays` says so. With
+    accumulation k, k - 1 calls of k return zeros and the k-th applies the mean of the k gradients, with the rate of
+    the first of them; that equals one batch k times larger when the k batches count equally many tokens.
+
+    Raises:
+        ValueError: steps below 1.
+    """
+    rate = learning_rate(config, steps)
+    transformation = optax.chain(
+        optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        OPTIMIZERS[config.name](config),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.scale_by_learning_rate(lambda update: rate(update * config.accumulation)),
+    )
+    if config.accumulation == 1:
+        return transformation
+    return optax.MultiSteps(transformation, config.accumulation).gradient_transformation()
+
+
+def decays(params: PyTree) -> PyTree:
+    """Which leaves lose weight: a tree of bools like `params`.
+
+    Decided by name, as stacked layers give a bias two axes: a leaf called `kernel` or `embedding` decays; scales,
+    biases, tokens, and everything below a name that contains `fast` (the weights a memory starts from) do not.
+
+    >>> decays({"proj": {"kernel": 0.0, "bias": 0.0}, "fast": {"kernel": 0.0}})
+    {'fast': {'kernel': False}, 'proj': {'bias': False, 'kernel': True}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_named(path, "kernel", "embedding"), params)
+
+
+def _is_named(path: tuple[Any, ...], *names: str) -> bool:
+    """Whether the leaf at the path bears one of the names, outside the fast weights."""
+    # nnx.State keeps each array under its variable's `value`, a plain dict does not.
+    parts = [part for part in jax.tree_util.keystr(path, simple=True, separator="/").split("/") if part != "value"]
+    return bool(parts) and parts[-1] in names and not any("fast" in part for part in parts)
+
+
+def _muon(config: OptimConfig) -> optax.GradientTransformation:
+    """Orthogonalised momentum for kernels, Adam for the rest, at one rate (Liu et al. 2025, equation 4)."""
+
+    def labels(params: PyTree) -> PyTree:
+        def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
+            return "muon" if _is_named(path, "kernel") and leaf.ndim >= 2 else "adam"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    def axes(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(-2, -1), params)
+
+    def like_adam(updates: PyTree, _: PyTree) -> PyTree:
+        return jax.tree.map(lambda u: 0.2 * math.sqrt(max(u.shape[-2:])) * u, updates)
+
+    muon = optax.chain(
+        contrib.scale_by_muon(beta=config.b1, eps=config.eps, weight_dimension_numbers=axes),
+        optax.stateless(like_adam),
+    )
+    return optax.partition({"muon": muon, "adam": _adam(config)}, labels)
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.b1, config.b2, config.eps)
+
+
+def _rsqrt(config: OptimConfig, t: jax.Array, progress: jax.Array) -> jax.Array:
+    anchor = max(config.warmup, 1)
+    return jnp.sqrt(anchor / jnp.maximum(t, anchor))
+
+
+def _to_final(config: OptimConfig, remaining: jax.Array) -> jax.Array:
+    return config.final_fraction + (1 - config.final_fraction) * remaining
+
+
+Shape = Callable[[OptimConfig, jax.Array, jax.Array], jax.Array]
+"""(config, step, progress after the warm-up in [0, 1]) -> rate / peak_rate."""
+
+SCHEDULES: dict[str, Shape] = {
+    "constant": lambda config, t, progress: jnp.ones_like(t),
+    "cosine": lambda config, t, progress: _to_final(config, (1 + jnp.cos(jnp.pi * progress)) / 2),
+    "linear": lambda config, t, progress: _to_final(config, 1 - progress),
+    "rsqrt": _rsqrt,
+    "wsd": lambda config, t, progress: _to_final(
+        config, jnp.minimum(1, (1 - progress) / max(config.decay_fraction, 1e-6))
+    ),
+}
+
+OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+    "adamw": _adam,
+    "lion": lambda config: optax.scale_by_lion(config.b1, config.b2),
+    "muon": _muon,
+    "sgd": lambda config: optax.trace(config.b1),
+}
+
+
+def _known(field: str, name: str, table: Iterable[str]) -> None:
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "known are " + ", ".join(table)
+        raise ValueError(f"optim: {field} {name!r} is unknown; {hint}")
+
+
+def _require(field: str, value: Any, right: str, holds: Callable[[Any], bool]) -> None:
+    if not holds(value):
+        raise ValueError(f"optim: {field} is {value}, it must be {right}")

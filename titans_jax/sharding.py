@@ -1,0 +1,104 @@
+"""One record from logical axes to the mesh; the model names logical axes only and never holds a mesh.
+
+Under `jax.set_mesh(make_mesh("data=4,fsdp=2"))` activations are split over the batch, parameters over "fsdp" (gathered
+where they are used) and "tensor" (heads, hidden units, vocabulary); without a mesh every function here does nothing.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axes. `embed` is the parameters' model width: stored in parts, gathered at use."""
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    hidden: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+
+    def spec(self, mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], *, gathered: bool = False) -> PartitionSpec:
+        """The partition of an array with these logical axes; `gathered` leaves `embed` whole."""
+
+        def one(axis: str | None) -> tuple[str, ...] | None:
+            if axis is None or (gathered and axis == "embed"):
+                return None
+            return tuple(a for a in getattr(self, axis) if a in mesh.shape) or None
+
+        return PartitionSpec(*map(one, axes))
+
+
+RULES = Rules()
+
+
+def make_mesh(spec: str) -> Mesh:
+    """A mesh with explicit axes from "data=4,fsdp=2"; an empty string takes every device for data.
+
+    Raises ValueError for an unknown axis, a size that is no positive number, or sizes that do not match the devices.
+    """
+    sizes = {"data": jax.device_count()} if not spec else _parse(spec)
+    if math.prod(sizes.values()) != jax.device_count():
+        raise ValueError(f"mesh: {spec!r} is {math.prod(sizes.values())} devices, there are {jax.device_count()}")
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
+
+
+def _parse(spec: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for part in spec.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in MESH_AXES or not size.isdigit() or int(size) < 1 or axis in sizes:
+            raise ValueError(f"mesh: {part!r} in {spec!r}; write e.g. data=4,fsdp=2 with axes {', '.join(MESH_AXES)}")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def active() -> AbstractMesh | None:
+    """The mesh of `jax.set_mesh`, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def out(*axes: str | None) -> PartitionSpec | None:
+    """`out_sharding=` for a contraction whose result has these logical axes."""
+    mesh = active()
+    return None if mesh is None else RULES.spec(mesh, axes)
+
+
+def place(x: Array, *axes: str | None) -> Array:
+    """Reshard an activation to its logical axes."""
+    mesh = active()
+    return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes))
+
+
+def gather(x: Array, *axes: str | None) -> Array:
+    """A parameter as it is used: whole over "fsdp", still split over "tensor"."""
+    mesh = active()
+    return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, gathered=True))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split over the batch, the first axis."""
+    return NamedSharding(mesh, RULES.spec(mesh, ("batch",)))
+
+
+def param_shardings(axes: Any, params: Any, mesh: Mesh) -> Any:
+    """The sharding of every parameter: `axes` holds for each leaf of `params` its logical axes, without layer stacking.
+
+    An axis whose size its mesh axes do not divide is left whole. Returns a tree like `params` of NamedSharding.
+    """
+
+    def one(names: tuple[str | None, ...], x: Array) -> NamedSharding:
+        names = (None,) * (x.ndim - len(names)) + names
+        spec = RULES.spec(mesh, names)
+        fits = [a if a and n % math.prod(mesh.shape[m] for m in a) == 0 else None for a, n in zip(spec, x.shape)]
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree.map(one, axes, params, is_leaf=lambda x: isinstance(x, tuple))

@@ -1,0 +1,19 @@
+"""Training: one pure step, the loop around it, and what a run leaves behind."""
+
+from titans_jax.training.command import command, guard
+from titans_jax.training.guards import Diverged, Stopped, memory_advice
+from titans_jax.training.loop import load, run
+from titans_jax.training.step import TrainState, define, make_step
+
+__all__ = [
+    "Diverged",
+    "Stopped",
+    "TrainState",
+    "command",
+    "define",
+    "guard",
+    "load",
+    "make_step",
+    "memory_advice",
+    "run",
+]

@@ -1,0 +1,52 @@
+"""What can end a run early: numbers that are no longer finite, a signal, too little memory."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import jax
+
+
+class Diverged(Exception):
+    """The loss or its gradient is no longer a finite number; the message says where."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; everything needed to go on is saved."""
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets; a second one interrupts at once. In a thread, signals stay as they are."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def memory_advice() -> Iterator[None]:
+    """Turn a device's out-of-memory error into a MemoryError that says what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            "out of device memory; lower --data.batch (and raise --optim.accumulation to keep the batch's size), "
+            "shorten --data.sequence, or set --model.remat, --model.dtype bfloat16 or more devices on --mesh fsdp="
+        ) from error

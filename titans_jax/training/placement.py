@@ -1,0 +1,62 @@
+"""Where a run's arrays live: on one device as they are, on several by the mesh."""
+
+import contextlib
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from titans_jax import sharding
+from titans_jax.data import DataConfig
+
+
+class Placement(NamedTuple):
+    """mesh: None on a single device. batch: for arrays [B, ...]. whole: for arrays that every device has."""
+
+    mesh: Mesh | None
+    batch: Sharding
+    whole: Sharding
+
+    @classmethod
+    def of(cls, spec: str) -> "Placement":
+        """The placement for a mesh such as "data=4,fsdp=2"; "" takes every device for data. Raises ValueError."""
+        if not spec and jax.device_count() == 1:
+            device = SingleDeviceSharding(jax.devices()[0])
+            return cls(None, device, device)
+        mesh = sharding.make_mesh(spec)
+        return cls(mesh, sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec()))
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts a batch is cut."""
+        if self.mesh is None or not isinstance(self.batch, NamedSharding):
+            return 1
+        axes = self.batch.spec[0]
+        return math.prod(self.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+    def active(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which everything on the mesh is made and called."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def params(self, axes: Any, abstract: Any) -> Any:
+        """The sharding of every parameter, from its logical axes and its shape."""
+        return self.whole if self.mesh is None else sharding.param_shardings(axes, abstract, self.mesh)
+
+    def abstract_batch(self, config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `device_batch` gives, as shapes: so the step can be compiled before the data are read."""
+        shape = (config.batch, config.sequence)
+        types = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.float32, "restart": jnp.bool}
+        return {name: jax.ShapeDtypeStruct(shape, types[name], sharding=self.batch) for name in _names(config)}
+
+    def device_batch(self, local: Mapping[str, np.ndarray], config: DataConfig) -> dict[str, jax.Array]:
+        """This host's part of a training batch, in its place."""
+        return {name: jax.make_array_from_process_local_data(self.batch, local[name]) for name in _names(config)}
+
+
+def _names(config: DataConfig) -> tuple[str, ...]:
+    """A batch's arrays; `restart` only where a document can begin, because a memory that may restart does more work."""
+    return ("inputs", "targets", "mask", *(("restart",) if config.packing == "documents" else ()))

@@ -1,0 +1,103 @@
+"""One training step as a pure function: gradient, update, and what there is to look at."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from titans_jax.config import TrainConfig
+from titans_jax.loss import cross_entropy
+from titans_jax.nn import LM, ModelConfig
+
+Batch = Mapping[str, Array]
+
+
+class TrainState(NamedTuple):
+    """What a step changes, and what a checkpoint holds besides the data's cursor.
+
+    params: the model's arrays by name. optimizer: optax' state. key: what the run's samples are drawn from.
+    """
+
+    params: Any
+    optimizer: Any
+    key: Array
+
+
+class Definition(NamedTuple):
+    """A model before it has arrays: `model(init(key))` is an LM.
+
+    init: key -> params, which may be compiled. axes: the logical axes of each parameter, for `sharding`.
+    """
+
+    graphdef: Any
+    init: Callable[[Array], Any]
+    axes: Any
+
+    def model(self, params: Any) -> LM:
+        """The model with these parameters."""
+        return nnx.merge(self.graphdef, params)
+
+
+def define(config: ModelConfig) -> Definition:
+    """The model that a configuration describes, at no cost: nothing is computed."""
+    static = []
+
+    def build(key: Array) -> Any:
+        graphdef, params = nnx.split(LM(config, rngs=nnx.Rngs(key)))
+        static.append((graphdef, jax.tree.map(_axes, params, is_leaf=_is_variable)))
+        return nnx.to_pure_dict(params)
+
+    jax.eval_shape(build, jax.random.key(0))
+    graphdef, axes = static[0]
+    return Definition(graphdef, build, nnx.to_pure_dict(axes))
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
+    return variable.get_metadata().get("axes", ())
+
+
+def make_step(
+    graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """`step(state, batch) -> state, metrics`, compiled when it is called; the state given is used up.
+
+    metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and grad_norm, and memory: what
+    the memory's info says, by layer.
+    """
+
+    def loss_of(params: Any, batch: Batch) -> tuple[Array, Any]:
+        model = nnx.merge(graphdef, params)
+        state = model.init_state(batch["inputs"].shape[0])
+        logits, _, info = model(batch["inputs"], state, batch.get("restart"))
+        loss, sums = cross_entropy(
+            logits, batch["targets"], batch["mask"], label_smoothing=train.label_smoothing, z_loss=train.z_loss
+        )
+        return loss, (sums, info)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        (loss, (sums, info)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradients),
+            "nll": sums["nll"] / jnp.maximum(sums["tokens"], 1),
+            "accuracy": sums["correct"] / jnp.maximum(sums["tokens"], 1),
+            "memory": by_layer(info),
+        }
+        return TrainState(params, optimizer_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def by_layer(info: Any) -> Any:
+    """The mean over rows, heads and tokens of each [layers, ...] array of a model's info: [layers] each."""
+    return jax.tree.map(lambda x: jnp.mean(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32), info)

@@ -1,0 +1,8 @@
+"""Train a model: `python train.py tiny`. `python train.py --help` lists the configs, `tiny --help` its fields."""
+
+import sys
+
+from titans_jax import training
+
+if __name__ == "__main__":
+    sys.exit(training.command(sys.argv[1:], prog="train.py"))
