@@ -22,5 +22,5 @@ def get_config() -> Experiment:
         ),
         data=DataConfig(corpus="moby-dick", tokenizer="bytes", sequence=512, batch=8),
         optim=OptimConfig(peak_rate=3e-3, warmup=50),
-        train=TrainConfig(steps=600, eval_every=100, save_every=100, prompt="CHAPTER"),
+        train=TrainConfig(steps=600, eval_every=200, save_every=100, prompt="CHAPTER"),
     )

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from titans_jax.decode import Sampling, Text, draw, generate, keep_min_p, keep_top_k, keep_top_p, prefill
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
+from titans_jax.training import define
 
 VOCABULARY = 32
 
@@ -16,9 +16,16 @@ VOCABULARY = 32
 def model() -> LM:
     memory = MemoryConfig(heads=1, head_dim=8, expansion=2, chunk=8)
     config = ModelConfig(block="lmm", vocab_size=VOCABULARY, dim=16, depth=1, persistent=1, memory=memory)
-    graphdef, params = nnx.split(LM(config, rngs=nnx.Rngs(0)))
+    definition = define(config)
+    params = jax.jit(definition.init)(jax.random.key(0))
     # Larger than at the start of training, so that the likeliest token is not decided by rounding.
-    return nnx.merge(graphdef, jax.tree.map(lambda x: x * 1.5 if x.ndim > 1 else x, params))
+    return definition.model(jax.tree.map(lambda x: x * 1.5 if x.ndim > 1 else x, params))
+
+
+@pytest.fixture(scope="module")
+def at_once(model):
+    """Two rows of tokens read in one call: logits, state."""
+    return jax.jit(lambda tokens: model(tokens, model.init_state(2))[:2])
 
 
 def tokens(*shape: int, seed: int = 0) -> np.ndarray:
@@ -70,18 +77,18 @@ def test_sampling_options_out_of_range_are_refused(wrong):
         Sampling(**wrong)
 
 
-def test_greedy_decode_is_the_argmax_of_one_teacher_forced_call(model):
+def test_greedy_decode_is_the_argmax_of_one_teacher_forced_call(model, at_once):
     prompt = tokens(2, 11)
     written = generate(model, prompt, length=20, temperature=0, segment=8)
     whole = np.concatenate([prompt, written], axis=1)
-    logits, _, _ = model(jnp.array(whole), model.init_state(2))
+    logits, _ = at_once(whole)
     np.testing.assert_array_equal(written, np.argmax(logits, -1)[:, 10:-1])
 
 
-def test_a_prompt_read_in_segments_is_the_prompt_read_at_once(model):
-    prompt = tokens(2, 21, seed=3)
+def test_a_prompt_read_in_segments_is_the_prompt_read_at_once(model, at_once):
+    prompt = tokens(2, 31, seed=3)
     logits, state = prefill(model, prompt, segment=8)
-    whole, expected, _ = model(jnp.array(prompt), model.init_state(2))
+    whole, expected = at_once(prompt)
     np.testing.assert_allclose(logits, whole[:, -1], atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state, expected)
 

@@ -17,12 +17,13 @@ from titans_jax.evaluation import evaluate
 from titans_jax.metrics import read_records
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.optim import OptimConfig
+from titans_jax.training.guards import stop_requested
 
 OPTIONS = {
     "--model.block": "transformer",
     "--model.vocab-size": 256,
     "--model.dim": 16,
-    "--model.depth": 2,
+    "--model.depth": 1,
     "--model.heads": 1,
     "--model.head-dim": 8,
     "--model.window": 16,
@@ -63,7 +64,7 @@ def shared_compilations(compilation_cache):
 def experiment(folder: Path, **train) -> Experiment:
     return Experiment(
         name="small",
-        model=ModelConfig(block="transformer", vocab_size=256, dim=16, depth=2, heads=1, head_dim=8, window=16),
+        model=ModelConfig(block="transformer", vocab_size=256, dim=16, depth=1, heads=1, head_dim=8, window=16),
         data=DataConfig(sequence=32, batch=4),
         optim=OptimConfig(peak_rate=1e-2, warmup=2),
         train=TrainConfig(**{"steps": 12, "log_every": 1, "eval_every": 6, "eval_batches": 2, "sample": 4, **train}),
@@ -157,10 +158,33 @@ def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys):
     assert not (tmp_path / "result.json").exists()
 
 
+def test_a_signal_is_noted_and_a_second_one_interrupts():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stop_requested() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_too_little_memory_is_met_with_advice(capsys):
+    def run() -> None:
+        with training.memory_advice():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    assert training.guard(run, prog="train.py") == 2
+    said = capsys.readouterr().err
+    for advice in ("--data.batch", "--optim.accumulation", "--data.sequence", "--model.remat", "bfloat16"):
+        assert advice in said
+    with pytest.raises(jax.errors.JaxRuntimeError), training.memory_advice():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
 def test_starting_over_forgets_the_earlier_run(tmp_path):
-    training.run(experiment(tmp_path, steps=3, eval_every=3))
+    training.run(experiment(tmp_path, steps=2))
     first = losses(tmp_path)
-    training.run(replace(experiment(tmp_path, steps=2, eval_every=2, seed=1)), resume=False)
+    training.run(experiment(tmp_path, steps=2, seed=1), resume=False)
     second = losses(tmp_path)
     assert [step for step, _, _ in second] == [1, 2, 2] and second[0] != first[0]
 
@@ -170,7 +194,7 @@ def memory_model():
     memory = MemoryConfig(heads=1, head_dim=8, expansion=2, chunk=8)
     settings = ModelConfig(block="lmm", vocab_size=256, dim=16, depth=1, persistent=0, memory=memory)
     definition = training.define(settings)
-    return definition.model(definition.init(jax.random.key(0)))
+    return definition.model(jax.jit(definition.init)(jax.random.key(0)))
 
 
 def test_evaluation_scores_each_token_before_the_memory_has_read_it(memory_model):

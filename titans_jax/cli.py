@@ -103,10 +103,12 @@ def generate_text(options: argparse.Namespace) -> None:
     rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
     texts = [Text(tokenizer.decode, options.stop) for _ in rows]
     alone = len(rows) == 1
+    times: list[float] = []
     with training.memory_advice(), contextlib.ExitStack() as stack:
         bar = None if alone else stack.enter_context(metrics.progress(options.length * len(rows), "generate"))
 
         def heard(row: int, token: int) -> bool:
+            times.append(time.perf_counter())
             piece = texts[row].add(token)
             if bar is None:
                 print(piece, end="", flush=True)
@@ -115,18 +117,17 @@ def generate_text(options: argparse.Namespace) -> None:
             return texts[row].ended
 
         print(prompts[0] if alone else "", end="", flush=True)
-        begun = time.perf_counter()
         key = jax.random.key(options.seed)
-        written = generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=heard)
-        seconds = time.perf_counter() - begun
+        generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=heard)
     rest = [text.finish() for text in texts]
     samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
     print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
     folder = _output(options, "generate")
     (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "samples.txt").write_text("\n\n".join(samples) + "\n", encoding="utf-8")
-    count = sum(map(len, written))
-    result = {"samples": len(rows), "tokens": count, "tokens_per_second": count / seconds, "seed": options.seed}
+    # From the first token on: before it, the prompt is read and the model compiled.
+    rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    result = {"samples": len(rows), "tokens": len(times), "tokens_per_second": rate, "seed": options.seed}
     result |= {**asdict(sampling), "checkpoint": str(options.checkpoint), "step": step}
     metrics.write_result(folder, result)
 

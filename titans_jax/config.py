@@ -146,7 +146,7 @@ def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
 
 def _meant(wrong: str, known: typing.Iterable[str]) -> str:
     """`; did you mean X?`, when something known is near: by the whole name, or else by its last part."""
-    known = list(known)
+    known = sorted(known, key=lambda name: (name.count("."), name))  # of equals, the outermost
     near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
     if not near:
         last = {name.rpartition(".")[2].lstrip("-"): name for name in reversed(known)}
@@ -177,7 +177,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(hint)
         for key in value:
             if key not in hints:
-                raise ValueError(f"{where}.{key} is no field of {hint.__name__}{_meant(key, hints)}")
+                raise ValueError(f"{where}.{key} is no field of {typing.cast(type, hint).__name__}{_meant(key, hints)}")
         return typing.cast(Any, hint)(**{key: _parse(hints[key], v, f"{where}.{key}") for key, v in value.items()})
     if origin in (typing.Union, types.UnionType):
         for option in arguments:

@@ -99,6 +99,11 @@ def _advance(graphdef: Any, params: Any, state: Any, tokens: Array) -> tuple[Arr
     return logits[:, -1], state
 
 
+@partial(jax.jit, static_argnums=(0, 2))
+def _begin(graphdef: Any, params: Any, batch: int) -> Any:
+    return nnx.merge(graphdef, params).init_state(batch)
+
+
 @partial(jax.jit, static_argnums=3)
 def _draw(logits: Array, keys: Array, index: Array, sampling: Sampling) -> Array:
     return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
@@ -119,7 +124,7 @@ def prefill(model: LM, tokens: ArrayLike, *, segment: int = 64) -> tuple[Array, 
         raise ValueError(f"the prompt holds token {wrong}, outside the model's vocabulary of {vocabulary}")
     graphdef, params = nnx.split(model)
     # A copy, because the state is given away to each call, and a first state may share arrays with the parameters.
-    state = jax.tree.map(partial(jnp.array, copy=True), model.init_state(len(tokens)))
+    state = jax.tree.map(partial(jnp.array, copy=True), _begin(graphdef, params, len(tokens)))
     whole = tokens.shape[1] // segment * segment
     widths = [segment] * (whole // segment) + [1] * (tokens.shape[1] - whole)
     for end, width in zip(np.cumsum(widths), widths, strict=True):

@@ -6,12 +6,15 @@ where they are used) and "tensor" (heads, hidden units, vocabulary); without a m
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+Axes = tuple[str, ...]
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
@@ -25,15 +28,26 @@ class Rules:
     hidden: tuple[str, ...] = ("tensor",)
     vocab: tuple[str, ...] = ("tensor",)
 
-    def spec(self, mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], *, gathered: bool = False) -> PartitionSpec:
-        """The partition of an array with these logical axes; `gathered` leaves `embed` whole."""
+    def spec(
+        self,
+        mesh: Mesh | AbstractMesh,
+        axes: tuple[str | None, ...],
+        shape: tuple[int, ...] | None = None,
+        *,
+        gathered: bool = False,
+    ) -> PartitionSpec:
+        """The partition of an array with these logical axes; `gathered` leaves `embed` whole.
 
-        def one(axis: str | None) -> tuple[str, ...] | None:
+        Given its shape, an axis whose size its mesh axes do not divide is left whole.
+        """
+
+        def one(axis: str | None, size: int) -> tuple[str, ...] | None:
             if axis is None or (gathered and axis == "embed"):
                 return None
-            return tuple(a for a in getattr(self, axis) if a in mesh.shape) or None
+            names = tuple(a for a in getattr(self, axis) if a in mesh.shape)
+            return names if names and size % math.prod(mesh.shape[a] for a in names) == 0 else None
 
-        return PartitionSpec(*map(one, axes))
+        return PartitionSpec(*map(one, axes, shape or (0,) * len(axes)))
 
 
 RULES = Rules()
@@ -66,22 +80,51 @@ def active() -> AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
-def out(*axes: str | None) -> PartitionSpec | None:
-    """`out_sharding=` for a contraction whose result has these logical axes."""
+def out(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec | None:
+    """`out_sharding=` for an operation whose result has this shape and these logical axes."""
     mesh = active()
-    return None if mesh is None else RULES.spec(mesh, axes)
+    return None if mesh is None else RULES.spec(mesh, axes, shape)
 
 
 def place(x: Array, *axes: str | None) -> Array:
     """Reshard an activation to its logical axes."""
     mesh = active()
-    return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes))
+    return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape))
 
 
 def gather(x: Array, *axes: str | None) -> Array:
     """A parameter as it is used: whole over "fsdp", still split over "tensor"."""
     mesh = active()
-    return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, gathered=True))
+    return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape, gathered=True))
+
+
+def local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
+    """f(*arguments), run by each device on its own rows and heads: what f calls need not know of the mesh.
+
+    inputs, outputs: the logical axes that come first in the leaves of each argument and result, () for a scalar. f must
+    treat every entry of these axes apart. Without a mesh this is a plain call.
+    """
+    mesh = active()
+    if mesh is None:
+        return f(*arguments)
+    arguments = jax.tree.map(jnp.asarray, arguments)
+    sizes: dict[str, int] = {}
+
+    def over(act: Callable[[Axes, Any], Any], *trees: Any) -> Any:
+        return jax.tree.map(act, *trees, is_leaf=lambda x: type(x) is tuple and all(isinstance(a, str) for a in x))
+
+    def note(axes: Axes, tree: Any) -> None:
+        for x in jax.tree.leaves(tree):
+            sizes.update(zip(axes, x.shape, strict=False))
+
+    def spec(axes: Axes) -> PartitionSpec:
+        return RULES.spec(mesh, axes, tuple(sizes[axis] for axis in axes))
+
+    over(note, inputs, arguments)
+    arguments = over(
+        lambda axes, tree: jax.tree.map(lambda x: jax.sharding.reshard(x, spec(axes)), tree), inputs, arguments
+    )
+    return jax.shard_map(f, in_specs=over(spec, inputs), out_specs=over(spec, outputs), check_vma=False)(*arguments)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -97,8 +140,6 @@ def param_shardings(axes: Any, params: Any, mesh: Mesh) -> Any:
 
     def one(names: tuple[str | None, ...], x: Array) -> NamedSharding:
         names = (None,) * (x.ndim - len(names)) + names
-        spec = RULES.spec(mesh, names)
-        fits = [a if a and n % math.prod(mesh.shape[m] for m in a) == 0 else None for a, n in zip(spec, x.shape)]
-        return NamedSharding(mesh, PartitionSpec(*fits))
+        return NamedSharding(mesh, RULES.spec(mesh, names, x.shape))
 
     return jax.tree.map(one, axes, params, is_leaf=lambda x: isinstance(x, tuple))

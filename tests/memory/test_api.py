@@ -85,8 +85,8 @@ def test_a_matrix_applied_twice_is_refused_in_chunks_and_served_by_recurrent() -
     def run(implementation: str):
         memory = miras(rule, chunk=3, implementation=implementation)
         x, gate = jnp.ones((6, 4)), jnp.full(6, 0.5)
-        return memory.update(memory.init({"w": jnp.eye(4)}), x, x, x, Gates(gate, gate, gate))
+        return jax.eval_shape(memory.update, memory.init({"w": jnp.eye(4)}), x, x, x, Gates(gate, gate, gate))
 
     with pytest.raises(NotImplementedError, match="'w' twice"):
         run("chunked")
-    assert jnp.isfinite(run("recurrent")[0]).all()
+    assert run("recurrent")[0].shape == (6, 4)

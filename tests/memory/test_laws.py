@@ -1,29 +1,35 @@
 """Laws 1 to 9 for every member and implementation. `pytest -k "gated_deltanet and causal"` picks some."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
-from tests.laws import LAWS, MEMBERS, Member, any_split, equal_to_recurrent
+from tests.laws import LAWS, MEMBERS, any_split, close, equal_to_recurrent
+from tests.memory.situations import TOKENS, Member, pieced, results, row, situations
 
 SERVED = [(member, name) for member in MEMBERS for name in member.implementations]
-ENGINES = [(member, name) for member, name in SERVED if name != "recurrent"]
-PRESETS_SERVED = [(member, name) for member, name in ENGINES if member.preset and not member.channel]
+MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
+# whose channels take the same path through the engines, and are left to the slow lane
+ALIKE = ("linear_attention-channel", "deltanet-channel")
 
 
-def seconds(member: Member, law) -> bool:
-    """What the fast lane can pay for: the rest compiles for minutes and says little more."""
-    if law is equal_to_recurrent or member.preset:
-        return member.preset or not member.channel
-    return law is not any_split and not member.channel
+def quick(law: Any, member: Member) -> bool:
+    """What the fast lane can pay for: to compile the rest takes minutes, and it seldom says anything new."""
+    if member.preset:
+        return not member.channel or (law is not any_split and member.name not in ALIKE)
+    return not member.channel and law is not any_split
 
 
-def params(pairs, law=None):
-    def marks(member: Member):
-        return () if law is None or seconds(member, law) else pytest.mark.slow
+def params(pairs: Any, law: Any = None) -> list[Any]:
+    def marks(member: Member) -> Any:
+        return () if law and quick(law, member) else pytest.mark.slow
 
-    return [pytest.param(m, i, id=f"{m.name}-{i}", marks=marks(m)) for m, i in pairs]
+    name = law.__name__ + "-" if law else ""
+    first = (law,) if law else ()
+    return [pytest.param(*first, m, i, id=f"{name}{m.name}-{i}", marks=marks(m)) for m, i in pairs]
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +38,46 @@ def _float64() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    "law, member, implementation",
-    [
-        pytest.param(law, *p.values, id=f"{law.__name__}-{p.id}", marks=p.marks)
-        for law in LAWS
-        for p in params(SERVED, law)
-    ],
-)
-def test_law(law, member: Member, implementation: str) -> None:
+@pytest.mark.parametrize("law, member, implementation", [p for law in LAWS for p in params(SERVED, law)])
+def test_law(law: Any, member: Member, implementation: str) -> None:
     law(member, implementation)
+
+
+FLOAT32 = [(m, i) for m, i in MATMULS if m.name in ("titans_depth1", "gated_deltanet-channel")]
+
+
+@pytest.mark.parametrize("member, implementation", FLOAT32, ids=[m.name for m, _ in FLOAT32])
+def test_float32_to_its_precision(member: Member, implementation: str) -> None:
+    equal_to_recurrent(member, implementation, gradients=True, tolerance=1e-5, dtype="float32")
+
+
+SCALAR_PRESETS = [(m, i) for m, i in MATMULS if m.preset and not m.channel]
+
+
+@pytest.mark.parametrize("member, implementation", params(SCALAR_PRESETS))
+def test_float32_of_every_preset(member: Member, implementation: str) -> None:
+    equal_to_recurrent(member, implementation, tolerance=1e-5, dtype="float32")
+
+
+@pytest.mark.parametrize("member, implementation", params([(m, i) for m, i in MATMULS if not m.preset]))
+def test_gradients_of_every_variant(member: Member, implementation: str) -> None:
+    equal_to_recurrent(member, implementation, gradients=True)
+
+
+@pytest.mark.parametrize("tokens, chunk", [(13, 1), (1, 4), (3, 8), (8, 4), (25, 6)], ids=str)
+@pytest.mark.parametrize("member, implementation", params(SCALAR_PRESETS))
+def test_any_length_in_any_chunk(member: Member, implementation: str, tokens: int, chunk: int) -> None:
+    equal_to_recurrent(member, implementation, gradients=chunk == 1, tokens=tokens, chunk=chunk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_random_splits(seed: int) -> None:
+    member = next(m for m in MEMBERS if m.name == "titans_linear")
+    rng = np.random.default_rng(seed)
+    cuts = np.sort(rng.choice(np.arange(1, TOKENS), size=rng.integers(1, TOKENS), replace=False))
+    lengths = np.diff([0, *cuts, TOKENS])
+    case = situations(member, seed=seed)
+    y, state, _, _ = results(member, "chunked", case)
+    got = pieced(member, "chunked", "chunked", row(case, 5), lengths)
+    close(got, row((y, state), 5), 1e-9, f"{lengths}")

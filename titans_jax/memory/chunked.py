@@ -136,17 +136,24 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         # the learner's response depends on the gates alone: all chunks at once, before the scan
         unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule.learner, gates, real, jnp.arange(chunk))
 
-        @jax.checkpoint
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, real, response, begin, residual = xs
             if restart is not None:
                 state = select(begin[0] & real[0], restart.state, state)._replace(step=state.step)
             run = lambda s: block(s, q, k, v, real, response, residual)  # noqa: E731
-            skipped = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state)[1:])
-            new, y, info = lax.cond(real.any(), run, lambda s: (s, *skipped), state)
+            if alone:
+                new, y, info = run(state)
+            else:
+                skipped = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state)[1:])
+                new, y, info = lax.cond(real.any(), run, lambda s: (s, *skipped), state)
             return new, (y, info, None if residual is None else state.anchor)
 
-        state, (y, info, anchors) = lax.scan(body, state, (q, k, v, real, unrolled, begin, residual))
+        xs = (q, k, v, real, unrolled, begin, residual)
+        if alone := rows == chunk:  # neither a loop nor a second forward pass for it
+            state, out = body(state, jax.tree.map(lambda x: x[0], xs))
+            y, info, anchors = jax.tree.map(lambda x: x[None], out)
+        else:
+            state, (y, info, anchors) = lax.scan(jax.checkpoint(body), state, xs)
         y, info = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (y, info))
         if not aligned:
             y, info = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, span.first, T), (y, info))

@@ -53,7 +53,8 @@ class Projections(nnx.Module):
 
     def split(self, x: Array) -> Array:
         """[B, T, H D] -> [B, T, H, D]."""
-        return x.reshape(*x.shape[:-1], self.config.heads, self.config.head_dim)
+        shape = (*x.shape[:2], self.config.heads, self.config.head_dim)
+        return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None))
 
     def qkv(self, x: Array, values: Values | None) -> tuple[Array, Array, Array, Values | None]:
         """q, k, v [B, T, H, D] of x [B, T, E], with the value residual v + sigmoid(mix) (v_first - v)."""

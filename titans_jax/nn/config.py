@@ -47,7 +47,7 @@ class ModelConfig:
 
     block: str = "mac"
     """lmm, mac, mag, mal or transformer; or a repeating pattern of them: transformer,mac"""
-    vocab_size: int = 257
+    vocab_size: int = 256
     """rows of the embedding"""
     dim: int = 256
     """model width"""

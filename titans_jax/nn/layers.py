@@ -47,8 +47,8 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         kernel = sharding.gather(self.kernel[...], *self.axes).astype(self.dtype)
         out = None if self.axes[1] == "embed" else self.axes[1]
-        batch = "batch" if x.shape[0] > 1 else None
-        y = jnp.einsum("bti,io->bto", x.astype(self.dtype), kernel, out_sharding=sharding.out(batch, None, out))
+        placed = sharding.out((*x.shape[:2], kernel.shape[1]), "batch", None, out)
+        y = jnp.einsum("bti,io->bto", x.astype(self.dtype), kernel, out_sharding=placed)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -89,7 +89,7 @@ class Conv(nnx.Module):
 
     def init_state(self, batch: int, dtype: str) -> Array:
         """No inputs yet."""
-        return jnp.zeros((batch, self.width - 1, self.taps.shape[1]), dtype)
+        return sharding.place(jnp.zeros((batch, self.width - 1, self.taps.shape[1]), dtype), "batch", None, "heads")
 
     def __call__(self, x: Array, state: Array, age: Array, span: Span | None) -> tuple[Array, Array]:
         """x: [B, T, channels]; age: [B, T], so that no token sees another document. Returns y and the new state."""
@@ -155,7 +155,8 @@ class LearnedPositions(nnx.Module):
 
     def __call__(self, age: Array) -> Array:
         table = sharding.gather(self.embedding[...], None, "embed")
-        return table.at[age % table.shape[0]].get(out_sharding=sharding.out("batch", None, None))
+        placed = sharding.out((*age.shape, table.shape[1]), "batch", None, None)
+        return table.at[age % table.shape[0]].get(out_sharding=placed)
 
 
 def positions_of(kind: str, dim: int, segment: int, context: int, rngs: nnx.Rngs) -> Callable[[Array], Array] | None:

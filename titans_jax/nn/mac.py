@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax.memory import Span, Weights
-from titans_jax.memory.scan import grid, place, real_rows, select
+from titans_jax.memory.scan import grid, real_rows, select
 from titans_jax.nn.attention import KV, Projections, empty
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
@@ -80,7 +80,8 @@ class MAC(Block):
         segments = rows // L
 
         def lay(x: Array) -> Array:  # [B, T, ...] -> [segments, B, L, ...]
-            x = jax.vmap(lambda x: place(x, span.first, rows))(x)
+            blank = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
+            x = lax.dynamic_update_slice_in_dim(blank, x, span.first, 1)
             return x.reshape(x.shape[0], segments, L, *x.shape[2:]).swapaxes(0, 1)
 
         def split(x: Array) -> Array:  # [B, H, chunks, ...] -> [segments, B, H, chunks of one, ...]
@@ -114,7 +115,13 @@ class MAC(Block):
         return y, state, jax.tree.map(flat, look), jax.tree.map(join, learned)
 
     def _segment(
-        self, tokens: Tokens, state: MACState, begin: Array | None, residual: Weights | None, at: Array, span: Span | None
+        self,
+        tokens: Tokens,
+        state: MACState,
+        begin: Array | None,
+        residual: Weights | None,
+        at: Array,
+        span: Span | None,
     ) -> Any:
         """Tokens of one segment from its row `at` on, all of them or those in `span`."""
         memory = state.memory
@@ -129,9 +136,7 @@ class MAC(Block):
         read = _append(state.read, split(self.projections.key(h)), split(self.projections.value(h)), at, span)
         seen = _append(state.seen, tokens.key, tokens.value, at, span)
         y = self.projections.out(self._attend(tokens, read, seen, at))
-        m, memory, look, learned = self.memory(
-            self.memory_norm(y), memory, tokens.age, span=span, residual=residual
-        )
+        m, memory, look, learned = self.memory(self.memory_norm(y), memory, tokens.age, span=span, residual=residual)
         return self.combine(y, m), MACState(memory, snapshot, read, seen), look, learned
 
     def _attend(self, tokens: Tokens, read: KV, seen: KV, at: Array) -> Array:
@@ -142,7 +147,7 @@ class MAC(Block):
         mask = (back >= 0) & (back <= tokens.age[..., None])
         k, v = jnp.concatenate([read.keys, seen.keys], 1), jnp.concatenate([read.values, seen.values], 1)
         q, k, v, mask = (x[:, None] for x in (tokens.query, k, v, jnp.concatenate([mask, mask], -1)))
-        return self.projections.attend(q, k, v, mask, (query, jnp.concatenate([slot, slot]))).reshape(B, T, H * D)
+        return self.projections.attend(q, k, v, mask, (query, jnp.concatenate([slot, slot])))[:, 0].reshape(B, T, H * D)
 
 
 def _append(cache: KV, k: Array, v: Array, at: Array, span: Span | None) -> KV:
@@ -163,4 +168,4 @@ def select_rows(rows: Array, new: Array, old: Array) -> Array:
 
 def zeros_like(tree: Any) -> Any:
     """Zeros of a tree of shapes."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), tree)

@@ -1,6 +1,7 @@
 """A neural memory as a layer: projections, gates, a memory a head, and the way back to the model's width."""
 
 import inspect
+import math
 from typing import NamedTuple
 
 import jax
@@ -42,6 +43,7 @@ def rule_of(config: MemoryConfig) -> Rule:
 
 
 STATE_AXES = State(dual=0, learner=0, anchor=0, step=None)  # type: ignore[arg-type]
+ROWS = ("batch", "heads")
 
 
 class MemoryLayer(nnx.Module):
@@ -53,7 +55,7 @@ class MemoryLayer(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, persistent: int = 0, rngs: nnx.Rngs) -> None:
         c = config.memory
-        self.config, self.rule, self.dtype = c, rule_of(c), config.dtype
+        self.config, self.dtype = c, config.dtype
         size = c.heads * c.head_dim
         self.qkv = Linear(config.dim, 3 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         self.conv = Conv(c.conv, 3 * size) if c.conv else None
@@ -72,9 +74,16 @@ class MemoryLayer(nnx.Module):
         self.persistent = param(tokens, None, None) if persistent else None
 
     @property
+    def rule(self) -> Rule:
+        """What the configuration names; not held, since a module's static parts must be hashable."""
+        return rule_of(self.config)
+
+    @property
     def memory(self) -> Memory:
         """The pure functions of one sequence and one head."""
-        return miras(self.rule, chunk=self.config.chunk, clip=self.config.clip, implementation=self.config.implementation)
+        return miras(
+            self.rule, chunk=self.config.chunk, clip=self.config.clip, implementation=self.config.implementation
+        )
 
     def initial(self) -> Weights:
         """The learned weights [H, in, out] with which every stream begins."""
@@ -82,29 +91,30 @@ class MemoryLayer(nnx.Module):
 
     def init_state(self, batch: int) -> MemoryState:
         """Every sequence's memory as the persistent tokens leave it, at the beginning of a chunk."""
-        state = jax.vmap(jax.vmap(self.memory.init, out_axes=STATE_AXES), axis_size=1, out_axes=STATE_AXES, in_axes=None)(
-            self.initial()
-        )
+        state = jax.vmap(
+            jax.vmap(self.memory.init, out_axes=STATE_AXES), axis_size=1, out_axes=STATE_AXES, in_axes=None
+        )(self.initial())
         conv = self.conv.init_state(1, self.dtype) if self.conv else None
         state = MemoryState(state, conv)
         if self.persistent is not None:
-            tokens = self.persistent[...][None].astype(self.dtype)
-            age = jnp.arange(tokens.shape[1])[None]
-            _, state, _, _ = self(tokens, state, age)
+            count, chunk = self.persistent.shape[0], self.config.chunk
+            rows = -(-count // chunk) * chunk  # on the grid of chunks: the call need not be shifted
+            tokens = jnp.pad(self.persistent[...], [(0, rows - count), (0, 0)])[None].astype(self.dtype)
+            _, state, _, _ = self(tokens, state, jnp.arange(rows)[None], span=Span(0, count))
             memory = state.memory._replace(step=jnp.zeros((), jnp.int32))
             state = state._replace(memory=memory._replace(anchor=self.rule.retention.link(memory.dual)))
 
-        def spread(x: Array) -> Array:
-            heads = "heads" if x.ndim == 4 else None
-            axes = ("batch", heads, *[None] * (x.ndim - 2))
-            return jnp.broadcast_to(x, (batch, *x.shape[1:]), out_sharding=sharding.out(*axes)) + 0
+        def spread(x: Array, *axes: str | None) -> Array:
+            shape = (batch, *x.shape[1:])
+            return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
 
-        memory = jax.tree.map(lambda x: spread(x) if x.ndim else x, state.memory)
-        return MemoryState(memory, None if state.conv is None else spread(state.conv))
+        memory = jax.tree.map(lambda x: spread(x, *ROWS, None, None) if x.ndim else x, state.memory)
+        return MemoryState(memory, None if state.conv is None else spread(state.conv, "batch", None, "heads"))
 
     def heads(self, x: Array) -> Array:
         """[B, T, H D] -> [B, H, T, D]."""
-        return x.reshape(*x.shape[:2], self.config.heads, -1).swapaxes(1, 2)
+        shape = (*x.shape[:2], self.config.heads, x.shape[2] // self.config.heads)
+        return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
 
     def gates(self, x: Array) -> Gates:
         """Gates [B, H, T], keep [B, H, T, D] where it is per channel, in float32 whatever x is."""
@@ -133,8 +143,8 @@ class MemoryLayer(nnx.Module):
         qkv, conv = self.qkv(x), state.conv
         if self.conv is not None:
             qkv, conv = self.conv(qkv, conv, age, span)
-        q, k, v = jnp.split(jax.nn.silu(qkv), 3, -1)
-        q, k, v = l2_normalise(self.heads(q)), l2_normalise(self.heads(k)), self.heads(v)
+        q, k, v = jnp.split(self.heads(jax.nn.silu(qkv)), 3, -1)
+        q, k = l2_normalise(q), l2_normalise(k)
         gates = self.gates(x)
         y, memory, info = self._update(state.memory, q, k, v, gates, span, restart, residual)
         y = self.merge(y) * jax.nn.silu(self.gate(x))
@@ -170,6 +180,7 @@ class MemoryLayer(nnx.Module):
             k: Array,
             v: Array,
             gates: Gates,
+            span: Span | None,
             restart: Array | None,
             fresh: State | None,
             residual: Weights | None,
@@ -178,9 +189,12 @@ class MemoryLayer(nnx.Module):
             return self.memory.update(state, q, k, v, gates, span=span, restart=begin, residual=residual)
 
         out, axes = (0, STATE_AXES, 0), State(0, 0 if state.learner else None, 0, None)
-        heads = jax.vmap(one, in_axes=(axes, 0, 0, 0, 0, None, None if fresh is None else axes, 0), out_axes=out)
-        batch = jax.vmap(heads, in_axes=(axes, 0, 0, 0, 0, 0, None, 0), out_axes=out)
-        return batch(state, q, k, v, gates, restart, fresh, residual)
+        heads = jax.vmap(one, in_axes=(axes, 0, 0, 0, 0, None, None, None if fresh is None else axes, 0), out_axes=out)
+        batch = jax.vmap(heads, in_axes=(axes, 0, 0, 0, 0, None, 0, None, 0), out_axes=out)
+        arguments = (state, q, k, v, gates, span, restart, fresh, residual)
+        states, begins = State(ROWS, ROWS, ROWS, ()), State(ROWS[1:], ROWS[1:], ROWS[1:], ())
+        inputs = (states, ROWS, ROWS, ROWS, ROWS, (), ROWS[:1], () if fresh is None else begins, ROWS)
+        return sharding.local(batch, arguments, inputs, (ROWS, states, ROWS))
 
     def memory_at_start(self) -> State:
         """The state [H, ...] of a memory whose document begins."""
@@ -203,8 +217,8 @@ class Retrieve(nnx.Module):
         def read(weights: Weights, q: Array) -> Array:
             return layer.memory.read(State(weights, (), weights, jnp.zeros((), jnp.int32)), q)
 
-        return self.out(layer.merge(jax.vmap(jax.vmap(read))(weights, q)))
+        return self.out(layer.merge(sharding.local(jax.vmap(jax.vmap(read)), (weights, q), (ROWS, ROWS), ROWS)))
 
 
 def _logit(p: float) -> float:
-    return float(jax.numpy.log(p / (1 - p)))
+    return math.log(p / (1 - p))

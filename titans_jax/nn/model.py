@@ -39,7 +39,7 @@ class LM(nnx.Module):
     >>> logits, state, look = model(jnp.arange(10)[None], state)     # any length at any offset
     >>> logits, state, look = model(jnp.array([[10]]), state)        # the same call decodes
     >>> logits.shape, look.surprise.shape                            # surprise: [layers, B, heads, T]
-    ((1, 1, 257), (2, 1, 2, 1))
+    ((1, 1, 256), (2, 1, 2, 1))
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -59,7 +59,7 @@ class LM(nnx.Module):
 
     def init_state(self, batch: int) -> LMState:
         """The state before the first token, of fixed size for ever; it depends on the parameters."""
-        blocks = tuple(jax.vmap(lambda block: block.init_state(batch))(stack) for stack in self.blocks)
+        blocks = tuple(lax.map(lambda block: block.init_state(batch), stack) for stack in self.blocks)
         return LMState(blocks, sharding.place(jnp.zeros(batch, jnp.int32), "batch"))
 
     def __call__(
@@ -106,7 +106,8 @@ class LM(nnx.Module):
     def embed(self, tokens: Array, age: Array) -> Array:
         """[B, T] -> [B, T, E], with added positions where the configuration has them."""
         table = sharding.gather(self.embedding[...], "vocab", "embed")
-        x = table.at[tokens].get(out_sharding=sharding.out("batch", None, None)) * self.config.dim**0.5
+        placed = sharding.out((*tokens.shape, self.config.dim), "batch", None, None)
+        x = table.at[tokens].get(out_sharding=placed) * self.config.dim**0.5
         if self.positions is not None:
             x = x + self.positions(age)
         return x.astype(self.config.dtype)

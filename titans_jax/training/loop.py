@@ -246,8 +246,12 @@ def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any
             n,
             state._asdict(),
             data=session.batches,
-            meta={"experiment": configs.to_json(session.experiment), "evaluation": evaluation},
-            score=evaluation and evaluation["bits_per_byte"],
+            meta={
+                "experiment": configs.to_json(session.experiment),
+                "evaluation": evaluation,
+                "corpus": data.provenance(session.experiment.data.corpus),
+            },
+            score=evaluation["bits_per_byte"] if evaluation else None,
         )
     except FloatingPointError as error:
         raise Diverged(f"diverged at step {n}: {error}") from error

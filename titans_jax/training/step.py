@@ -64,9 +64,7 @@ def _axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
     return variable.get_metadata().get("axes", ())
 
 
-def make_step(
-    graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig) -> jax.stages.Wrapped:
     """`step(state, batch) -> state, metrics`, compiled when it is called; the state given is used up.
 
     metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and grad_norm, and memory: what
