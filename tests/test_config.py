@@ -117,6 +117,7 @@ def test_an_absent_key_keeps_its_default():
         (["--data.batch", "6"], "set --data.batch 8"),
         (["--data.packing", "documents"], "set --data.align 64"),
         (["--model.block", "mad"], "model.block"),
+        (["--model.weight-residual", "--model.memory.rule", "deltanet"], "model.weight_residual: deltanet"),
         (["--train.steps", "0"], "train.steps is 0"),
         (["--train.label-smoothing", "1"], "train.label_smoothing"),
         (["--train.eval-batches", "0"], "train.eval_batches"),

@@ -110,7 +110,7 @@ def local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, output
     arguments = jax.tree.map(jnp.asarray, arguments)
     sizes: dict[str, int] = {}
 
-    def over(act: Callable[[Axes, Any], Any], *trees: Any) -> Any:
+    def over(act: Callable[..., Any], *trees: Any) -> Any:
         return jax.tree.map(act, *trees, is_leaf=lambda x: type(x) is tuple and all(isinstance(a, str) for a in x))
 
     def note(axes: Axes, tree: Any) -> None:

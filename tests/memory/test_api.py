@@ -7,6 +7,7 @@ import pytest
 from titans_jax.memory import Architecture, Gates, Span, miras, presets
 
 RULE = presets.titans(4)
+SHAPES = {"w1": (4, 16), "w2": (16, 4)}
 
 
 def call(memory=None, q=(6, 4), k=(6, 4), v=(6, 4), rate=(6,), momentum=(6,), keep=(6,), **more):
@@ -42,6 +43,24 @@ def test_wrong_shapes(wrong, says) -> None:
 def test_span_off_the_grid() -> None:
     with pytest.raises(ValueError, match="span: 7 rows; .* a multiple of 3"):
         call(q=(7, 4), k=(7, 4), v=(7, 4), rate=(7,), momentum=(7,), keep=(7,), span=Span(0, 7))
+
+
+@pytest.mark.parametrize("chunks", [2, 4])
+def test_residual_of_another_number_of_chunks(chunks: int) -> None:
+    """Six tokens touch three chunks of 3 at most, and on the grid two."""
+    right, wrong = ({n: jnp.zeros((c, *s)) for n, s in SHAPES.items()} for c in (3, chunks))
+    assert call(residual=right)[2].anchors["w1"].shape == (3, 4, 16)
+    with pytest.raises(ValueError, match=f"residual\\['w1'\\]: {chunks} chunks; 6 rows in chunks of 3 have 3"):
+        call(residual=wrong)
+    with pytest.raises(ValueError, match="3 chunks; .* have 2"):
+        call(residual=right, span=Span(0, 6))
+
+
+def test_chunk_longer_than_the_offsets() -> None:
+    rule = presets.ttt_linear(4, offsets=[0.0, 0.1, 0.2])
+    assert miras(rule, chunk=3)
+    with pytest.raises(ValueError, match="chunk: 4 tokens; this learner has offsets for 3 at most"):
+        miras(rule, chunk=4)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from titans_jax.memory.base import Gates, Info, Memory, Restart, Rule, Span, Sta
 from titans_jax.memory.chunked import chunked
 from titans_jax.memory.exact import exact
 from titans_jax.memory.recurrent import recurrent
-from titans_jax.memory.scan import Engine
+from titans_jax.memory.scan import Call, Engine, chunks_of
 
 IMPLEMENTATIONS = {"exact": exact, "chunked": chunked, "recurrent": recurrent}  # tried in this order
 
@@ -26,14 +26,16 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         None is the paper, which is not finite on hostile streams.
 
     Returns:
-      Memory(init, read, update) for one sequence and one head. Arithmetic is float32 (float64 if the inputs are) whatever
-      the inputs' dtype; y has the dtype of q.
-      update takes, beside state, q, k, v [T, D] and Gates: `span`, where only some rows are tokens (the rows then lie on
-      the grid of chunks, T a multiple of chunk, the first token at `state.step % chunk`); `restart`, where the memory
-      begins anew; `residual` [chunks, in, out], added to the weights at which each chunk's gradients are taken.
+      Memory(init, read, update) for one sequence and one head. Arithmetic is float32 (float64 if the inputs are)
+      whatever the inputs' dtype; y has the dtype of q.
+      update takes, beside state, q, k, v [T, D] and Gates: `span`, where only some rows are tokens (the rows then lie
+      on the grid of chunks, T a multiple of chunk, the first token at `state.step % chunk`); `restart`, where the
+      memory begins anew; `residual` [chunks, in, out], added to the weights at which each chunk's gradients are taken:
+      T // chunk of them with a span, (T + 2 chunk - 2) // chunk without, as many as T tokens at any offset can touch.
 
     Raises:
-      ValueError: a chunk below 1, a clip not above 0, or an unknown implementation.
+      ValueError: a chunk below 1 or longer than the learner serves, a clip not above 0, an unknown implementation; and
+        by update, shapes that do not fit.
       NotImplementedError: no implementation serves the rule; each one's reason is given.
 
     >>> import jax, jax.numpy as jnp
@@ -49,6 +51,8 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
     """
     if chunk < 1:
         raise ValueError(f"chunk: {chunk} tokens; it must be at least 1")
+    if rule.learner.longest is not None and chunk > rule.learner.longest:
+        raise ValueError(f"chunk: {chunk} tokens; this learner has offsets for {rule.learner.longest} at most")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip: {clip}; it must be above 0, or None for no clip")
     engine = _engine(rule, chunk, implementation, clip)
@@ -78,11 +82,15 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         restart: Restart | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
-        _check(q, k, v, gates, chunk, span)
+        _check(q, k, v, gates, chunk, span, residual)
         dtype = jax.tree.leaves(state.dual)[0].dtype
-        cast = jax.tree.map(lambda x: x.astype(dtype), (q, k, v, gates))
+
+        def cast(x: Array) -> Array:
+            return x.astype(dtype)
+
+        call = Call(cast(q), cast(k), cast(v), jax.tree.map(cast, gates), span, restart, residual)
         run = stepwise if implementation is None and k.shape[0] == 1 else engine
-        y, state, info = run(state, *cast, span, restart, residual)
+        y, state, info = run(state, call)
         return y.astype(q.dtype), state, info
 
     return Memory(init, read, update)
@@ -100,7 +108,7 @@ def _engine(rule: Rule, chunk: int, implementation: str | None, clip: float | No
     raise NotImplementedError("; ".join(reasons))
 
 
-def _check(q: Array, k: Array, v: Array, gates: Gates, chunk: int, span: Span | None) -> None:
+def _check(q: Array, k: Array, v: Array, gates: Gates, chunk: int, span: Span | None, residual: Weights | None) -> None:
     T = k.shape[0]
     if k.ndim != 2 or not q.shape == k.shape == v.shape:
         raise ValueError(
@@ -111,3 +119,9 @@ def _check(q: Array, k: Array, v: Array, gates: Gates, chunk: int, span: Span | 
             raise ValueError(f"gates.{name}: shape {gate.shape}; it must be [{T}]" + " or [T, D]" * (name == "keep"))
     if span is not None and T % chunk:
         raise ValueError(f"span: {T} rows; a call with a span lies on the grid of chunks, a multiple of {chunk}")
+    chunks = chunks_of(T, chunk, span)
+    for name, shift in (residual or {}).items():
+        if shift.shape[0] != chunks:
+            raise ValueError(
+                f"residual[{name!r}]: {shift.shape[0]} chunks; {T} rows in chunks of {chunk} have {chunks}"
+            )

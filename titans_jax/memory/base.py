@@ -53,9 +53,12 @@ class Info(NamedTuple):
 
     surprise: [T] attentional bias of each token at the weights its gradient was taken at.
     grad_norm: [T] Frobenius norm of each token's gradient.
-    momentum_norm, weight_norm: [T] norms of the first trace and of the dual where the call left the token's chunk.
-    clipped: [T] 1.0 where the end of the token's chunk was cut by the clip, else 0.0.
+    momentum_norm, weight_norm: [T] norms of the first trace and of the dual.
+    clipped: [T] 1.0 where the clip cut a chunk's end, else 0.0.
     anchors: None, or where a residual was given [chunks, in, out] the weights that each chunk began with.
+
+    The recurrent engine has momentum_norm, weight_norm and clipped after every token; chunked and exact have them after
+    the last token that the call has in a chunk, and repeat them over that chunk's tokens of the call.
     """
 
     surprise: Array
@@ -67,14 +70,14 @@ class Info(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The rows of a call that are tokens: `count` of them from row `first` on; the others are passed over."""
+    """The rows of a call that are tokens: `length` of them from row `first` on; the others are passed over."""
 
     first: Array | int
-    count: Array | int
+    length: Array | int
 
 
 class Restart(NamedTuple):
-    """Where a memory begins again: before a token where `mask` [T] holds and a chunk begins, it is `state`; step runs on."""
+    """Where a memory begins anew: where `mask` [T] holds and a chunk begins it is `state` again; step runs on."""
 
     mask: Array
     state: State
@@ -117,12 +120,13 @@ class Learner(NamedTuple):
 
     transition: (Gates of one token, position in its chunk) -> F [n, n], G [n], for z_t = F z_{t-1} + G g_t.
     traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; or at
-    those weights "decayed" by this token's transition.
+    those weights "decayed" by this token's transition. longest: tokens of the longest chunk it serves, None for any.
     """
 
     transition: Callable[[Gates, Array], tuple[Array, Array]]
     traces: int
     gradient: str = "anchor"
+    longest: int | None = None
 
 
 class Rule(NamedTuple):
@@ -148,7 +152,9 @@ class Update(Protocol):
         span: Span | None = None,
         restart: Restart | None = None,
         residual: Weights | None = None,
-    ) -> tuple[Array, State, Info]: ...
+    ) -> tuple[Array, State, Info]:
+        """q, k, v: [T, D]; residual: [chunks, in, out]. Returns y [T, D], the new state and what there is to see."""
+        ...
 
 
 class Memory(NamedTuple):

@@ -5,7 +5,7 @@ Per weight matrix, with inputs a_j and cotangents delta_j of the chunk's tokens,
     read    x_t W_t = sum_i start_ti (x_t z_i) + sum_{j<=t} steps_tj (x_t . a_j) delta_j
     carry   z_b     = sum_i start_bi z_i       + A^T diag(steps_b) Delta
 
-with the learner's response (start, steps) of `scan.unroll`; for momentum these are the c, d and -C of Titans' dual form.
+with the learner's response (start, steps) of `scan.unroll`; for momentum they are the c, d and -C of Titans' dual form.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, norm
-from titans_jax.memory.scan import Engine, Responses, boundary, combine, grid, place, real_rows, responses, select
+from titans_jax.memory.base import Info, Rule, State, Weights, norm
+from titans_jax.memory.scan import Call, Engine, Responses, boundary, combine, grid, place, real_rows, responses, select
 
 # (rule, state, responses, residual, k, v) -> per weight the inputs a and cotangents delta [b, .], and surprise [b]
 Gradients = Callable[[Rule, State, Responses, Weights | None, Array, Array], tuple[Weights, Weights, Array]]
@@ -26,7 +26,7 @@ def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
     """Titans Eq 16-18 for any architecture: gradients at the chunk's start, the learner's recurrence in matmuls."""
     if rule.learner.gradient != "anchor":
         raise NotImplementedError(
-            f"chunked takes gradients at the chunk's start, this learner takes them at the {rule.learner.gradient} weights"
+            f"chunked takes gradients at the chunk's start, not at the {rule.learner.gradient} weights"
         )
     return blocks(rule, chunk, clip, anchored)
 
@@ -94,7 +94,7 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
 
 
 def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> Engine:
-    """`lax.scan` over chunks for one way of taking the gradients; a call that begins inside a chunk is shifted to it."""
+    """`lax.scan` over chunks for one way to take the gradients; a call that begins inside a chunk is shifted to it."""
     if not rule.retention.identity:
         raise NotImplementedError("the link is not the identity: weights of single tokens have no rank-one form")
 
@@ -108,30 +108,22 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         new, cut = select(ends, ended, new), ends & cut
         grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)
         momentum_norm = norm(new.learner[0]) if traces else jnp.zeros(())
-        held = [
-            jnp.broadcast_to(x, surprise.shape).astype(surprise.dtype) for x in (momentum_norm, norm(new.dual), cut)
-        ]
-        return new, y, Info(surprise, grad_norm, *held)
 
-    def engine(
-        state: State,
-        q: Array,
-        k: Array,
-        v: Array,
-        gates: Gates,
-        span: Span | None,
-        restart: Restart | None,
-        residual: Weights | None,
-    ) -> tuple[Array, State, Info]:
-        T, xs, begin = k.shape[0], (q, k, v, gates), restart.mask if restart else None
+        def held(x: Array) -> Array:
+            return jnp.broadcast_to(x, surprise.shape).astype(surprise.dtype)
+
+        return new, y, Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(cut))
+
+    def engine(state: State, call: Call) -> tuple[Array, State, Info]:
+        q, k, v, gates, span, restart, residual = call
+        T, tokens = k.shape[0], (q, k, v, gates, restart.mask if restart else None)
         if aligned := span is not None:
             rows = T
         else:
             rows, span = grid(T, chunk, state.step)
-            xs, begin = place((xs, begin), span.first, rows)
-        real = real_rows(span, rows)
+            tokens = place(tokens, span.first, rows)
         q, k, v, gates, begin, real = jax.tree.map(
-            lambda x: x.reshape(rows // chunk, chunk, *x.shape[1:]), (*xs, begin, real)
+            lambda x: x.reshape(rows // chunk, chunk, *x.shape[1:]), (*tokens, real_rows(span, rows))
         )
         # the learner's response depends on the gates alone: all chunks at once, before the scan
         unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule.learner, gates, real, jnp.arange(chunk))

@@ -6,7 +6,12 @@ in the learner's own terms (start', steps' of the row before, or of this row wit
     (I - s steps' o (K K^T)) Delta = s (sum_i start'_i * (K z_i) - V)          unit lower triangular
 
 With momentum 0 this is the WY form of the delta rule, and of the gated delta rule where the gradient is "decayed".
+
+Keys should be of unit length. The delta rule multiplies by I - rate_t k_t^T k_t, so where rate |k|^2 is above 2 it
+grows like (rate |k|^2)^b inside a chunk, before the clip at its end sees it.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +23,30 @@ from titans_jax.memory.scan import Engine, Response, Responses
 
 
 def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
-    """The delta family and linear Titans with the gradient at M_{t-1} itself; the chunk bounds only the clip's reach."""
-    if rule.architecture.linear is None or rule.bias.slope is None:
+    """The delta family and linear Titans with the gradient at M_{t-1} itself; chunk bounds only the clip's reach."""
+    name, slope = rule.architecture.linear, rule.bias.slope
+    if name is None or slope is None:
         raise NotImplementedError("exact solves for one matrix with a squared loss")
     if rule.learner.gradient == "anchor":
         raise NotImplementedError("exact takes a fresh gradient at every token, this learner takes the chunk's anchor")
-    if rule.architecture.channels.get(rule.architecture.linear) == "out":
+    if rule.architecture.channels.get(name) == "out":
         raise NotImplementedError("exact has no decay per output channel")
-    return blocks(rule, chunk, clip, fresh)
+    return blocks(rule, chunk, clip, functools.partial(fresh, name, slope))
 
 
 def fresh(
-    rule: Rule, state: State, response: Responses, residual: Weights | None, k: Array, v: Array
+    name: str,
+    slope: float,
+    rule: Rule,
+    state: State,
+    response: Responses,
+    residual: Weights | None,
+    k: Array,
+    v: Array,
 ) -> tuple[Weights, Weights, Array]:
-    """Solve for all tokens' cotangents; the loss is that of the prediction before the write."""
+    """Solve for all tokens' cotangents at the matrix `name`; the loss is that of the prediction before the write."""
     if residual is not None:
         raise NotImplementedError("exact has no weight residual: its gradients are not taken at the chunk's start")
-    name, slope = rule.architecture.linear, rule.bias.slope
     axis, r = response.of(rule.architecture, name)
     start, steps = _before(rule.learner.gradient, r)
     error = -v
@@ -48,7 +60,7 @@ def fresh(
 
 
 def _before(gradient: str, r: Response) -> tuple[Array, Array]:
-    """The dual's response [b, n(, D)], [b, b(, D)] where row t's gradient is taken, and what it holds of z and of steps."""
+    """Of the dual's state where row t's gradient is taken: start [b, n(, D)] and steps [b, b(, D)]."""
     start, steps = r.start[:, 0], r.steps[:, 0]
     if gradient == "decayed":
         b = steps.shape[0]

@@ -41,7 +41,7 @@ def momentum(order: int = 1, gradient: str = "anchor") -> Learner:
 def averaged(offsets: Sequence[float] | Array | None = None) -> Learner:
     """A_t = anchor - scale_t sum_{i<=t} rate_i g_i over the chunk, scale_t = max(0, 1/(t+1) + offsets_t) (TTT).
 
-    offsets: [chunk] or None for zeros. The trace is the chunk's sum; keep and momentum have no part in it.
+    offsets: [chunk] or longer, or None for zeros. The trace is the chunk's sum; keep and momentum have no part in it.
     """
 
     def scale(position: Array) -> Array:
@@ -59,4 +59,4 @@ def averaged(offsets: Sequence[float] | Array | None = None) -> Learner:
         )
         return F, jnp.stack([-now * rate, -rate])
 
-    return Learner(transition, traces=1)
+    return Learner(transition, traces=1, longest=None if offsets is None else len(offsets))

@@ -17,7 +17,7 @@ def titans_linear(dim: int, gradient: str = "anchor") -> Rule:
 
 
 def linear_attention(dim: int) -> Rule:
-    """M_t = keep_t M_{t-1} + rate_t k_t^T v_t (Titans Eq 4-5 at keep 1, rate 1; at keep [T, D], gated linear attention)."""
+    """M_t = keep_t M_{t-1} + rate_t k_t^T v_t (Titans Eq 4-5 where both are 1; keep [T, D]: gated linear attention)."""
     return Rule(architecture.linear(dim), bias.dot(), retention.decay(), learner.gradient_descent())
 
 
@@ -32,7 +32,7 @@ def gated_deltanet(dim: int) -> Rule:
 
 
 def ttt_linear(dim: int, offsets: Sequence[float] | None = None) -> Rule:
-    """TTT-Linear (arXiv 2407.04620): f(x) = x + LN(x W + b), 1/2 ||f(k) - v||^2 with v the value itself, mini-batches."""
+    """TTT-Linear (arXiv 2407.04620): f(x) = x + LN(x W + b), 1/2 ||f(k) - v||^2 in mini-batches, v the value itself."""
     return Rule(architecture.ttt_linear(dim), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, dense, norm
-from titans_jax.memory.scan import Engine, boundary, combine, grid, real_rows, responses, select
+from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, norm
+from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, real_rows, responses, select
 
 
 def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -34,34 +34,25 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         momentum_norm = norm(new.learner[0]) if traces else jnp.zeros_like(surprise)
         return new, y, Info(surprise, norm(gradient), momentum_norm, norm(new.dual), cut)
 
-    def engine(
-        state: State,
-        q: Array,
-        k: Array,
-        v: Array,
-        gates: Gates,
-        span: Span | None,
-        restart: Restart | None,
-        residual: Weights | None,
-    ) -> tuple[Array, State, Info]:
+    def engine(state: State, call: Call) -> tuple[Array, State, Info]:
+        q, k, v, gates, span, restart, residual = call
         T = k.shape[0]
         real = real_rows(span or Span(0, T), T)
         offset, first = state.step % chunk, 0 if span is None else span.first
 
         def step(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            *token_xs, real, begin, row = xs
+            q, k, v, gates, real, begin, row = xs
             if restart is not None:
                 begins = begin & real & (state.step % chunk == 0)
                 state = select(begins, restart.state, state)._replace(step=state.step)
             at = None if residual is None else jax.tree.map(lambda r: r[(offset + row - first) // chunk], residual)
-            new, y, info = token(state, *token_xs, real, at)
+            new, y, info = token(state, q, k, v, gates, real, at)
             return new, (y, info, state.anchor if residual is not None else None)
 
         begin = real if restart is None else restart.mask
         state, (y, info, anchors) = lax.scan(step, state, (q, k, v, gates, real, begin, jnp.arange(T)))
         if residual is not None:
-            chunks = grid(T, chunk, offset)[0] // chunk if span is None else T // chunk
-            begins = jnp.clip(jnp.arange(chunks) * chunk - offset + first, first, T - 1)
+            begins = jnp.clip(jnp.arange(chunks_of(T, chunk, span)) * chunk - offset + first, first, T - 1)
             info = info._replace(anchors=jax.tree.map(lambda a: a[begins], anchors))
         return y, state, info
 

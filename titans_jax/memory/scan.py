@@ -9,10 +9,20 @@ from jax import Array, lax
 
 from titans_jax.memory.base import Architecture, Gates, Info, Learner, Restart, Retention, Span, State, Weights, norm
 
-# (state, q, k, v, gates, span, restart, residual) -> y, state, info, all of one dtype
-Engine = Callable[
-    [State, Array, Array, Array, Gates, Span | None, Restart | None, Weights | None], tuple[Array, State, Info]
-]
+
+class Call(NamedTuple):
+    """What an engine is called with beside the state: the arguments of `base.Update`, in the state's dtype."""
+
+    q: Array
+    k: Array
+    v: Array
+    gates: Gates
+    span: Span | None
+    restart: Restart | None
+    residual: Weights | None
+
+
+Engine = Callable[[State, Call], tuple[Array, State, Info]]
 
 
 def place(tree: Any, first: Array | int, rows: int) -> Any:
@@ -24,16 +34,20 @@ def place(tree: Any, first: Array | int, rows: int) -> Any:
     return jax.tree.map(one, tree)
 
 
+def chunks_of(rows: int, chunk: int, span: Span | None) -> int:
+    """The chunks that a call of so many rows lies on: with a span they fill them, without one they begin anywhere."""
+    return (rows + 2 * (chunk - 1)) // chunk if span is None else rows // chunk
+
+
 def grid(length: int, chunk: int, step: Array) -> tuple[int, Span]:
     """Rows, a whole number of chunks, that hold a call of `length` tokens at any offset, and its span on them."""
-    rows = chunk * ((length + chunk - 1 + chunk - 1) // chunk)
-    return rows, Span(step % chunk, length)
+    return chunk * chunks_of(length, chunk, None), Span(step % chunk, length)
 
 
 def real_rows(span: Span, rows: int) -> Array:
     """[rows] bool: which of them are tokens."""
     row = jnp.arange(rows)
-    return (row >= span.first) & (row < span.first + span.count)
+    return (row >= span.first) & (row < span.first + span.length)
 
 
 class Response(NamedTuple):
@@ -96,7 +110,7 @@ def responses(learner: Learner, gates: Gates, real: Array, position: Array) -> R
 def combine(coefficients: Array, axis: str | None, leaves: list[Array]) -> Array:
     """sum_i coefficients[i] leaves[i], for scalars [n] or, with an axis, channels [n, D] on that side of [in, out]."""
     shape = {None: (1, 1), "in": (-1, 1), "out": (1, -1)}[axis]
-    return sum(c.reshape(shape) * leaf for c, leaf in zip(coefficients, leaves, strict=True))  # type: ignore[return-value]
+    return sum(c.reshape(shape) * leaf for c, leaf in zip(coefficients, leaves, strict=True))
 
 
 def boundary(state: State, retention: Retention, clip: float | None) -> tuple[State, Array]:

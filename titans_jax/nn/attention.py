@@ -67,8 +67,8 @@ class Projections(nnx.Module):
     def attend(self, q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array]) -> Array:
         """Softmax attention (Titans Eq 1-2), with the persistent tokens in front of every row (Eq 19).
 
-        q: [B, N, T, H, D]; k, v: [B, N, S, H, D]; mask: [B, N, T, S]; at: positions [T] of q and [S] of k, by which they
-        are rotated. Persistent tokens have no position. Returns [B, N, T, H, D].
+        q: [B, N, T, H, D]; k, v: [B, N, S, H, D]; mask: [B, N, T, S]; at: positions [T] of q and [S] of k, by which
+        they are rotated. Persistent tokens have no position. Returns [B, N, T, H, D].
         """
         rotated = q
         if self.config.positions == "rope":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from titans_jax import sharding
 from titans_jax.memory import Weights
 from titans_jax.nn.attention import Attention, Values
 from titans_jax.nn.config import ModelConfig
@@ -153,4 +154,5 @@ def _remember(memory: MemoryLayer, x: Array, stream: Stream, state: Any) -> Any:
 def no_values(config: ModelConfig, batch: int, length: int) -> Values:
     """Before the first attention layer."""
     shape = (batch, length, config.heads, config.head_dim)
-    return Values(jnp.zeros(shape, config.dtype), jnp.zeros((), bool))
+    first = sharding.place(jnp.zeros(shape, config.dtype), "batch", None, "heads", None)
+    return Values(first, jnp.zeros((), bool))

@@ -1,9 +1,10 @@
 """What a model is, as data."""
 
 import dataclasses
+import inspect
 from typing import Literal
 
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
@@ -39,6 +40,13 @@ class MemoryConfig:
     """where the forget gates, 1 - keep, start"""
     implementation: str | None = None
     """exact, chunked or recurrent; None picks"""
+
+
+def rule_of(config: MemoryConfig) -> Rule:
+    """The rule that a configuration names; depth and expansion go to those presets that have them."""
+    preset = PRESETS[config.rule]
+    choices = {"depth": config.depth, "expansion": config.expansion}
+    return preset(config.head_dim, **{k: v for k, v in choices.items() if k in inspect.signature(preset).parameters})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +122,8 @@ class ModelConfig:
             raise ValueError(f"model.head_dim: {self.head_dim} is odd; rotary positions turn pairs")
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
             raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")
+        if self.weight_residual and rule_of(memory).learner.gradient != "anchor":
+            raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at a chunk's anchor to shift")
 
 
 def _known(field: str, value: str, names: tuple[str, ...]) -> None:

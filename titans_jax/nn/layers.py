@@ -45,6 +45,7 @@ class Linear(nnx.Module):
         self.axes, self.dtype = axes, dtype
 
     def __call__(self, x: Array) -> Array:
+        """x: [B, T, inputs] -> [B, T, outputs], of `dtype`."""
         kernel = sharding.gather(self.kernel[...], *self.axes).astype(self.dtype)
         out = None if self.axes[1] == "embed" else self.axes[1]
         placed = sharding.out((*x.shape[:2], kernel.shape[1]), "batch", None, out)
@@ -59,6 +60,7 @@ class RMSNorm(nnx.Module):
         self.scale = param(jnp.ones(size), None)
 
     def __call__(self, x: Array) -> Array:
+        """x: [..., size] -> the same, of x's dtype."""
         y = x.astype(jnp.float32)
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6) * self.scale[...]
         return y.astype(x.dtype)
@@ -73,6 +75,7 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, dim, ("hidden", "embed"), dtype=dtype, scale=scale, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
+        """x: [B, T, E] -> [B, T, E]."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
@@ -94,12 +97,13 @@ class Conv(nnx.Module):
     def __call__(self, x: Array, state: Array, age: Array, span: Span | None) -> tuple[Array, Array]:
         """x: [B, T, channels]; age: [B, T], so that no token sees another document. Returns y and the new state."""
         T, before = x.shape[1], self.width - 1
+        end: Array | int = T
         if span is None:
-            inputs, end = jnp.concatenate([state, x], 1), T
+            inputs = jnp.concatenate([state, x], 1)
         else:
             # the carried inputs stand right before the first row that is a token
             inputs = jnp.concatenate([jnp.zeros_like(state), x], 1)
-            inputs, end = lax.dynamic_update_slice_in_dim(inputs, state, span.first, 1), span.first + span.count
+            inputs, end = lax.dynamic_update_slice_in_dim(inputs, state, span.first, 1), span.first + span.length
         taps = self.taps[...].astype(x.dtype)
         y = taps[0] * x
         for i in range(1, self.width):
@@ -114,7 +118,10 @@ def l2_normalise(x: Array) -> Array:
 
 
 def rotate(x: Array, positions: Array) -> Array:
-    """Rotary positions (RoFormer Eq 34, base 10000): turns the pairs (x_i, x_{i + D/2}). x: [..., T, H, D]; positions: [T]."""
+    """Rotary positions (RoFormer Eq 34, base 10000): turns the pairs (x_i, x_{i + D/2}).
+
+    x: [..., T, H, D]; positions: [T].
+    """
     half = x.shape[-1] // 2
     angle = positions[:, None, None] * 10000.0 ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
@@ -125,7 +132,7 @@ def rotate(x: Array, positions: Array) -> Array:
 class AxialPositions(nnx.Module):
     """Continuous axial positions: a two-layer network of the place in the segment plus one of the segment's number.
 
-    Continuous, so that every length has them; the segment enters as log(1 + number). age [B, T] -> [B, T, E].
+    Continuous, so that every length has them; the segment enters as log(1 + number).
     """
 
     def __init__(self, dim: int, segment: int, *, rngs: nnx.Rngs) -> None:
@@ -134,6 +141,7 @@ class AxialPositions(nnx.Module):
         self.number = _Coordinate(dim, rngs=rngs)
 
     def __call__(self, age: Array) -> Array:
+        """age: [B, T] -> [B, T, E]."""
         place = (age % self.segment) / self.segment
         return self.place(place) + self.number(jnp.log1p((age // self.segment).astype(jnp.float32)))
 
@@ -148,12 +156,13 @@ class _Coordinate(nnx.Module):
 
 
 class LearnedPositions(nnx.Module):
-    """A learned vector for each of `context` positions; they repeat after that. age [B, T] -> [B, T, E]."""
+    """A learned vector for each of `context` positions; they repeat after that."""
 
     def __init__(self, dim: int, context: int, *, rngs: nnx.Rngs) -> None:
         self.embedding = param(0.02 * jax.random.normal(rngs.params(), (context, dim)), None, "embed")
 
     def __call__(self, age: Array) -> Array:
+        """age: [B, T] -> [B, T, E]."""
         table = sharding.gather(self.embedding[...], None, "embed")
         placed = sharding.out((*age.shape, table.shape[1]), "batch", None, None)
         return table.at[age % table.shape[0]].get(out_sharding=placed)

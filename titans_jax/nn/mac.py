@@ -25,7 +25,7 @@ from titans_jax.nn.memory import Look, MemoryLayer, MemoryState, Retrieve
 
 
 class MACState(NamedTuple):
-    """memory. snapshot: its dual when the segment began. read, seen: keys and values of the segment's h and S so far."""
+    """snapshot: the memory's dual when the segment began. read, seen: keys, values of the segment's h and S so far."""
 
     memory: MemoryState
     snapshot: Weights

@@ -1,8 +1,9 @@
 """A neural memory as a layer: projections, gates, a memory a head, and the way back to the model's width."""
 
-import inspect
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,20 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import PRESETS, Gates, Info, Memory, Restart, Rule, Span, State, Weights, miras
-from titans_jax.nn.config import MemoryConfig, ModelConfig
+from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, miras
+from titans_jax.nn.config import ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
 
 
 class MemoryState(NamedTuple):
-    """memory: a `State` whose leaves are [B, H, ...], its step a scalar. conv: the convolution's last inputs, or None."""
+    """memory: a `State` of leaves [B, H, ...], its step a scalar. conv: the convolution's last inputs, or None."""
 
     memory: State
     conv: Array | None
 
 
 class Look(NamedTuple):
-    """What there is to see of a memory layer, each [B, H, T]: `memory.Info` and the gates (keep as its channels' mean)."""
+    """What there is to see of a memory layer, each [B, H, T]: `memory.Info` and gates (keep as its channels' mean)."""
 
     surprise: Array
     grad_norm: Array
@@ -35,14 +36,12 @@ class Look(NamedTuple):
     keep: Array
 
 
-def rule_of(config: MemoryConfig) -> Rule:
-    """The rule that a configuration names; depth and expansion go to those presets that have them."""
-    preset = PRESETS[config.rule]
-    choices = {"depth": config.depth, "expansion": config.expansion}
-    return preset(config.head_dim, **{k: v for k, v in choices.items() if k in inspect.signature(preset).parameters})
+def over(kind: Callable[..., Any], *fields: Any) -> Any:
+    """A `kind` that holds, in place of arrays, vmap axes or logical axes for all that lies under each field."""
+    return kind(*fields)
 
 
-STATE_AXES = State(dual=0, learner=0, anchor=0, step=None)  # type: ignore[arg-type]
+STATE_AXES = over(State, 0, 0, 0, None)
 ROWS = ("batch", "heads")
 
 
@@ -59,11 +58,10 @@ class MemoryLayer(nnx.Module):
         size = c.heads * c.head_dim
         self.qkv = Linear(config.dim, 3 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         self.conv = Conv(c.conv, 3 * size) if c.conv else None
-        gate = dict(axes=("embed", None), scale=0.1, rngs=rngs)
-        self.rate = Linear(config.dim, c.heads, bias=0.0, **gate)
-        self.momentum = Linear(config.dim, c.heads, bias=_logit(c.momentum), **gate)
-        keeps = size if c.channel_keep else c.heads
-        self.keep = Linear(config.dim, keeps, bias=_logit(1 - c.forget), **gate)
+        gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
+        self.rate = gate(c.heads, bias=0.0)
+        self.momentum = gate(c.heads, bias=_logit(c.momentum))
+        self.keep = gate(size if c.channel_keep else c.heads, bias=_logit(1 - c.forget))
         self.norm = RMSNorm(c.head_dim)
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
@@ -91,11 +89,9 @@ class MemoryLayer(nnx.Module):
 
     def init_state(self, batch: int) -> MemoryState:
         """Every sequence's memory as the persistent tokens leave it, at the beginning of a chunk."""
-        state = jax.vmap(
-            jax.vmap(self.memory.init, out_axes=STATE_AXES), axis_size=1, out_axes=STATE_AXES, in_axes=None
-        )(self.initial())
-        conv = self.conv.init_state(1, self.dtype) if self.conv else None
-        state = MemoryState(state, conv)
+        heads = jax.vmap(self.memory.init, out_axes=STATE_AXES)
+        memory = jax.vmap(heads, in_axes=None, out_axes=STATE_AXES, axis_size=1)(self.initial())
+        state = MemoryState(memory, self.conv.init_state(1, self.dtype) if self.conv else None)
         if self.persistent is not None:
             count, chunk = self.persistent.shape[0], self.config.chunk
             rows = -(-count // chunk) * chunk  # on the grid of chunks: the call need not be shifted
@@ -136,17 +132,18 @@ class MemoryLayer(nnx.Module):
     ) -> tuple[Array, MemoryState, Look, Weights | None]:
         """Write and read x [B, T, E].
 
-        age: [B, T]. span: which rows are tokens. restart: [B, T] bool, where the memory begins anew (at a chunk's start).
-        residual: [B, H, chunks, in, out], what the memory below has learned. Returns y, state, what there is to see, and
-        with a residual this memory's own.
+        age: [B, T]. span: which rows are tokens. restart: [B, T] bool, where the memory begins anew (at a chunk's
+        start). residual: [B, H, chunks, in, out], what the memory below has learned. Returns y, state, what there is
+        to see, and with a residual this memory's own.
         """
         qkv, conv = self.qkv(x), state.conv
         if self.conv is not None:
+            assert conv is not None, "a layer with a convolution makes states with its inputs"
             qkv, conv = self.conv(qkv, conv, age, span)
         q, k, v = jnp.split(self.heads(jax.nn.silu(qkv)), 3, -1)
         q, k = l2_normalise(q), l2_normalise(k)
         gates = self.gates(x)
-        y, memory, info = self._update(state.memory, q, k, v, gates, span, restart, residual)
+        y, memory, info = self._update(state.memory, (q, k, v, gates), span, restart, residual)
         y = self.merge(y) * jax.nn.silu(self.gate(x))
         keep = gates.keep.mean(-1) if self.config.channel_keep else gates.keep
         look = Look(*info[:5], gates.rate, gates.momentum, keep)
@@ -163,38 +160,26 @@ class MemoryLayer(nnx.Module):
     def _update(
         self,
         state: State,
-        q: Array,
-        k: Array,
-        v: Array,
-        gates: Gates,
+        tokens: tuple[Array, Array, Array, Gates],
         span: Span | None,
         restart: Array | None,
         residual: Weights | None,
     ) -> tuple[Array, State, Info]:
-        """`memory.update` over batch and heads; every sequence is at the same step."""
-        fresh = None if restart is None else self.memory_at_start()
+        """`memory.update` over batch and heads, of tokens (q, k, v, gates); every sequence is at the same step."""
+        begin = None if restart is None else Restart(restart, self.memory_at_start())
 
-        def one(
-            state: State,
-            q: Array,
-            k: Array,
-            v: Array,
-            gates: Gates,
-            span: Span | None,
-            restart: Array | None,
-            fresh: State | None,
-            residual: Weights | None,
-        ) -> tuple[Array, State, Info]:
-            begin = None if restart is None else Restart(restart, fresh)
-            return self.memory.update(state, q, k, v, gates, span=span, restart=begin, residual=residual)
+        def one(state: State, tokens: Any, span: Any, begin: Any, residual: Any) -> tuple[Array, State, Info]:
+            return self.memory.update(state, *tokens, span=span, restart=begin, residual=residual)
 
-        out, axes = (0, STATE_AXES, 0), State(0, 0 if state.learner else None, 0, None)
-        heads = jax.vmap(one, in_axes=(axes, 0, 0, 0, 0, None, None, None if fresh is None else axes, 0), out_axes=out)
-        batch = jax.vmap(heads, in_axes=(axes, 0, 0, 0, 0, None, 0, None, 0), out_axes=out)
-        arguments = (state, q, k, v, gates, span, restart, fresh, residual)
-        states, begins = State(ROWS, ROWS, ROWS, ()), State(ROWS[1:], ROWS[1:], ROWS[1:], ())
-        inputs = (states, ROWS, ROWS, ROWS, ROWS, (), ROWS[:1], () if fresh is None else begins, ROWS)
-        return sharding.local(batch, arguments, inputs, (ROWS, states, ROWS))
+        def beginning(mask: Any, state: Any) -> Any:
+            return None if begin is None else over(Restart, mask, state)
+
+        out = (0, STATE_AXES, 0)
+        heads = jax.vmap(one, in_axes=(STATE_AXES, 0, None, beginning(None, STATE_AXES), 0), out_axes=out)
+        batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None), 0), out_axes=out)
+        states, fresh = (over(State, rows, rows, rows, ()) for rows in (ROWS, ROWS[1:]))
+        inputs = (states, ROWS, (), beginning(ROWS[:1], fresh), ROWS)
+        return sharding.local(batch, (state, tokens, span, begin, residual), inputs, (ROWS, states, ROWS))
 
     def memory_at_start(self) -> State:
         """The state [H, ...] of a memory whose document begins."""

@@ -19,7 +19,7 @@ BLOCKS: dict[str, type[Block]] = {"lmm": LMM, "mac": MAC, "mag": MAG, "mal": MAL
 
 
 class LMState(NamedTuple):
-    """A stream's state: one state per block of the pattern, stacked over its layers; age [B] tokens into the document."""
+    """A stream's state: one per block of the pattern, stacked over its layers; age [B] tokens into the document."""
 
     blocks: tuple[Any, ...]
     age: Array
@@ -120,7 +120,9 @@ class LM(nnx.Module):
         block = self.blocks[next(i for i, name in enumerate(c.pattern) if name in MEMORY_BLOCKS)]
         fast = block.memory.fast  # type: ignore[attr-defined]  # stacked [layers, H, in, out]
         return {
-            name: sharding.place(jnp.zeros((batch, w.shape[1], chunks, *w.shape[2:])), "batch", *[None] * 4)
+            name: sharding.place(
+                jnp.zeros((batch, w.shape[1], chunks, *w.shape[2:])), "batch", "heads", None, None, None
+            )
             for name, w in fast.items()
         }
 
