@@ -47,7 +47,8 @@ class Projections(nnx.Module):
         self.key = Linear(config.dim, size, axes, dtype=dtype, rngs=rngs)
         self.value = Linear(config.dim, size, axes, dtype=dtype, rngs=rngs)
         self.out = Linear(size, config.dim, axes[::-1], dtype=dtype, scale=(2 * config.depth) ** -0.5, rngs=rngs)
-        self.persistent = param(jax.random.normal(rngs.params(), (config.persistent, config.dim)), None, None)
+        tokens = jax.random.normal(rngs.params(), (config.persistent, config.dim))
+        self.persistent = param(tokens, None, None) if config.persistent else None
         self.mix = param(jnp.zeros(config.heads), None) if config.value_residual else None
         self.config = config
 
@@ -74,7 +75,7 @@ class Projections(nnx.Module):
         if self.config.positions == "rope":
             rotated, k = rotate(q, at[0]), rotate(k, at[1])
         y, near = jax.vmap(_dot_product_attention, in_axes=1, out_axes=1)(rotated, k, v, mask[:, :, None])
-        if not self.config.persistent:
+        if self.persistent is None:
             return y
         tokens = self.persistent[...][None]
         pk, pv = (self.split(project(tokens))[0] for project in (self.key, self.value))

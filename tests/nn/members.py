@@ -1,0 +1,174 @@
+"""The models that the shell's laws are held against: small, with parameters at no special point, and every pair of options.
+
+Options act together in pairs far more often than in triples, and their full product is of 15 thousand models that take
+seconds each to compile: `MEMBERS` has every pair of values that is allowed in some row instead.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from titans_jax.nn import LM, LMState, MemoryConfig, ModelConfig
+
+BATCH, TOKENS, SEGMENT, VOCAB = 2, 40, 8, 32
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "block": ("mac", "mag", "mal", "lmm", "transformer", "transformer,mac"),
+    "rule": (None, "titans", "deltanet", "ttt_mlp", "titans_linear", "gated_deltanet"),
+    "residual": ("both", "value", "weight", "none"),
+    "positions": ("rope", "axial", "learned", "none"),
+    "attention": (None, "sliding", "segmented", "full"),
+    "channel_keep": (None, False, True),
+    "conv": (None, 4, 0),
+    "chunk": (None, SEGMENT // 2, SEGMENT),
+    "persistent": (3, 0),
+}
+Pair = frozenset[tuple[str, Any]]
+
+
+class Subject(NamedTuple):
+    """A model as pure functions. call: (tokens, state, restart=None) -> logits, state, look, compiled once a shape."""
+
+    config: ModelConfig
+    graphdef: Any
+    params: Any
+    call: Callable[..., Any]
+    start: LMState
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """A parameter's path, as blocks/0/memory/rate/kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def abstract(config: ModelConfig) -> tuple[Any, Any]:
+    """The model's graphdef and the shapes of its parameters: nothing is computed."""
+    held = []
+
+    def build() -> Any:
+        graphdef, params = nnx.split(LM(config, rngs=nnx.Rngs(0)))
+        held.append(graphdef)
+        return params
+
+    shapes = jax.eval_shape(build)
+    return held[0], shapes
+
+
+def somewhere(shapes: Any) -> Any:
+    """Parameters at no special point (initial ones have zeros and ones), under which memories last for segments."""
+    rng = np.random.default_rng(0)
+
+    def one(path: tuple[Any, ...], x: Any) -> np.ndarray:
+        name, noise = name_of(path), rng.normal(size=x.shape)
+        last = name.rpartition("/")[2]
+        if "fast" in name or last == "kernel":
+            added = "/out/" in name or "/down/" in name  # to the stream, which must not double at every layer
+            value = noise * x.shape[-2] ** -0.5 * (0.5 if added else 1.0)
+        elif last == "taps":
+            value = 0.3 * noise + (np.arange(x.shape[-2]) == 0)[:, None]
+        elif last == "embedding":
+            value = noise * x.shape[-1] ** -0.5
+        else:
+            value = 0.2 * noise + (last == "scale") + 5 * name.endswith("keep/bias")
+        return value.astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+@functools.cache
+def subject(config: ModelConfig) -> Subject:
+    graphdef, shapes = abstract(config)
+    params = somewhere(shapes)
+    quick = {"xla_backend_optimization_level": 0}  # compiling is nearly all the time there is to spend here
+    run = jax.jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments), compiler_options=quick)
+    begin = jax.jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH), compiler_options=quick)
+    return Subject(config, graphdef, params, functools.partial(run, params), begin(params))
+
+
+def config_of(row: dict[str, Any], **changes: Any) -> ModelConfig:
+    """A row of options as a configuration; None is whatever the default is, because it does not matter."""
+    row = {key: value for key, value in row.items() if value is not None}
+    memory = {key: row.pop(key) for key in ("rule", "channel_keep", "conv", "chunk") if key in row}
+    residual = row.pop("residual", "none")
+    return ModelConfig(
+        **dict(
+            dim=16,
+            depth=2,
+            heads=3,
+            head_dim=6,
+            window=SEGMENT,
+            segment=SEGMENT,
+            context=320,
+            vocab_size=VOCAB,
+            value_residual=residual in ("value", "both"),
+            weight_residual=residual in ("weight", "both"),
+            memory=MemoryConfig(**dict(chunk=SEGMENT, heads=2, head_dim=8, expansion=2) | memory),
+        )
+        | row
+        | changes
+    )
+
+
+def allowed(pair: Pair) -> bool:
+    """Whether two options may stand in one row: the model takes them and they do something there."""
+    row = dict(pair)
+    if len(row) < len(pair):
+        return False
+    block, rule, residual = row.get("block"), row.get("rule"), row.get("residual")
+    weight, value = residual in ("weight", "both"), residual in ("value", "both")
+    if block is not None:
+        for key in ("rule", "channel_keep", "conv", "chunk"):
+            if key in row and (row[key] is None) != (block == "transformer"):
+                return False
+        if "attention" in row and (row["attention"] is None) != (block in ("mac", "lmm")):
+            return False
+        if (block == "transformer" and weight) or (block == "lmm" and (value or row.get("positions") == "rope")):
+            return False
+    if weight and "rule" in row and rule not in ("titans", "titans_linear", "ttt_mlp"):
+        return False
+    memory = [row[key] is None for key in ("rule", "channel_keep", "conv", "chunk") if key in row]
+    return len(set(memory)) < 2
+
+
+def covering() -> Iterator[dict[str, Any]]:
+    """Rows until every allowed pair of values has stood in one: each begins with a missing pair and adds the most."""
+    values = [(key, value) for key, choices in OPTIONS.items() for value in choices]
+    pairs = (frozenset(pair) for pair in itertools.combinations(values, 2))
+    missing = {pair: None for pair in pairs if None not in dict(pair).values() and allowed(pair)}
+
+    def fits(item: tuple[str, Any], row: dict[str, Any]) -> bool:
+        return all(allowed(frozenset([item, other])) for other in row.items())
+
+    while missing:
+        row = dict(next(iter(missing)))
+        for key in (key for key in OPTIONS if key not in row):
+            items = [(key, value) for value in OPTIONS[key] if fits((key, value), row)]
+            news = [sum(frozenset([item, other]) in missing for other in row.items()) for item in items]
+            row[key] = items[news.index(max(news))][1]
+        for pair in itertools.combinations(row.items(), 2):
+            missing.pop(frozenset(pair), None)
+        yield {key: row[key] for key in OPTIONS}
+
+
+def label(row: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in row.values() if value is not None)
+
+
+MEMBERS = list(covering())
+
+
+def few(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows among them, each the one that adds most, in which every value of every option stands once."""
+    chosen, missing = [], {item for row in rows for item in row.items()}
+    while missing:
+        best = max(rows, key=lambda row: len(missing & row.items()))
+        missing -= best.items()
+        chosen.append(best)
+    return chosen
+
+
+FEW = few(MEMBERS)

@@ -1,0 +1,222 @@
+"""The laws of the shell: what every model keeps to, whatever its options. See `members` for the models.
+
+The fast lane has a few models in which every option stands once; the slow lane has every allowed pair of options.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.nn.members import (
+    BATCH,
+    FEW,
+    MEMBERS,
+    SEGMENT,
+    TOKENS,
+    VOCAB,
+    Subject,
+    config_of,
+    label,
+    name_of,
+    subject,
+)
+from titans_jax.loss import cross_entropy
+
+PIECES = (1, 5, 13)  # shorter than a chunk, than a segment, and longer; from every offset in one
+
+
+def members(rows: list[dict[str, Any]] = MEMBERS, few: list[dict[str, Any]] = FEW) -> Any:
+    marks = {id(row): () if any(row is one for one in few) else (pytest.mark.slow,) for row in rows}
+    return pytest.mark.parametrize("row", [pytest.param(row, marks=marks[id(row)], id=label(row)) for row in rows])
+
+
+def tokens(seed: int = 0, length: int = TOKENS) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCAB, (BATCH, length), np.int32)
+
+
+def read(model: Subject, text: np.ndarray) -> tuple[np.ndarray, Any]:
+    logits, state, _ = model.call(text, model.start)
+    return np.asarray(logits), jax.device_get(state)
+
+
+def in_pieces(model: Subject, text: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, Any]:
+    state, parts = model.start, []
+    for piece in np.split(text, np.cumsum(sizes)[:-1], axis=1):
+        logits, state, _ = model.call(piece, state)
+        parts.append(logits)
+    return np.concatenate(parts, 1), jax.device_get(state)
+
+
+def close(got: Any, want: Any, tolerance: float) -> None:
+    """Every entry finite and within tolerance x (1 + the array's largest)."""
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        assert np.isfinite(x).all() and np.isfinite(y).all(), jax.tree_util.keystr(path)
+        off = np.abs(x - y).max(initial=0) / (1 + np.abs(y).max(initial=0))
+        assert off <= tolerance, f"{jax.tree_util.keystr(path)} is off by {off}"
+
+
+def same(got: Any, want: Any) -> None:
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def splits(count: int) -> list[list[int]]:
+    rng, made = np.random.default_rng(1), []
+    for _ in range(count):
+        sizes: list[int] = []
+        while (rest := TOKENS - sum(sizes)) > 0:
+            sizes.append(int(rng.choice([size for size in PIECES if size <= rest])))
+        made.append(sizes)
+    return made
+
+
+@members()
+def test_no_token_changes_what_came_before_it(row):
+    model, text = subject(config_of(row)), tokens()
+    before, _ = read(model, text)
+    for at in (1, SEGMENT, 2 * SEGMENT + 5, TOKENS - 1):
+        changed = np.where(np.arange(TOKENS) < at, text, tokens(seed=2))
+        changed[:, at] = (text[:, at] + 1) % VOCAB
+        after, _ = read(model, changed)
+        same(after[:, :at], before[:, :at])
+        assert (after[:, at] != before[:, at]).any()
+
+
+@members()
+def test_a_stream_in_pieces_is_the_stream(row):
+    model = subject(config_of(row))
+    text = tokens()
+    whole = read(model, text)
+    for sizes in splits(20 if row not in FEW else 4):
+        close(in_pieces(model, text, sizes), whole, 1e-4)
+
+
+@members()
+def test_greedy_decoding_is_what_one_call_predicts(row, length=TOKENS - SEGMENT):
+    """The tokens decoded one at a time are those that one call over all of them predicts at each place."""
+    model, prompt = subject(config_of(row)), tokens()[:, :SEGMENT]
+    made, state, parts = prompt, model.start, []
+    for at in range(SEGMENT + length):
+        logits, state, _ = model.call(made[:, at : at + 1], state)
+        parts.append(np.asarray(logits))
+        if at + 1 == made.shape[1]:
+            made = np.concatenate([made, logits.argmax(-1).astype(np.int32)], 1)
+    made, decoded = made[:, :-1], np.concatenate(parts, 1)
+    logits, whole = read(model, made)
+    close((decoded, jax.device_get(state)), (logits, whole), 1e-4)
+    predicted, chosen = logits[:, SEGMENT - 1 : -1], made[:, SEGMENT:]
+    # another token may be chosen only where the two are as good as equal in the one call too
+    best = predicted.max(-1) - np.take_along_axis(predicted, chosen[..., None], -1)[..., 0]
+    assert best.max() < 1e-4 and (best == 0).mean() > 0.98
+
+
+@pytest.mark.slow
+@members(few=MEMBERS)
+def test_256_greedy_tokens(row):
+    test_greedy_decoding_is_what_one_call_predicts(row, length=256)
+
+
+@members()
+def test_a_token_four_windows_back_is_remembered(row):
+    """Through the memory: a sliding or segmented transformer has forgotten it."""
+    model, text, changed = subject(config_of(row)), tokens(), tokens()
+    changed[:, : TOKENS - 4 * SEGMENT] = tokens(seed=3)[:, : TOKENS - 4 * SEGMENT]
+    last, other = read(model, text)[0][:, -1], read(model, changed)[0][:, -1]
+    if row["block"] == "transformer" and row["attention"] != "full":
+        same(other, last)
+    else:
+        assert np.abs(other - last).max(-1).min() > 1e-5
+
+
+@members()
+def test_rows_do_not_mix_and_calls_repeat(row):
+    model, text, changed = subject(config_of(row)), tokens(), tokens()
+    changed[1] = tokens(seed=4)[1]
+    logits, state = read(model, text)
+    again, state_again = read(model, text)
+    same((again, state_again), (logits, state))
+    other, state_other = read(model, changed)
+    same(other[0], logits[0])
+    assert (other[1] != logits[1]).any()
+    per_row = lambda state: [x[:, 0] for x in jax.tree.leaves(state.blocks) if x.ndim > 1]
+    same(per_row(state_other), per_row(state))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), jax.device_get(model.start)
+    )
+
+
+@members(few=[row for row in FEW if row["block"] in ("mac", "mal")][:2])
+def test_packed_documents_are_read_apart(row):
+    model, text = subject(config_of(row)), tokens()
+    starts = (0, 2 * SEGMENT, 4 * SEGMENT)
+    restart = np.isin(np.arange(TOKENS), starts)[None].repeat(BATCH, 0)
+    packed = np.asarray(model.call(text, model.start, restart)[0])
+    for start, end in zip(starts, (*starts[1:], TOKENS), strict=True):
+        alone, _ = read(model, np.roll(text, -start, 1))  # what follows a document does not change it
+        close(packed[:, start:end], alone[:, : end - start], 1e-4)
+
+
+DEAD = {
+    # the first attention layer has no values to mix in: a stack of one first layer has a dead mix
+    "transformer,mac": {"blocks/0/projections/mix", "blocks/0/attention/projections/mix"},
+}
+UNREAD = {
+    # gates that a rule has no use for
+    "deltanet": {"momentum"},
+    "gated_deltanet": {"momentum"},
+    "ttt_mlp": {"momentum", "keep"},
+}
+
+
+def gradients(row: dict[str, Any], remat: bool) -> dict[str, np.ndarray]:
+    config = config_of(row, remat=remat)
+    model, text = subject(config), tokens()
+
+    def loss(params: Any) -> jax.Array:
+        lm = nnx.merge(model.graphdef, params)
+        logits, _, _ = lm(text[:, :-1], lm.init_state(BATCH))
+        return cross_entropy(logits, text[:, 1:], jnp.ones((BATCH, TOKENS - 1)))[0]
+
+    found = jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(model.params)
+    return {name_of(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
+
+
+@members(few=[row for row in FEW if row["block"] in ("transformer,mac", "mag")])
+def test_every_parameter_learns(row):
+    found = gradients(row, remat=True)
+    dead = {name for name, x in found.items() if not np.abs(x).any()}
+    unread = {name for name in found if set(name.split("/")) & UNREAD.get(row["rule"], set())}
+    assert all(np.isfinite(x).all() for x in found.values())
+    assert dead <= DEAD.get(row["block"], set()) | unread, dead
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["mac", "mag", "transformer"])
+def test_remat_changes_no_gradient(block):
+    row = next(row for row in MEMBERS if row["block"] == block)
+    want, got = gradients(row, remat=False), gradients(row, remat=True)
+    for name, x in want.items():
+        np.testing.assert_allclose(got[name], x, atol=1e-5 * np.abs(x).max(), rtol=1e-4, err_msg=name)
+
+
+@members(rows=FEW, few=[row for row in FEW if row["block"] == "mac"][:1])
+def test_bfloat16(row):
+    """Activations alone are rounded: causal bit for bit, streaming within rounding, near the float32 model's logits."""
+    config = config_of(row, dtype="bfloat16")
+    model, text, changed = subject(config), tokens(), tokens()
+    changed[:, 21:] = tokens(seed=2)[:, 21:]
+    (logits, state), (other, _) = read(model, text), read(model, changed)
+    same(other[:, :21], logits[:, :21])
+    assert logits.dtype == np.float32
+    floats = [x for x in jax.tree.leaves(model.params) + jax.tree.leaves(state) if x.dtype.kind == "f"]
+    assert all(x.dtype == np.float32 for x in floats)
+    pieces, _ = in_pieces(model, text, [1] * TOKENS)
+    exact, _ = read(subject(dataclasses.replace(config, dtype="float32")), text)
+    for got in (pieces, exact):
+        assert np.abs(got - logits).mean() < 0.05 * np.abs(exact).mean()

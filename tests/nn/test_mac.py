@@ -1,0 +1,63 @@
+"""The MAC block against its equations, written as a loop over tokens (top of titans_jax/nn/mac.py)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.nn.members import SEGMENT, config_of, somewhere
+from tests.nn.test_attention import softmax, turned
+from titans_jax.nn.blocks import Stream
+from titans_jax.nn.mac import MAC
+
+T = 2 * SEGMENT + 5
+
+
+def rms(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def oracle(block: MAC, x: np.ndarray) -> np.ndarray:
+    """o [T, E] of the normalised x [T, E]: the memory's own functions are used a token at a time, the rest is numpy."""
+    p, c = block.projections, block.config
+    query, key, value, out = (np.float64(part.kernel[...]) for part in (p.query, p.key, p.value, p.out))
+    heads = lambda x, kernel: (np.float64(x) @ kernel).reshape(c.heads, c.head_dim)
+    front = np.float64(p.persistent[...])
+    memory = block.memory.init_state(1)
+    read = jax.jit(lambda x, dual: block.retrieve(block.retrieve.query(x), dual, block.memory))
+    write = jax.jit(lambda y, memory, age: block.memory(block.memory_norm(y), memory, age)[:2])
+    outputs = []
+    for t in range(len(x)):
+        at = t % SEGMENT
+        if at == 0:
+            snapshot, keys, values = memory.memory.dual, [], []
+        now = jnp.float32(x[None, t : t + 1])
+        h = np.asarray(read(now, snapshot))[0, 0]  # Eq 21: of the memory as the segment found it
+        for token in (h, x[t]):  # both at the token's place in the segment
+            keys.append((at, heads(token, key)))
+            values.append(heads(token, value))
+        q = heads(x[t], query)
+        scores = [(q * heads(token, key)).sum(-1) for token in front]
+        scores += [(turned(q, at) * turned(k, place)).sum(-1) for place, k in keys]
+        weights = softmax(np.array(scores).T * c.head_dim**-0.5)  # Eq 22-23: h_j and S_j for j <= t
+        everything = np.array([heads(token, value) for token in front] + values)
+        y = np.einsum("hs,shd->hd", weights, everything).reshape(-1) @ out
+        m, memory = write(jnp.float32(y)[None, None], memory, np.array([[t]]))  # Eq 24, then Eq 25's read
+        gate = 1 / (1 + np.exp(-rms(y, np.float64(block.combine.gate.scale[...]))))
+        outputs.append(gate * rms(np.float64(m)[0, 0], np.float64(block.combine.value.scale[...])))
+    return np.array(outputs)
+
+
+@pytest.mark.parametrize("chunk", [SEGMENT, SEGMENT // 2])
+def test_mac_is_its_equations_token_by_token(chunk):
+    config = config_of({"block": "mac", "positions": "rope", "chunk": chunk, "persistent": 3})
+    graphdef, params = nnx.split(MAC(config, rngs=nnx.Rngs(0)))
+    block = nnx.merge(graphdef, somewhere(params))
+    x = np.random.default_rng(1).normal(size=(1, T, config.dim)).astype(np.float32)
+    stream = Stream(jnp.asarray(x), jnp.arange(T)[None], None, None, None)
+    mixed, _, _ = block.mix(stream, block.init_state(1))
+    normed = rms(np.float64(x[0]), np.float64(block.norm.scale[...]))
+    want = oracle(block, normed)
+    np.testing.assert_allclose((mixed.x - x)[0], want, atol=2e-5)
+    assert np.abs(want).max() > 0.1
