@@ -1,6 +1,6 @@
-"""The models that the shell's laws are held against: small, with parameters at no special point, and every pair of options.
+"""The models that the shell's laws are held against: small, at no special point, with every pair of options.
 
-Options act together in pairs far more often than in triples, and their full product is of 15 thousand models that take
+Options act together in pairs far more often than in triples, and their full product is of thousands of models that take
 seconds each to compile: `MEMBERS` has every pair of values that is allowed in some row instead.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -40,17 +41,22 @@ class Subject(NamedTuple):
     start: LMState
 
 
+def jit(f: Callable[..., Any]) -> Callable[..., Any]:
+    """jax.jit in a hurry: nearly all the time of these tests is spent compiling."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def name_of(path: tuple[Any, ...]) -> str:
     """A parameter's path, as blocks/0/memory/rate/kernel."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
-def abstract(config: ModelConfig) -> tuple[Any, Any]:
-    """The model's graphdef and the shapes of its parameters: nothing is computed."""
+def abstract(make: Callable[..., nnx.Module], config: ModelConfig) -> tuple[Any, Any]:
+    """The graphdef of make(config, rngs=...) and the shapes of its parameters: nothing is computed."""
     held = []
 
     def build() -> Any:
-        graphdef, params = nnx.split(LM(config, rngs=nnx.Rngs(0)))
+        graphdef, params = nnx.split(make(config, rngs=nnx.Rngs(0)))
         held.append(graphdef)
         return params
 
@@ -79,13 +85,17 @@ def somewhere(shapes: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
+def layer_of(make: Callable[..., nnx.Module], config: ModelConfig) -> Any:
+    graphdef, shapes = abstract(make, config)
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, somewhere(shapes)))
+
+
 @functools.cache
 def subject(config: ModelConfig) -> Subject:
-    graphdef, shapes = abstract(config)
+    graphdef, shapes = abstract(LM, config)
     params = somewhere(shapes)
-    quick = {"xla_backend_optimization_level": 0}  # compiling is nearly all the time there is to spend here
-    run = jax.jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments), compiler_options=quick)
-    begin = jax.jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH), compiler_options=quick)
+    run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments))
+    begin = jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH))
     return Subject(config, graphdef, params, functools.partial(run, params), begin(params))
 
 

@@ -21,6 +21,7 @@ from tests.nn.members import (
     VOCAB,
     Subject,
     config_of,
+    jit,
     label,
     name_of,
     subject,
@@ -183,7 +184,7 @@ def gradients(row: dict[str, Any], remat: bool) -> dict[str, np.ndarray]:
         logits, _, _ = lm(text[:, :-1], lm.init_state(BATCH))
         return cross_entropy(logits, text[:, 1:], jnp.ones((BATCH, TOKENS - 1)))[0]
 
-    found = jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(model.params)
+    found = jit(jax.grad(loss))(model.params)
     return {name_of(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 

@@ -1,0 +1,76 @@
+"""The same training on one device and on eight: data-parallel, parameters sharded, heads and vocabulary split."""
+
+import json
+
+import pytest
+
+MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
+
+SOURCE = """
+import os
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # nearly all the time here is spent compiling
+import json, sys
+import jax, numpy as np
+from tests.nn.members import abstract, config_of, somewhere
+from flax import nnx
+from titans_jax import sharding
+from titans_jax.config import TrainConfig
+from titans_jax.optim import OptimConfig, build
+from titans_jax.training.step import TrainState, define, make_step
+
+meshes, optimizer, row, changes, restarts = json.loads(sys.argv[1])
+definition = define(config_of(row, **changes))
+optimizer = build(OptimConfig(name=optimizer, peak_rate=1e-3, warmup=20), 20)
+start = jax.tree.map(lambda x: x.astype("float32"), somewhere(jax.eval_shape(definition.init, jax.random.key(0))))
+rng = np.random.default_rng(0)
+text = rng.integers(0, 32, (8, 41), np.int32)
+batch = dict(inputs=text[:, :-1], targets=text[:, 1:], mask=np.ones((8, 40), np.float32))
+if restarts:
+    batch["restart"] = (np.arange(40) % 8 == 0) & (rng.random((8, 40)) < 0.5)
+
+def train(params, batch):
+    step = make_step(definition.graphdef, optimizer, TrainConfig())
+    state, losses = TrainState(params, jax.jit(optimizer.init)(params), jax.random.key(1)), []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, sorted({str(x.sharding.spec) for x in jax.tree.leaves(state.params) if hasattr(x.sharding, "spec")})
+
+found = {"": train(jax.tree.map(jax.numpy.array, start), batch)}
+for spec in meshes:
+    mesh = sharding.make_mesh(spec)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(start, sharding.param_shardings(definition.axes, start, mesh))
+        found[spec] = train(params, jax.device_put(batch, sharding.batch_sharding(mesh)))
+print(json.dumps(found))
+"""
+
+
+def check(run_python, meshes, row, *, optimizer="adamw", restarts=False, **changes):
+    done = run_python("-c", SOURCE, json.dumps([meshes, optimizer, row, changes, restarts]), devices=8)
+    found = json.loads(done.stdout.splitlines()[-1])
+    alone, _ = found.pop("")
+    assert alone[-1] < alone[0] - 0.01
+    assert list(found) == list(meshes)
+    for spec, (losses, parts) in found.items():
+        assert losses == pytest.approx(alone, rel=1e-6, abs=0), spec
+        assert all(any(axis in part for part in parts) == (axis in spec) for axis in ("fsdp", "tensor")), (spec, parts)
+
+
+def test_twenty_losses_of_a_mac_are_those_of_one_device(run_python):
+    check(run_python, MESHES[1:], dict(block="mac", persistent=3), depth=1, heads=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["mac", "mag", "mal", "lmm", "transformer", "transformer,mac"])
+def test_every_block_with_every_residual(run_python, block):
+    residual = {"lmm": "weight", "transformer": "value"}.get(block, "both")
+    row = dict(block=block, residual=residual, positions="learned", persistent=3)
+    meshes = MESHES if block == "mac" else MESHES[2:]
+    check(run_python, meshes, row, optimizer="sgd", restarts=block in ("mac", "mag"), heads=2)
+
+
+@pytest.mark.slow
+def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
+    """3 attention heads and 33 words over 2 devices."""
+    check(run_python, MESHES[2:], dict(block="mal", positions="axial", persistent=3), heads=3, vocab_size=33)

@@ -1,0 +1,60 @@
+"""A configuration that could not work says so in one line, before anything is compiled."""
+
+import dataclasses
+
+import pytest
+from flax import nnx
+
+from titans_jax.nn import LM, MemoryConfig, ModelConfig
+
+GOOD = ModelConfig(block="mac", segment=16, memory=MemoryConfig(chunk=8))
+WRONG = {
+    "block": (dict(block="mak"), r"model\.block: 'mak' is unknown; known are lmm, mac, mag, mal, transformer"),
+    "pattern": (dict(block="mac,,mac"), r"model\.block: '' is unknown"),
+    "depth": (dict(block="transformer,mac", depth=3), r"model\.depth: 3 layers are no multiple of the pattern"),
+    "segment": (dict(segment=12), r"model\.segment: 12 is no multiple of model\.memory\.chunk 8"),
+    "odd": (dict(head_dim=7), r"model\.head_dim: 7 is odd; rotary positions turn pairs"),
+    "residual": (dict(block="transformer", weight_residual=True), r"model\.weight_residual: needs memory layers"),
+    "mixed residual": (dict(block="mac,mag", weight_residual=True), r"of one kind, not 'mac,mag'"),
+    "persistent": (dict(persistent=-1), r"model\.persistent .* cannot be below 0"),
+    **{
+        name: ({name: 0}, rf"model\.{name}: 0; it must be above 0")
+        for name in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult")
+    },
+}
+WRONG_MEMORY = {
+    "rule": (dict(rule="titan"), r"model\.memory\.rule: 'titan' is unknown; known are titans, "),
+    "implementation": (dict(implementation="fast"), r"model\.memory\.implementation: 'fast' is unknown; known are"),
+    "momentum": (dict(momentum=1.0), r"model\.memory\.momentum: 1\.0 is not between 0 and 1"),
+    "forget": (dict(forget=0.0), r"model\.memory\.forget: 0\.0 is not between 0 and 1"),
+    "clip": (dict(clip=-1.0), r"model\.memory\.clip: -1\.0; it must be above 0"),
+    "conv": (dict(conv=-1), r"model\.memory\.conv: .* cannot be below 0"),
+    **{
+        name: ({name: 0}, rf"model\.memory\.{name}: 0; it must be above 0")
+        for name in ("depth", "expansion", "chunk", "heads", "head_dim", "max_rate")
+    },
+}
+
+
+@pytest.mark.parametrize("changes, message", WRONG.values(), ids=WRONG)
+def test_a_wrong_model_is_refused(changes, message):
+    refused(dataclasses.replace(GOOD, **changes), message)
+
+
+@pytest.mark.parametrize("changes, message", WRONG_MEMORY.values(), ids=WRONG_MEMORY)
+def test_a_wrong_memory_is_refused(changes, message):
+    refused(dataclasses.replace(GOOD, memory=dataclasses.replace(GOOD.memory, **changes)), message)
+
+
+def test_a_weight_residual_needs_gradients_at_an_anchor():
+    memory = dataclasses.replace(GOOD.memory, rule="deltanet")
+    refused(
+        dataclasses.replace(GOOD, memory=memory, weight_residual=True), r"model\.weight_residual: deltanet takes no"
+    )
+
+
+def refused(config: ModelConfig, message: str) -> None:
+    GOOD.check()
+    with pytest.raises(ValueError, match=message) as error:
+        LM(config, rngs=nnx.Rngs(0))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,98 @@
+"""The model as a tree of arrays: names, sizes, axes, NNX's two modes, and compile time."""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.nn.members import BATCH, FEW, MEMBERS, TOKENS, abstract, config_of, jit, label, name_of, subject
+from titans_jax.nn import LM, MemoryConfig, ModelConfig
+
+LAST_NAMES = {"kernel", "bias", "scale", "taps", "embedding", "persistent", "mix"}
+AXES = {"batch", "embed", "heads", "hidden", "vocab", None}
+
+
+@pytest.mark.parametrize("row", MEMBERS, ids=label)
+def test_parameters_have_names_to_go_by_and_axes(row):
+    """Weight decay is by name; a parameter of a new name must be thought of there and added here."""
+    _, shapes = abstract(LM, config_of(row))
+    for path, variable in jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        name = name_of(path)
+        assert name.rpartition("/")[2] in LAST_NAMES or "/fast/" in name, name
+        axes, (x,) = variable.get_metadata()["axes"], jax.tree.leaves(variable)
+        assert set(axes) <= AXES and len(axes) == x.ndim - name.startswith("blocks/"), name
+        assert x.dtype == np.float32 and x.size > 0, name
+
+
+def test_heads_are_of_any_size():
+    """3 heads of 24 in a width of 128: neither divides."""
+    memory = MemoryConfig(chunk=8, heads=5, head_dim=12)
+    config = ModelConfig(block="transformer,mac", dim=128, depth=2, heads=3, head_dim=24, segment=16, memory=memory)
+    graphdef, shapes = abstract(LM, config)
+    sizes = {name_of(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    assert sizes["blocks/0/attention/projections/query/kernel"] == (1, 128, 3 * 24)
+    assert sizes["blocks/1/memory/qkv/kernel"] == (1, 128, 3 * 5 * 12)
+
+    def run(params):
+        model = nnx.merge(graphdef, params)
+        return model(np.zeros((2, 40), np.int32), model.init_state(2))
+
+    logits, _, look = jax.eval_shape(run, shapes)
+    assert logits.shape == (2, 40, 256) and look.rate.shape == (1, 2, 5, 40)
+
+
+def test_what_there_is_to_see_follows_the_tokens():
+    row = next(row for row in FEW if row["block"] == "mac" and row["rule"] == "titans")
+    model, text = subject(config_of(row)), np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
+    _, _, look = model.call(text, model.start)
+    shown = jax.device_get(look)
+    assert {x.shape for x in shown} == {(2, BATCH, 2, TOKENS)}
+    state, parts = model.start, []
+    for piece in np.split(text, [13, 26, 39], axis=1):
+        _, state, look = model.call(piece, state)
+        parts.append(jax.device_get(look))
+    # norms are those where the call left the token's chunk, so only the tokens' own quantities can be compared
+    for name in ("surprise", "grad_norm", "rate", "momentum", "keep"):
+        pieces = np.concatenate([getattr(part, name) for part in parts], -1)
+        np.testing.assert_allclose(pieces, getattr(shown, name), rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (shown.rate > 0).all() and (shown.rate < 0.1).all() and (shown.surprise > 0).all()
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_nnx_graph_mode_and_tree_mode(graph):
+    """Building, splitting, merging and calling as a module mean the same in both of NNX's modes."""
+    row = next(row for row in FEW if row["block"] == "mac")
+    config = config_of(row)
+    want = subject(config)
+    text = np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
+    with nnx.set_graph_mode(graph):
+        graphdef, params = nnx.split(jax.eval_shape(lambda: LM(config, rngs=nnx.Rngs(0))))
+        assert hash(graphdef) == hash(nnx.split(jax.eval_shape(lambda: LM(config, rngs=nnx.Rngs(0))))[0])
+        assert jax.tree.structure(nnx.to_pure_dict(params)) == jax.tree.structure(nnx.to_pure_dict(want.params))
+        model = nnx.merge(graphdef, want.params)
+        logits, _, _ = jit(lambda model, text, state: model(text, state))(model, text, want.start)
+    np.testing.assert_allclose(logits, want.call(text, want.start)[0], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["mac", "mal", "transformer"])
+def test_compile_time_does_not_grow_with_depth(block):
+    def seconds(depth: int) -> float:
+        config = dataclasses.replace(config_of({"block": block}), depth=depth)
+        graphdef, shapes = abstract(LM, config)
+
+        def loss(params, text):
+            model = nnx.merge(graphdef, params)
+            return (model(text, model.init_state(BATCH))[0] ** 2).mean()
+
+        start = time.process_time()
+        jax.jit(jax.grad(loss)).lower(shapes, jax.ShapeDtypeStruct((BATCH, TOKENS), np.int32)).compile()
+        return time.process_time() - start
+
+    seconds(2)  # whatever is paid once
+    two = min(seconds(2) for _ in range(2))
+    many = min(seconds(24) for _ in range(2))
+    assert many < 1.5 * two, f"{many:.1f} s for 24 layers, {two:.1f} s for 2"
