@@ -127,6 +127,17 @@ def local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, output
     return jax.shard_map(f, in_specs=over(spec, inputs), out_specs=over(spec, outputs), check_vma=False)(*arguments)
 
 
+def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
+    """f, with the layout of what it computes left to the compiler and its results laid out as the arrays `like` are.
+
+    For an optimizer, which may contract over a parameter's axes without knowing of the mesh. Without one, f itself.
+    """
+    if active() is None:
+        return f
+    specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, like)
+    return jax.sharding.auto_axes(f, out_sharding=specs)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split over the batch, the first axis."""
     return NamedSharding(mesh, RULES.spec(mesh, ("batch",)))

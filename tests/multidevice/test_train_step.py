@@ -58,7 +58,7 @@ def check(run_python, meshes, row, *, optimizer="adamw", restarts=False, **chang
 
 
 def test_twenty_losses_of_a_mac_are_those_of_one_device(run_python):
-    check(run_python, MESHES[1:], dict(block="mac", persistent=3), depth=1, heads=2)
+    check(run_python, MESHES[1:], dict(block="mac", persistent=3), optimizer="muon", depth=1, heads=2)
 
 
 @pytest.mark.slow

@@ -90,8 +90,8 @@ def layer_of(make: Callable[..., nnx.Module], config: ModelConfig) -> Any:
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, somewhere(shapes)))
 
 
-@functools.cache
 def subject(config: ModelConfig) -> Subject:
+    """Hold few of these at a time: a process has room for some thousand compiled programs."""
     graphdef, shapes = abstract(LM, config)
     params = somewhere(shapes)
     run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments))

@@ -4,7 +4,7 @@ The fast lane has a few models in which every option stands once; the slow lane 
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,26 @@ from tests.nn.members import (
 )
 from titans_jax.loss import cross_entropy
 
-PIECES = (1, 5, 13)  # shorter than a chunk, than a segment, and longer; from every offset in one
+PIECES = (1, 13)  # a token, and more than a segment: from every offset in one
+MORE_PIECES = (1, 3, 5, 13)
 
 
-def members(rows: list[dict[str, Any]] = MEMBERS, few: list[dict[str, Any]] = FEW) -> Any:
-    marks = {id(row): () if any(row is one for one in few) else (pytest.mark.slow,) for row in rows}
-    return pytest.mark.parametrize("row", [pytest.param(row, marks=marks[id(row)], id=label(row)) for row in rows])
+def params(fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> list[Any]:
+    """Test parameters: the fast lane's rows, then the others of the slow lane's."""
+    rest = [row for row in slow if row not in fast]
+    return [pytest.param(row, id=label(row)) for row in fast] + [
+        pytest.param(row, id=label(row), marks=pytest.mark.slow) for row in rest
+    ]
+
+
+class Member(NamedTuple):
+    row: dict[str, Any]
+    model: Subject
+
+
+@pytest.fixture(scope="module", params=params(FEW, MEMBERS))
+def member(request: pytest.FixtureRequest) -> Member:
+    return Member(request.param, subject(config_of(request.param)))
 
 
 def tokens(seed: int = 0, length: int = TOKENS) -> np.ndarray:
@@ -67,19 +81,18 @@ def same(got: Any, want: Any) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def splits(count: int) -> list[list[int]]:
+def splits(count: int, pieces: tuple[int, ...]) -> list[list[int]]:
     rng, made = np.random.default_rng(1), []
     for _ in range(count):
         sizes: list[int] = []
         while (rest := TOKENS - sum(sizes)) > 0:
-            sizes.append(int(rng.choice([size for size in PIECES if size <= rest])))
+            sizes.append(int(rng.choice([size for size in pieces if size <= rest])))
         made.append(sizes)
     return made
 
 
-@members()
-def test_no_token_changes_what_came_before_it(row):
-    model, text = subject(config_of(row)), tokens()
+def test_no_token_changes_what_came_before_it(member):
+    model, text = member.model, tokens()
     before, _ = read(model, text)
     for at in (1, SEGMENT, 2 * SEGMENT + 5, TOKENS - 1):
         changed = np.where(np.arange(TOKENS) < at, text, tokens(seed=2))
@@ -89,20 +102,19 @@ def test_no_token_changes_what_came_before_it(row):
         assert (after[:, at] != before[:, at]).any()
 
 
-@members()
-def test_a_stream_in_pieces_is_the_stream(row):
-    model = subject(config_of(row))
-    text = tokens()
+@pytest.mark.parametrize("count, pieces", [(4, PIECES), pytest.param(20, MORE_PIECES, marks=pytest.mark.slow)])
+def test_a_stream_in_pieces_is_the_stream(member, count, pieces):
+    model, text = member.model, tokens()
     whole = read(model, text)
-    for sizes in splits(20 if row not in FEW else 4):
+    for sizes in splits(count, pieces):
         close(in_pieces(model, text, sizes), whole, 1e-4)
 
 
-@members()
-def test_greedy_decoding_is_what_one_call_predicts(row, length=TOKENS - SEGMENT):
+@pytest.mark.parametrize("length", [32, pytest.param(256, marks=pytest.mark.slow)])
+def test_greedy_decoding_is_what_one_call_predicts(member, length):
     """The tokens decoded one at a time are those that one call over all of them predicts at each place."""
-    model, prompt = subject(config_of(row)), tokens()[:, :SEGMENT]
-    made, state, parts = prompt, model.start, []
+    model, made = member.model, tokens()[:, :SEGMENT]
+    state, parts = model.start, []
     for at in range(SEGMENT + length):
         logits, state, _ = model.call(made[:, at : at + 1], state)
         parts.append(np.asarray(logits))
@@ -117,16 +129,9 @@ def test_greedy_decoding_is_what_one_call_predicts(row, length=TOKENS - SEGMENT)
     assert best.max() < 1e-4 and (best == 0).mean() > 0.98
 
 
-@pytest.mark.slow
-@members(few=MEMBERS)
-def test_256_greedy_tokens(row):
-    test_greedy_decoding_is_what_one_call_predicts(row, length=256)
-
-
-@members()
-def test_a_token_four_windows_back_is_remembered(row):
+def test_a_token_four_windows_back_is_remembered(member):
     """Through the memory: a sliding or segmented transformer has forgotten it."""
-    model, text, changed = subject(config_of(row)), tokens(), tokens()
+    (row, model), text, changed = member, tokens(), tokens()
     changed[:, : TOKENS - 4 * SEGMENT] = tokens(seed=3)[:, : TOKENS - 4 * SEGMENT]
     last, other = read(model, text)[0][:, -1], read(model, changed)[0][:, -1]
     if row["block"] == "transformer" and row["attention"] != "full":
@@ -135,9 +140,8 @@ def test_a_token_four_windows_back_is_remembered(row):
         assert np.abs(other - last).max(-1).min() > 1e-5
 
 
-@members()
-def test_rows_do_not_mix_and_calls_repeat(row):
-    model, text, changed = subject(config_of(row)), tokens(), tokens()
+def test_rows_do_not_mix_and_calls_repeat(member):
+    model, text, changed = member.model, tokens(), tokens()
     changed[1] = tokens(seed=4)[1]
     logits, state = read(model, text)
     again, state_again = read(model, text)
@@ -152,9 +156,8 @@ def test_rows_do_not_mix_and_calls_repeat(row):
     )
 
 
-@members(few=[row for row in FEW if row["block"] in ("mac", "mal")][:2])
-def test_packed_documents_are_read_apart(row):
-    model, text = subject(config_of(row)), tokens()
+def test_packed_documents_are_read_apart(member):
+    model, text = member.model, tokens()
     starts = (0, 2 * SEGMENT, 4 * SEGMENT)
     restart = np.isin(np.arange(TOKENS), starts)[None].repeat(BATCH, 0)
     packed = np.asarray(model.call(text, model.start, restart)[0])
@@ -179,8 +182,8 @@ def gradients(row: dict[str, Any], remat: bool) -> dict[str, np.ndarray]:
     config = config_of(row, remat=remat)
     model, text = subject(config), tokens()
 
-    def loss(params: Any) -> jax.Array:
-        lm = nnx.merge(model.graphdef, params)
+    def loss(arrays: Any) -> jax.Array:
+        lm = nnx.merge(model.graphdef, arrays)
         logits, _, _ = lm(text[:, :-1], lm.init_state(BATCH))
         return cross_entropy(logits, text[:, 1:], jnp.ones((BATCH, TOKENS - 1)))[0]
 
@@ -188,7 +191,7 @@ def gradients(row: dict[str, Any], remat: bool) -> dict[str, np.ndarray]:
     return {name_of(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 
-@members(few=[row for row in FEW if row["block"] in ("transformer,mac", "mag")])
+@pytest.mark.parametrize("row", params([row for row in FEW if row["block"] in ("transformer,mac", "mag")], FEW))
 def test_every_parameter_learns(row):
     found = gradients(row, remat=True)
     dead = {name for name, x in found.items() if not np.abs(x).any()}
@@ -206,7 +209,7 @@ def test_remat_changes_no_gradient(block):
         np.testing.assert_allclose(got[name], x, atol=1e-5 * np.abs(x).max(), rtol=1e-4, err_msg=name)
 
 
-@members(rows=FEW, few=[row for row in FEW if row["block"] == "mac"][:1])
+@pytest.mark.parametrize("row", params([row for row in FEW if row["block"] == "mac"][:1], FEW))
 def test_bfloat16(row):
     """Activations alone are rounded: causal bit for bit, streaming within rounding, near the float32 model's logits."""
     config = config_of(row, dtype="bfloat16")

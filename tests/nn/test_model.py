@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.nn.members import BATCH, FEW, MEMBERS, TOKENS, abstract, config_of, jit, label, name_of, subject
+from tests.nn.members import BATCH, FEW, MEMBERS, TOKENS, Subject, abstract, config_of, jit, label, name_of, subject
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 LAST_NAMES = {"kernel", "bias", "scale", "taps", "embedding", "persistent", "mix"}
 AXES = {"batch", "embed", "heads", "hidden", "vocab", None}
+
+
+@pytest.fixture(scope="module")
+def mac() -> Subject:
+    return subject(config_of(next(row for row in FEW if row["block"] == "mac")))
 
 
 @pytest.mark.parametrize("row", MEMBERS, ids=label)
@@ -44,9 +49,8 @@ def test_heads_are_of_any_size():
     assert logits.shape == (2, 40, 256) and look.rate.shape == (1, 2, 5, 40)
 
 
-def test_what_there_is_to_see_follows_the_tokens():
-    row = next(row for row in FEW if row["block"] == "mac" and row["rule"] == "titans")
-    model, text = subject(config_of(row)), np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
+def test_what_there_is_to_see_follows_the_tokens(mac):
+    model, text = mac, np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
     _, _, look = model.call(text, model.start)
     shown = jax.device_get(look)
     assert {x.shape for x in shown} == {(2, BATCH, 2, TOKENS)}
@@ -62,11 +66,9 @@ def test_what_there_is_to_see_follows_the_tokens():
 
 
 @pytest.mark.parametrize("graph", [True, False])
-def test_nnx_graph_mode_and_tree_mode(graph):
+def test_nnx_graph_mode_and_tree_mode(graph, mac):
     """Building, splitting, merging and calling as a module mean the same in both of NNX's modes."""
-    row = next(row for row in FEW if row["block"] == "mac")
-    config = config_of(row)
-    want = subject(config)
+    config, want = mac.config, mac
     text = np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
     with nnx.set_graph_mode(graph):
         graphdef, params = nnx.split(jax.eval_shape(lambda: LM(config, rngs=nnx.Rngs(0))))

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from titans_jax import sharding
 from titans_jax.config import TrainConfig
 from titans_jax.loss import cross_entropy
 from titans_jax.nn import LM, ModelConfig
@@ -82,7 +83,8 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         (loss, (sums, info)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        update = sharding.automatic(optimizer.update, (state.params, state.optimizer))
+        updates, optimizer_state = update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
