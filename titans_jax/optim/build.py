@@ -1,6 +1,7 @@
 """From an `OptimConfig` to one optax transformation: clip, direction by name, weight decay, rate, accumulation."""
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
+
+from titans_jax.optim.m3 import scale_by_m3
 
 PyTree = Any
 
@@ -119,19 +122,17 @@ def decays(params: PyTree) -> PyTree:
 
 def _is_named(path: tuple[Any, ...], *names: str) -> bool:
     """Whether the leaf at the path bears one of the names, outside the fast weights."""
-    # nnx.State keeps each array under its variable's `value`, a plain dict does not.
-    parts = [part for part in jax.tree_util.keystr(path, simple=True, separator="/").split("/") if part != "value"]
+    parts = _parts(path)
     return bool(parts) and parts[-1] in names and not any("fast" in part for part in parts)
+
+
+def _parts(path: tuple[Any, ...]) -> list[str]:
+    # nnx.State keeps each array under its variable's `value`, a plain dict does not.
+    return [part for part in jax.tree_util.keystr(path, simple=True, separator="/").split("/") if part != "value"]
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
     """Orthogonalised momentum for kernels, Adam for the rest, at one rate (Liu et al. 2025, equation 4)."""
-
-    def labels(params: PyTree) -> PyTree:
-        def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
-            return "muon" if _is_named(path, "kernel") and leaf.ndim >= 2 else "adam"
-
-        return jax.tree_util.tree_map_with_path(label, params)
 
     def axes(params: PyTree) -> PyTree:
         return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(-2, -1), params)
@@ -143,7 +144,25 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
         contrib.scale_by_muon(beta=config.b1, eps=config.eps, weight_dimension_numbers=axes),
         optax.stateless(like_adam),
     )
-    return optax.partition({"muon": muon, "adam": _adam(config)}, labels)
+    return _kernels_by("muon", muon, config)
+
+
+def _m3(config: OptimConfig) -> optax.GradientTransformation:
+    """M3 for kernels but the head's, Adam for the rest, at one rate."""
+    return _kernels_by("m3", scale_by_m3(config.b1, config.b2, eps=config.eps), config, besides=("head",))
+
+
+def _kernels_by(
+    name: str, matrix: optax.GradientTransformation, config: OptimConfig, besides: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
+    """The transformation for kernels [..., in, out] below none of the names besides, Adam for all else."""
+
+    def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
+        takes = _is_named(path, "kernel") and leaf.ndim >= 2 and not set(besides) & set(_parts(path))
+        return name if takes else "adam"
+
+    labels = functools.partial(jax.tree_util.tree_map_with_path, label)
+    return optax.partition({name: matrix, "adam": _adam(config)}, labels)
 
 
 def _adam(config: OptimConfig) -> optax.GradientTransformation:
@@ -175,6 +194,7 @@ SCHEDULES: dict[str, Shape] = {
 OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
     "adamw": _adam,
     "lion": lambda config: optax.scale_by_lion(config.b1, config.b2),
+    "m3": _m3,
     "muon": _muon,
     "sgd": lambda config: optax.trace(config.b1),
 }
