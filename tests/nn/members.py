@@ -2,6 +2,7 @@
 
 Options act together in pairs far more often than in triples, and their full product is of thousands of models that take
 seconds each to compile: `MEMBERS` has every pair of values that is allowed in some row instead.
+Their memories forget slowly (see `somewhere`): what holds here is not thereby shown of the default initialisation.
 """
 
 import functools

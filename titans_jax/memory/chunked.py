@@ -16,7 +16,19 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Info, Rule, State, Weights, norm
-from titans_jax.memory.scan import Call, Engine, Responses, boundary, combine, grid, place, real_rows, responses, select
+from titans_jax.memory.scan import (
+    Call,
+    Engine,
+    Responses,
+    boundary,
+    combine,
+    grid,
+    place,
+    real_rows,
+    responses,
+    select,
+    where_any,
+)
 
 # (rule, state, responses, residual, k, v) -> per weight the inputs a and cotangents delta [b, .], and surprise [b]
 Gradients = Callable[[Rule, State, Responses, Weights | None, Array, Array], tuple[Weights, Weights, Array]]
@@ -112,7 +124,7 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         def held(x: Array) -> Array:
             return jnp.broadcast_to(x, surprise.shape).astype(surprise.dtype)
 
-        return new, y, Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(cut))
+        return new, (y, Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(cut)))
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
@@ -132,12 +144,11 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
             q, k, v, real, response, begin, residual = xs
             if restart is not None:
                 state = select(begin[0] & real[0], restart.state, state)._replace(step=state.step)
-            run = lambda s: block(s, q, k, v, real, response, residual)  # noqa: E731
-            if alone:
-                new, y, info = run(state)
-            else:
-                skipped = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state)[1:])
-                new, y, info = lax.cond(real.any(), run, lambda s: (s, *skipped), state)
+
+            def run(state: State) -> tuple[State, tuple[Array, Info]]:
+                return block(state, q, k, v, real, response, residual)
+
+            new, (y, info) = run(state) if alone else where_any(real, run, state)
             return new, (y, info, None if residual is None else state.anchor)
 
         xs = (q, k, v, real, unrolled, begin, residual)

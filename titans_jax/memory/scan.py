@@ -138,6 +138,12 @@ def _shrink(tree: Weights, bound: float) -> tuple[Weights, Array]:
     return jax.tree.map(lambda x: jnp.where(finite, x, 0.0) * scale, tree), ~finite | (size > bound)
 
 
+def where_any(real: Array, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
+    """run(state), a new state and outputs; where no row is a token, at no cost the old state and outputs of zeros."""
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), jax.eval_shape(run, state)[1])
+    return lax.cond(real.any(), run, lambda state: (state, blank), state)
+
+
 def select(condition: Array, new: Any, old: Any) -> Any:
     """`jnp.where` over trees."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)

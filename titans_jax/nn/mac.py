@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax.memory import Span, Weights
-from titans_jax.memory.scan import grid, real_rows, select
+from titans_jax.memory.scan import grid, real_rows, select, where_any
 from titans_jax.nn.attention import KV, Projections, empty
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
@@ -66,7 +66,7 @@ class MAC(Block):
         query, key, value, values = self.projections.qkv(x, stream.values)
         tokens = Tokens(query, key, value, self.retrieve.query(x), stream.age)
         run = self._token if x.shape[1] == 1 else self._segments
-        y, state, look, learned = run(tokens, state, stream.restart, stream.learned)
+        state, (y, look, learned) = run(tokens, state, stream.restart, stream.learned)
         return stream._replace(x=stream.x + y, values=values, learned=learned), state, look
 
     def _token(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
@@ -95,11 +95,11 @@ class MAC(Block):
         def body(state: MACState, xs: Any) -> Any:
             tokens, begin, real, residual = xs
             inside = Span(jnp.argmax(real), real.sum())
-            run = lambda s: self._segment(tokens, s, begin, residual, jnp.int32(0), inside)  # noqa: E731
-            shapes = jax.eval_shape(run, state)
-            skip = lambda s: (zeros_like(shapes[0]), s, *zeros_like(shapes[2:]))  # noqa: E731
-            y, state, look, learned = lax.cond(real.any(), run, skip, state)
-            return state, (y, look, learned)
+
+            def run(state: MACState) -> Any:
+                return self._segment(tokens, state, begin, residual, jnp.int32(0), inside)
+
+            return where_any(real, run, state)
 
         state, (y, look, learned) = lax.scan(body, state, xs)
         y = lax.dynamic_slice_in_dim(y.swapaxes(0, 1).reshape(y.shape[1], rows, -1), span.first, T, 1)
@@ -112,7 +112,7 @@ class MAC(Block):
             x = jnp.moveaxis(x, 0, 2)
             return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
-        return y, state, jax.tree.map(flat, look), jax.tree.map(join, learned)
+        return state, (y, jax.tree.map(flat, look), jax.tree.map(join, learned))
 
     def _segment(
         self,
@@ -137,7 +137,7 @@ class MAC(Block):
         seen = _append(state.seen, tokens.key, tokens.value, at, span)
         y = self.projections.out(self._attend(tokens, read, seen, at))
         m, memory, look, learned = self.memory(self.memory_norm(y), memory, tokens.age, span=span, residual=residual)
-        return self.combine(y, m), MACState(memory, snapshot, read, seen), look, learned
+        return MACState(memory, snapshot, read, seen), (self.combine(y, m), look, learned)
 
     def _attend(self, tokens: Tokens, read: KV, seen: KV, at: Array) -> Array:
         """Eq 22-23 for the rows `at` ... of a segment whose keys are in `read` and `seen`."""
@@ -164,8 +164,3 @@ def _append(cache: KV, k: Array, v: Array, at: Array, span: Span | None) -> KV:
 def select_rows(rows: Array, new: Array, old: Array) -> Array:
     """new where rows [B] holds, else old, for [B, ...]."""
     return jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-
-def zeros_like(tree: Any) -> Any:
-    """Zeros of a tree of shapes."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), tree)
