@@ -58,6 +58,10 @@ VARIANTS = {
     "titans_order2": presets.titans(DIM, order=2, expansion=2),
     "titans_linear_order3": presets.titans_linear(DIM)._replace(learner=learner.momentum(3)),
     "titans_linear_fresh": presets.titans_linear(DIM, gradient="previous"),
+    "titans_home": presets.titans(DIM, home=True),
+    "titans_linear_fresh_home": presets.titans_linear(DIM, gradient="previous")._replace(
+        retention=retention.decay(home=True)
+    ),
     "gated": variant(architecture.gated(DIM, 2)),
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),

@@ -92,8 +92,12 @@ def end_chunk(weights, base, traces, clip):
     return {name: base[name] + moved[name] for name in weights}, [cut(trace, clip) for trace in traces]
 
 
-def titans(weights, q, k, v, rate, momentum, keep, chunk, clip=None, order=1):
-    """Eq 13-15, gradients at the chunk's start: S = momentum S - rate g, W = keep W + S; of order 2, S drives S2."""
+def titans(weights, q, k, v, rate, momentum, keep, chunk, clip=None, order=1, home=False):
+    """Eq 13-15, gradients at the chunk's start: S = momentum S - rate g, W = keep W + S; of order 2, S drives S2.
+
+    With a home, it is W - W_0 that decays.
+    """
+    start = weights if home else {name: np.zeros_like(w) for name, w in weights.items()}
     traces = [{name: np.zeros_like(w) for name, w in weights.items()} for _ in range(order)]
     base, ys = weights, []
     for t in range(len(k)):
@@ -102,8 +106,8 @@ def titans(weights, q, k, v, rate, momentum, keep, chunk, clip=None, order=1):
         for i in range(order):
             push = {name: momentum[t] * traces[i][name] + push[name] for name in g}
             traces[i] = push
-        kept = decay(weights, keep[t])
-        weights = {name: kept[name] + push[name] for name in g}
+        kept = decay({name: weights[name] - start[name] for name in g}, keep[t])
+        weights = {name: start[name] + kept[name] + push[name] for name in g}
         ys.append(residual_mlp(weights, q[t]))
         if (t + 1) % chunk == 0:
             weights, traces = end_chunk(weights, base, traces, clip)

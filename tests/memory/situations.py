@@ -66,7 +66,8 @@ def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: 
     inside = (offset % chunk != 0)[:, None, None]
     anchor = jax.tree.map(lambda w, n: w + n * inside, dual, noise(0.1))
     traces = tuple(noise(0.2) for _ in range(member.rule.learner.traces))
-    case = Case(State(dual, traces, anchor, None), q, k, v, Gates(rate, momentum, keep))
+    home = noise(1.0) if member.rule.retention.home else None
+    case = Case(State(dual, traces, anchor, None, home), q, k, v, Gates(rate, momentum, keep))
     case = jax.tree.map(lambda x: np.asarray(x, dtype), case)
     return case._replace(state=case.state._replace(step=np.asarray(offset, "int32")))
 

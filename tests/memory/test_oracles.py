@@ -27,6 +27,7 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
         learner=jax.tree.map(np.zeros_like, case.state.learner),
         anchor=case.state.dual,
         step=np.zeros_like(case.state.step),
+        home=case.state.dual if member.rule.retention.home else None,
     )
     gates = case.gates._replace(rate=scale * case.gates.rate, keep=1 - scale * (1 - case.gates.keep))
     return case._replace(state=state, gates=gates)
@@ -86,6 +87,8 @@ VARIANTS = {
     "titans_depth3": (oracles.titans, {}),
     "titans_order2": (oracles.titans, {"order": 2}),
     "titans_linear_fresh": (oracles.titans_linear_fresh, {}),
+    "titans_home": (oracles.titans, {"home": True}),
+    "titans_home-channel": (oracles.titans, {"home": True}),
 }
 
 

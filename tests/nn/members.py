@@ -2,7 +2,6 @@
 
 Options act together in pairs far more often than in triples, and their full product is of thousands of models that take
 seconds each to compile: `MEMBERS` has every pair of values that is allowed in some row instead.
-Their memories forget slowly (see `somewhere`): what holds here is not thereby shown of the default initialisation.
 """
 
 import functools
@@ -66,25 +65,22 @@ def abstract(make: Callable[..., nnx.Module], config: ModelConfig) -> tuple[Any,
 
 
 def somewhere(shapes: Any) -> Any:
-    """Parameters at no special point (initial ones have zeros and ones), under which memories last for segments.
-
-    Where a deep memory forgets fast, its weights shrink and the gradient through its layer norm grows as they do: the
-    streams of such a memory are chaotic, and multiply float32's rounding, in any engine.
-    """
+    """Parameters at no special point: as large as initial ones, without their zeros and ones."""
     rng = np.random.default_rng(0)
 
     def one(path: tuple[Any, ...], x: Any) -> np.ndarray:
         name, noise = name_of(path), rng.normal(size=x.shape)
         last = name.rpartition("/")[2]
         if "fast" in name or last == "kernel":
-            added = "/out/" in name or "/down/" in name  # to the stream, which must not double at every layer
+            added = "/out/" in name or "/down/" in name  # to the stream: (2 depth) ** -0.5, as they begin
             value = noise * x.shape[-2] ** -0.5 * (0.5 if added else 1.0)
         elif last == "taps":
             value = 0.3 * noise + (np.arange(x.shape[-2]) == 0)[:, None]
         elif last == "embedding":
             value = noise * x.shape[-1] ** -0.5
         else:
-            value = 0.2 * noise + (last == "scale") + 8 * name.endswith("keep/bias")
+            forgets = name.endswith("keep/bias")
+            value = 0.2 * noise + (last == "scale") + forgets * np.log(1 / MemoryConfig().forget - 1)
         return value.astype(x.dtype)
 
     return jax.tree_util.tree_map_with_path(one, shapes)

@@ -64,7 +64,8 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         # traces and anchor are arrays of their own, so that a caller may donate the whole state
         traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
         anchor = jax.tree.map(lambda x: x + 0, rule.retention.link(dual))
-        return State(dual, traces, anchor, jnp.zeros((), jnp.int32))
+        home = jax.tree.map(lambda x: x + 0, dual) if rule.retention.home else None
+        return State(dual, traces, anchor, jnp.zeros((), jnp.int32), home)
 
     def read(state: State, q: Array) -> Array:
         weights = rule.retention.link(state.dual)

@@ -8,10 +8,12 @@ Notation, used throughout `titans_jax.memory` (one sequence, one head; rows are 
     A        dual: the memory in the           momentum   eta: how much of the last step remains  [T]
              retention's coordinates           keep       1 - alpha: how much memory remains      [T] or [T, D]
     W        weights = link(A)                 S          trace: the learner's momentum
+    home     what A returns to as it forgets, 0 where there is none
     anchor   W at the last chunk boundary      g          gradient of the attentional bias at the anchor
     C        [b, b] what step j left at t      delta      cotangent at a matrix' output; g = input^T delta
 
     S_t = momentum_t S_{t-1} - rate_t g_t      A_t = keep_t A_{t-1} + S_t      W_t = link(A_t)      y_t = M(W_t; q_t)
+    with a home: A_t = keep_t A_{t-1} + (1 - keep_t) home + S_t
 """
 
 from collections.abc import Callable
@@ -40,12 +42,14 @@ class State(NamedTuple):
 
     dual: weights in the retention's coordinates. learner: the traces, a tuple of trees like `dual`.
     anchor: the weights at the last chunk boundary, where gradients are taken. step: tokens read, int32 scalar.
+    home: the dual to which what is forgotten returns, or None where that is zero.
     """
 
     dual: Weights
     learner: tuple[Weights, ...]
     anchor: Weights
     step: Array
+    home: Weights | None = None
 
 
 class Info(NamedTuple):
@@ -108,11 +112,15 @@ class Bias(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """The coordinates in which forgetting is a product: weights = link(dual), link(lift(weights)) = weights."""
+    """The coordinates in which forgetting is a product: weights = link(dual), link(lift(weights)) = weights.
+
+    home: whether what is forgotten returns to the dual that `init` was given, instead of to zero.
+    """
 
     lift: Callable[[Weights], Weights]
     link: Callable[[Weights], Weights]
     identity: bool = False
+    home: bool = False
 
 
 class Learner(NamedTuple):

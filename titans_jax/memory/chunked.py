@@ -22,6 +22,7 @@ from titans_jax.memory.scan import (
     Responses,
     boundary,
     combine,
+    components,
     grid,
     place,
     real_rows,
@@ -84,7 +85,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
             y = jnp.einsum("tj,tjo,jo->to", near, steps, delta[name])
         else:
             y = near @ delta[name]
-        for i, z in enumerate([state.dual, *state.learner]):
+        for i, z in enumerate(components(state)):
             c = start[:, i, None] if axis is None else start[:, i]
             y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
         return y
@@ -94,7 +95,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
 
 def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights) -> list[Weights]:
     """z after the chunk's last row."""
-    z = [state.dual, *state.learner]
+    z = components(state)
 
     def leaf(i: int, name: str) -> Array:
         axis, r = response.of(rule.architecture, name)
@@ -102,7 +103,7 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
         a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
         return combine(r.start[-1, i], axis, [leaf[name] for leaf in z]) + a.T @ d
 
-    return [{name: leaf(i, name) for name in state.dual} for i in range(len(z))]
+    return [{name: leaf(i, name) for name in state.dual} for i in range(1 + rule.learner.traces)]
 
 
 def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> Engine:
@@ -114,7 +115,8 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         inputs, delta, surprise = gradients(rule, state, response, residual, k, v)
         y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
         dual, *traces = _carry(rule, state, response, inputs, delta)
-        new = State(dual, tuple(traces), state.anchor, state.step + real.sum(dtype=state.step.dtype))
+        step = state.step + real.sum(dtype=state.step.dtype)
+        new = state._replace(dual=dual, learner=tuple(traces), step=step)
         ended, cut = boundary(new, rule.retention, clip)
         ends = real[-1]
         new, cut = select(ends, ended, new), ends & cut
@@ -138,20 +140,23 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
             lambda x: x.reshape(rows // chunk, chunk, *x.shape[1:]), (*tokens, real_rows(span, rows))
         )
         # the learner's response depends on the gates alone: all chunks at once, before the scan
-        unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule.learner, gates, real, jnp.arange(chunk))
+        unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, real, jnp.arange(chunk))
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, real, response, begin, residual = xs
             if restart is not None:
-                state = select(begin[0] & real[0], restart.state, state)._replace(step=state.step)
+                fresh = restart.state._replace(step=state.step, home=None)
+                state = select(begin[0] & real[0], fresh, state)
 
             def run(state: State) -> tuple[State, tuple[Array, Info]]:
-                return block(state, q, k, v, real, response, residual)
+                new, out = block(state._replace(home=home), q, k, v, real, response, residual)
+                return new._replace(home=None), out
 
             new, (y, info) = run(state) if alone else where_any(real, run, state)
             return new, (y, info, None if residual is None else state.anchor)
 
         xs = (q, k, v, real, unrolled, begin, residual)
+        home, state = state.home, state._replace(home=None)  # it never changes: no part of the scan's carry
         if alone := rows == chunk:  # neither a loop nor a second forward pass for it
             state, out = body(state, jax.tree.map(lambda x: x[0], xs))
             y, info, anchors = jax.tree.map(lambda x: x[None], out)
@@ -160,7 +165,7 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         y, info = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (y, info))
         if not aligned:
             y, info = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, span.first, T), (y, info))
-        return y, state, info._replace(anchors=anchors)
+        return y, state._replace(home=home), info._replace(anchors=anchors)
 
     return engine
 

@@ -19,7 +19,7 @@ from jax import Array
 
 from titans_jax.memory.base import Rule, State, Weights
 from titans_jax.memory.chunked import blocks, scores
-from titans_jax.memory.scan import Engine, Response, Responses
+from titans_jax.memory.scan import Engine, Response, Responses, components
 
 
 def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -50,7 +50,7 @@ def fresh(
     axis, r = response.of(rule.architecture, name)
     start, steps = _before(rule.learner.gradient, r)
     error = -v
-    for i, z in enumerate([state.dual, *state.learner]):
+    for i, z in enumerate(components(state)):
         c = start[:, i, None] if axis is None else start[:, i]
         error += (c * k) @ z[name]
     system = jnp.eye(k.shape[0], dtype=k.dtype) - slope * scores(k, k, steps, axis)

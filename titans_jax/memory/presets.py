@@ -6,9 +6,9 @@ from titans_jax.memory import architecture, bias, learner, retention
 from titans_jax.memory.base import Rule
 
 
-def titans(dim: int, depth: int = 2, expansion: int = 4, order: int = 1) -> Rule:
-    """Titans' LMM (Eq 12-15): residual MLP, ||M(k) - v||^2, weight decay, momentum."""
-    return Rule(architecture.mlp(dim, depth, expansion), bias.l2(), retention.decay(), learner.momentum(order))
+def titans(dim: int, depth: int = 2, expansion: int = 4, order: int = 1, home: bool = False) -> Rule:
+    """Titans' LMM (Eq 12-15): residual MLP, ||M(k) - v||^2, weight decay, momentum; see `retention.decay` for home."""
+    return Rule(architecture.mlp(dim, depth, expansion), bias.l2(), retention.decay(home), learner.momentum(order))
 
 
 def titans_linear(dim: int, gradient: str = "anchor") -> Rule:

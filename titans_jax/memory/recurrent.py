@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, norm
-from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, real_rows, responses, select
+from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, components, real_rows, responses, select
 
 
 def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -27,7 +27,7 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         dual, *traces = (jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in enumerate(decayed))
         y = apply(dense(link(dual)), q[None])[0]
 
-        new = State(dual, tuple(traces), state.anchor, state.step + real)
+        new = state._replace(dual=dual, learner=tuple(traces), step=state.step + real)
         ends = real & (new.step % chunk == 0)
         ended, cut = boundary(new, rule.retention, clip)
         new, cut = select(ends, ended, new), (ends & cut).astype(surprise.dtype)
@@ -61,8 +61,8 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
 
 def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array) -> tuple[list[Weights], Any]:
     """z_t without its gradient's part, and (i, g) -> that part of component i."""
-    response = responses(rule.learner, *jax.tree.map(lambda x: x[None], (gates, real, state.step % chunk)))
-    z = [state.dual, *state.learner]
+    response = responses(rule, *jax.tree.map(lambda x: x[None], (gates, real, state.step % chunk)))
+    z = components(state)
 
     def decayed(i: int, name: str) -> Array:
         axis, r = response.of(rule.architecture, name)
@@ -75,4 +75,4 @@ def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array)
             parts[name] = combine(r.steps[0, i], axis, [g])
         return parts
 
-    return [{name: decayed(i, name) for name in state.dual} for i in range(len(z))], write
+    return [{name: decayed(i, name) for name in state.dual} for i in range(1 + rule.learner.traces)], write

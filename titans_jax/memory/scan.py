@@ -1,4 +1,4 @@
-"""What the engines share: the grid of chunks, the learner unrolled over a chunk, and the chunk's end."""
+"""What the engines share: the grid of chunks, the recurrence unrolled over a chunk, and the chunk's end."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Architecture, Gates, Info, Learner, Restart, Retention, Span, State, Weights, norm
+from titans_jax.memory.base import Architecture, Gates, Info, Restart, Retention, Rule, Span, State, Weights, norm
 
 
 class Call(NamedTuple):
@@ -51,7 +51,7 @@ def real_rows(span: Span, rows: int) -> Array:
 
 
 class Response(NamedTuple):
-    """A learner unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
+    """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
 
     start: [b, n, n]. steps: [b, n, b], zero for j > t. For a keep per channel both have a last axis [D].
     """
@@ -60,19 +60,28 @@ class Response(NamedTuple):
     steps: Array
 
 
-def transitions(learner: Learner, gates: Gates, real: Array, position: Array) -> tuple[Array, Array]:
+def components(state: State) -> list[Weights]:
+    """z: the dual, the traces, and the home where there is one."""
+    return [state.dual, *state.learner, *([] if state.home is None else [state.home])]
+
+
+def transitions(rule: Rule, gates: Gates, real: Array, position: Array) -> tuple[Array, Array]:
     """F [b, n, n] and G [b, n] of every row; a row that is not a token is the identity."""
-    F, G = jax.vmap(learner.transition)(gates, position)
+    F, G = jax.vmap(rule.learner.transition)(gates, position)
+    if rule.retention.home:  # one more component, which stays, and has what the dual loses of itself
+        n = F.shape[-1]
+        F = jnp.pad(F, [(0, 0), (0, 1), (0, 1)]).at[:, 0, n].set(1 - F[:, 0, 0]).at[:, n, n].set(1)
+        G = jnp.pad(G, [(0, 0), (0, 1)])
     return jnp.where(real[:, None, None], F, jnp.eye(F.shape[-1], dtype=F.dtype)), jnp.where(real[:, None], G, 0)
 
 
-def unroll(learner: Learner, gates: Gates, real: Array, position: Array) -> Response:
-    """Step the learner on unit states and unit gradients: every product of decays, without a logarithm or a division.
+def unroll(rule: Rule, gates: Gates, real: Array, position: Array) -> Response:
+    """Step the recurrence on unit states and gradients: every product of decays, without a logarithm or a division.
 
     The products are exact where a gate is zero, and so are their gradients. gates, real, position in chunk: [b].
     """
-    b, n = real.shape[0], learner.traces + 1
-    F, G = transitions(learner, gates, real, position)
+    F, G = transitions(rule, gates, real, position)
+    b, n = G.shape
 
     def token(Z: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         F, G, unit = xs
@@ -85,7 +94,7 @@ def unroll(learner: Learner, gates: Gates, real: Array, position: Array) -> Resp
 
 
 class Responses(NamedTuple):
-    """The unrolled learner of a memory: for one decay, and where keep is per channel, for every channel [..., D]."""
+    """The unrolled recurrence of a memory: for one decay, and where keep is per channel, for every channel [..., D]."""
 
     scalar: Response
     channel: Response | None
@@ -96,13 +105,13 @@ class Responses(NamedTuple):
         return (None, self.scalar) if axis is None or self.channel is None else (axis, self.channel)
 
 
-def responses(learner: Learner, gates: Gates, real: Array, position: Array) -> Responses:
+def responses(rule: Rule, gates: Gates, real: Array, position: Array) -> Responses:
     """Unroll for every decay there is: keep [b], or [b, D] per channel (its mean where a weight has no channel)."""
     if gates.keep.ndim == 1:
-        return Responses(unroll(learner, gates, real, position), None)
+        return Responses(unroll(rule, gates, real, position), None)
 
     def channel(keep: Array) -> Response:
-        return unroll(learner, gates._replace(keep=keep), real, position)
+        return unroll(rule, gates._replace(keep=keep), real, position)
 
     return Responses(channel(gates.keep.mean(-1)), jax.vmap(channel, in_axes=1, out_axes=-1)(gates.keep))
 

@@ -38,14 +38,16 @@ class MemoryConfig:
     """where the momentum gates start"""
     forget: float = 1 / 256
     """where the forget gates, 1 - keep, start"""
+    home: bool = True
+    """whether a deep memory that forgets returns to its learned initial weights; to zero, as in the paper, if not"""
     implementation: str | None = None
     """exact, chunked or recurrent; None picks"""
 
 
 def rule_of(config: MemoryConfig) -> Rule:
-    """The rule that a configuration names; depth and expansion go to those presets that have them."""
+    """The rule that a configuration names; depth, expansion and home go to those presets that have them."""
     preset = PRESETS[config.rule]
-    choices = {"depth": config.depth, "expansion": config.expansion}
+    choices = {"depth": config.depth, "expansion": config.expansion, "home": config.home}
     return preset(config.head_dim, **{k: v for k, v in choices.items() if k in inspect.signature(preset).parameters})
 
 

@@ -41,7 +41,7 @@ def over(kind: Callable[..., Any], *fields: Any) -> Any:
     return kind(*fields)
 
 
-STATE_AXES = over(State, 0, 0, 0, None)
+STATE_AXES = over(State, 0, 0, 0, None, 0)
 ROWS = ("batch", "heads")
 
 
@@ -97,8 +97,11 @@ class MemoryLayer(nnx.Module):
             rows = -(-count // chunk) * chunk  # on the grid of chunks: the call need not be shifted
             tokens = jnp.pad(self.persistent[...], [(0, rows - count), (0, 0)])[None].astype(self.dtype)
             _, state, _, _ = self(tokens, state, jnp.arange(rows)[None], span=Span(0, count))
-            memory = state.memory._replace(step=jnp.zeros((), jnp.int32))
-            state = state._replace(memory=memory._replace(anchor=self.rule.retention.link(memory.dual)))
+            begun = state.memory.dual
+            home = None if state.memory.home is None else begun
+            anchor = self.rule.retention.link(begun)
+            memory = state.memory._replace(anchor=anchor, step=jnp.zeros((), jnp.int32), home=home)
+            state = state._replace(memory=memory)
 
         def spread(x: Array, *axes: str | None) -> Array:
             shape = (batch, *x.shape[1:])
@@ -177,7 +180,7 @@ class MemoryLayer(nnx.Module):
         out = (0, STATE_AXES, 0)
         heads = jax.vmap(one, in_axes=(STATE_AXES, 0, None, beginning(None, STATE_AXES), 0), out_axes=out)
         batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None), 0), out_axes=out)
-        states, fresh = (over(State, rows, rows, rows, ()) for rows in (ROWS, ROWS[1:]))
+        states, fresh = (over(State, rows, rows, rows, (), rows) for rows in (ROWS, ROWS[1:]))
         inputs = (states, ROWS, (), beginning(ROWS[:1], fresh), ROWS)
         return sharding.local(batch, (state, tokens, span, begin, residual), inputs, (ROWS, states, ROWS))
 
