@@ -117,7 +117,7 @@ def config_of(row: dict[str, Any], **changes: Any) -> ModelConfig:
             vocab_size=VOCAB,
             value_residual=residual in ("value", "both"),
             weight_residual=residual in ("weight", "both"),
-            memory=MemoryConfig(**dict(chunk=SEGMENT, heads=2, head_dim=8, expansion=2) | memory),
+            memory=MemoryConfig(**dict(chunk=SEGMENT, heads=2, head_dim=32) | memory),
         )
         | row
         | changes

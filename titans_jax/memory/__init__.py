@@ -1,7 +1,7 @@
 """Functional memories: networks that learn while they read. Knows jax alone."""
 
 from titans_jax.memory import architecture, bias, learner, presets, retention
-from titans_jax.memory.api import IMPLEMENTATIONS, miras
+from titans_jax.memory.api import IMPLEMENTATIONS, miras, unit_rate
 from titans_jax.memory.base import (
     Architecture,
     Bias,
@@ -39,4 +39,5 @@ __all__ = [
     "miras",
     "presets",
     "retention",
+    "unit_rate",
 ]

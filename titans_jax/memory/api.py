@@ -8,7 +8,7 @@ from titans_jax.memory.base import Gates, Info, Memory, Restart, Rule, Span, Sta
 from titans_jax.memory.chunked import chunked
 from titans_jax.memory.exact import exact
 from titans_jax.memory.recurrent import recurrent
-from titans_jax.memory.scan import Call, Engine, chunks_of
+from titans_jax.memory.scan import Call, Engine, chunks_of, unroll
 
 IMPLEMENTATIONS = {"exact": exact, "chunked": chunked, "recurrent": recurrent}  # tried in this order
 
@@ -95,6 +95,30 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         return y.astype(q.dtype), state, info
 
     return Memory(init, read, update)
+
+
+def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
+    """The rate at which a chunk of like tokens, with keys of unit length, is learned in one go.
+
+    1 / (curvature gain sum_j |steps_bj|): of the bias, the architecture (about its initial weights) and the learner's
+    answer to a chunk of gradients at the anchor, or to one where they are fresh. Several times that, tokens that are
+    alike can make a deep memory overshoot, chunk after chunk, and its stream chaotic. A matrix that does not correct
+    errors (dot) has a unit of 1.
+
+    >>> from titans_jax.memory import presets, unit_rate
+    >>> unit_rate(presets.deltanet(64), chunk=16)
+    1.0
+    >>> 1 / unit_rate(presets.titans(64), chunk=16)  # 2 (of the loss) x 512 (of the network) x 16
+    16384.0
+    """
+    if rule.architecture.linear and not rule.bias.curvature:
+        return 1.0
+    b = chunk if rule.learner.gradient == "anchor" else 1
+    with jax.ensure_compile_time_eval():
+        ones = jnp.ones(b)
+        gates = Gates(ones, momentum * ones, ones)
+        answer = unroll(rule, gates, jnp.ones(b, bool), jnp.arange(b)).steps[-1, 0]
+        return 1 / (max(rule.bias.curvature, 1.0) * rule.architecture.gain * float(jnp.abs(answer).sum()))
 
 
 def _engine(rule: Rule, chunk: int, implementation: str | None, clip: float | None) -> Engine:

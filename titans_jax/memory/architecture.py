@@ -52,7 +52,8 @@ def mlp(dim: int, depth: int = 2, expansion: int = 4) -> Architecture:
         return x + layer_norm(h)
 
     shapes = dict(zip(names, zip(sizes[:-1], sizes[1:], strict=True), strict=True))
-    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"})
+    gain = float(depth * sizes[-2])
+    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"}, gain=gain)
 
 
 def gated(dim: int, expansion: int = 4) -> Architecture:
@@ -62,7 +63,8 @@ def gated(dim: int, expansion: int = 4) -> Architecture:
         h = jax.nn.gelu(linear("w1", x), approximate=False) * linear("w3", x)
         return x + layer_norm(linear("w2", h))
 
-    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, {"w1": "in", "w3": "in", "w2": "out"})
+    channels = {"w1": "in", "w3": "in", "w2": "out"}
+    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, channels, gain=3.0 * expansion * dim)
 
 
 def swiglu(dim: int, expansion: int = 4) -> Architecture:
@@ -86,7 +88,7 @@ def ttt_linear(dim: int) -> Architecture:
         return x + layer_norm(linear("w", x) + linear("b", jnp.ones_like(x[..., :1])))
 
     weights = _normal({"w": (dim, dim)})
-    return Architecture(lambda key: weights(key) | {"b": jnp.zeros((1, dim))}, apply, {"w": "in"})
+    return Architecture(lambda key: weights(key) | {"b": jnp.zeros((1, dim))}, apply, {"w": "in"}, gain=2.0 * dim)
 
 
 def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
@@ -103,4 +105,4 @@ def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
     def init(key: Array) -> Weights:
         return weights(key) | {"b1": jnp.zeros((1, hidden)), "b2": jnp.zeros((1, dim))}
 
-    return Architecture(init, apply, {"w1": "in", "w2": "out"})
+    return Architecture(init, apply, {"w1": "in", "w2": "out"}, gain=3.0 * hidden)

@@ -93,22 +93,26 @@ class Architecture(NamedTuple):
     init: key -> weights. apply: (linear, x[T, D]) -> y[T, D], where `linear(name, x)` applies the weight of that name.
     channels: the axis ("in" or "out") of each weight on which a keep per channel acts; where absent, its mean acts.
     linear: the name of the single weight of a memory that is one matrix, else None.
+    gain: about how far a step moves the output: the largest eigenvalue of J J^T, J = dM/dW at a unit input.
     """
 
     init: Callable[[Array], Weights]
     apply: Callable[[Linear, Array], Array]
     channels: dict[str, str]
     linear: str | None = None
+    gain: float = 1.0
 
 
 class Bias(NamedTuple):
     """The attentional bias: the loss of which the gradient writes the memory.
 
     loss: (prediction[D], value[D]) -> scalar. slope: s where the gradient is s (prediction - value), else None.
+    curvature: about how fast the gradient grows with the error; 0 where it does not depend on it.
     """
 
     loss: Callable[[Array, Array], Array]
     slope: float | None = None
+    curvature: float = 1.0
 
 
 class Retention(NamedTuple):

@@ -12,7 +12,7 @@ def l2(scale: float = 1.0) -> Bias:
     def loss(prediction: Array, value: Array) -> Array:
         return scale * jnp.square(prediction - value).sum()
 
-    return Bias(loss, slope=2.0 * scale)
+    return Bias(loss, slope=2.0 * scale, curvature=2.0 * scale)
 
 
 def dot() -> Bias:
@@ -21,4 +21,4 @@ def dot() -> Bias:
     def loss(prediction: Array, value: Array) -> Array:
         return -(prediction * value).sum()
 
-    return Bias(loss)
+    return Bias(loss, curvature=0.0)

@@ -32,8 +32,8 @@ class MemoryConfig:
     """width of the causal convolution on queries, keys and values; 0 for none"""
     channel_keep: bool = False
     """a decay of its own for every channel, meant for chunk 16"""
-    max_rate: float = 0.002
-    """the largest test-time step, of a loss summed over features; rates start at half of it"""
+    max_rate: float = 1.0
+    """the largest test-time step in units of titans_jax.memory.unit_rate; rates start at half of it"""
     momentum: float = 0.5
     """where the momentum gates start"""
     forget: float = 1 / 256

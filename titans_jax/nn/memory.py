@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, miras
+from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, miras, unit_rate
 from titans_jax.nn.config import ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
 
@@ -118,10 +118,10 @@ class MemoryLayer(nnx.Module):
     def gates(self, x: Array) -> Gates:
         """Gates [B, H, T], keep [B, H, T, D] where it is per channel, in float32 whatever x is."""
         x = x.astype(jnp.float32)
+        c = self.config
         rate, momentum, keep = (self.heads(jax.nn.sigmoid(gate(x))) for gate in (self.rate, self.momentum, self.keep))
-        return Gates(
-            self.config.max_rate * rate[..., 0], momentum[..., 0], keep if self.config.channel_keep else keep[..., 0]
-        )
+        largest = c.max_rate * unit_rate(self.rule, c.chunk, c.momentum)
+        return Gates(largest * rate[..., 0], momentum[..., 0], keep if c.channel_keep else keep[..., 0])
 
     def __call__(
         self,

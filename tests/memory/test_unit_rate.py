@@ -1,0 +1,73 @@
+"""`unit_rate`: how large a step may be."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from titans_jax.memory import PRESETS, Architecture, Gates, Rule, architecture, miras, presets, unit_rate
+from titans_jax.memory.base import dense
+
+NETWORKS: dict[str, Callable[[int], Architecture]] = {
+    "linear": architecture.linear,
+    "mlp": architecture.mlp,
+    "mlp, depth 1": lambda dim: architecture.mlp(dim, depth=1),
+    "mlp, depth 3": lambda dim: architecture.mlp(dim, depth=3),
+    "mlp, expansion 2": lambda dim: architecture.mlp(dim, expansion=2),
+    "gated": architecture.gated,
+    "ttt_linear": architecture.ttt_linear,
+    "ttt_mlp": architecture.ttt_mlp,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gain_is_how_far_weights_move_the_output(name: str) -> None:
+    """Within a factor of 2, at initial weights and an input of unit length."""
+    dim = 24
+    network = NETWORKS[name](dim)
+
+    @jax.jit
+    def gain(key: jax.Array) -> jax.Array:
+        x = jnp.abs(jax.random.normal(key, (1, dim)))
+        jacobian = jax.jacrev(lambda w: network.apply(dense(w), x / jnp.linalg.norm(x))[0])(network.init(key))
+        J = jnp.concatenate([leaf.reshape(dim, -1) for leaf in jax.tree.leaves(jacobian)], 1)
+        return jnp.linalg.eigvalsh(J @ J.T)[-1]
+
+    seen = np.mean([gain(jax.random.key(seed)) for seed in range(4)])
+    assert 0.5 < seen / network.gain < 2
+
+
+def same_token_again(rule: Rule, rate: float, chunks: int, momentum: float = 0.0, chunk: int = 8) -> np.ndarray:
+    """The surprise at each chunk's start, of one token read over and over."""
+    tokens = chunk * chunks
+    k, v = jax.random.normal(jax.random.key(1), (2, 1, 16)).repeat(tokens, 1)
+    k /= jnp.linalg.norm(k[0])
+    gates = Gates(jnp.full(tokens, rate), jnp.full(tokens, momentum), jnp.ones(tokens))
+    memory = miras(rule, chunk=chunk, clip=None)
+    state = memory.init(rule.architecture.init(jax.random.key(0)))
+    return np.asarray(jax.jit(memory.update)(state, k, k, v, gates)[2].surprise[::chunk])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_matrix_learns_a_chunk_of_one_token_in_one_go(momentum: float) -> None:
+    rule = presets.titans_linear(16)
+    first, second, *_ = same_token_again(rule, unit_rate(rule, 8, momentum), 2, momentum)
+    assert first > 1
+    if momentum == 0:
+        assert second < 1e-10
+    else:
+        assert second < 1e-2 * first
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name](16).bias.curvature])
+def test_every_rule_comes_closer_with_each_chunk_at_its_unit_rate(name: str) -> None:
+    rule = PRESETS[name](16)
+    seen = same_token_again(rule, unit_rate(rule, 8), 12)
+    assert seen[-1] < 0.2 * seen[0]
+    assert np.diff(seen).max() < 1e-3 * seen[0]
+
+
+def test_a_matrix_that_corrects_nothing_takes_whole_steps() -> None:
+    assert unit_rate(presets.linear_attention(16), 8) == 1
