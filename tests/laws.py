@@ -176,9 +176,15 @@ def repeatable(member: Member, implementation: str) -> None:
 def link_undoes_lift(member: Member, implementation: str) -> None:
     """7: link(lift(W)) = W, also as the state that a memory begins with."""
     memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
-    weights = row(situations(member).state.anchor, 0)
-    lifted = member.rule.retention.link(member.rule.retention.lift(weights))
-    close((lifted, memory.init(weights).anchor), (weights, weights), 1e-12)
+    retention, weights = member.rule.retention, in_range(member, situations(member).state.dual)
+    begun = jax.vmap(memory.init)(weights)
+    again = retention.link(begun.anchor), retention.link(retention.lift(weights)), begun.weights or weights
+    close(again, (weights, weights, weights), 1e-12)
+
+
+def in_range(member: Member, dual: Any) -> Any:
+    """Weights that the retention can hold."""
+    return jax.device_get(jax.vmap(member.rule.retention.link)(dual))
 
 
 def nothing_written(member: Member, implementation: str) -> None:
@@ -186,7 +192,7 @@ def nothing_written(member: Member, implementation: str) -> None:
     memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
     case = situations(member)
     rate, keep = np.zeros_like(case.gates.rate), np.ones_like(case.gates.keep)
-    state = jax.vmap(memory.init)(case.state.anchor)
+    state = jax.vmap(memory.init)(in_range(member, case.state.dual))
     case = Case(state, *case[1:4], Gates(rate, case.gates.momentum, keep))
     y, after, _, _ = results(member, implementation, case)
     same(after.dual, state.dual)

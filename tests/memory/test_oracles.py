@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.laws import MEMBERS, RULES, close
+from tests.laws import MEMBERS, RULES, close, in_range
 from tests.memory import oracles
 from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
@@ -28,6 +28,7 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
         anchor=case.state.dual,
         step=np.zeros_like(case.state.step),
         home=case.state.dual if member.rule.retention.home else None,
+        weights=in_range(member, case.state.dual) if member.rule.retention.carries_weights else None,
     )
     gates = case.gates._replace(rate=scale * case.gates.rate, keep=1 - scale * (1 - case.gates.keep))
     return case._replace(state=state, gates=gates)
@@ -35,7 +36,9 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
 
 def by_hand(oracle, case: Case, r: int, chunk: int, clip: float | None, **choices):
     weights, q, k, v, gates = row((case.state.dual, *case[1:]), r)
-    return oracle(weights, q, k, v, *gates, chunk, clip, **choices)
+    *gates, threshold = gates
+    thresholds = {} if threshold is None else {"threshold": threshold}
+    return oracle(weights, q, k, v, *gates, chunk, clip, **thresholds, **choices)
 
 
 def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int = CHUNK, **choices) -> None:
