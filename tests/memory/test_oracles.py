@@ -54,15 +54,18 @@ def test_every_preset_has_an_oracle() -> None:
 
 
 # a keep per channel that gets its own programs only in the slow lane of the laws
-ALIKE = ("linear_attention-channel", "deltanet-channel")
+ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel")
 SERVED = [(m, i) for m in MEMBERS if m.preset and m.name not in ALIKE for i in m.implementations]
+
+
+SMALL = {"moneta": 2e-5}  # steps at which the clip does not bind: a cubed error behind small weights has steep slopes
 
 
 @pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
 def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
     """At small steps, where the clip changes nothing: the oracle here is the paper's, clip None."""
     oracle = ORACLES[member.name.removesuffix("-channel")]
-    case = fresh(member, 0.002)
+    case = fresh(member, SMALL.get(member.name.removesuffix("-channel"), 0.002))
     y, state, *_ = jax.device_get(rowwise(member, implementation, CHUNK, True)(case))
     for r in (0, 2, 4, 5):
         want, weights = by_hand(oracle, case, r, CHUNK, None)
