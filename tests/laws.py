@@ -65,6 +65,10 @@ VARIANTS = {
     "gated": variant(architecture.gated(DIM, 2)),
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),
+    "titans_elastic": presets.titans(DIM)._replace(retention=retention.elastic_net(0.1)),
+    "fresh_lq": presets.titans_linear(DIM, gradient="previous")._replace(retention=retention.lq(4)),
+    "ttt_logistic": presets.ttt_linear(DIM)._replace(retention=retention.logistic()),
+    "memora_token": presets.memora(DIM, every="token"),
 }
 RULES = {name: preset(DIM) for name, preset in PRESETS.items()} | VARIANTS
 
