@@ -161,8 +161,8 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, threshold, real, response, begin, residual = xs
             if restart is not None:
-                fresh = restart.state._replace(step=state.step, home=None)
-                state = select(begin[0] & real[0], fresh, state)
+                fresh = restart.state._replace(home=None)
+                state = select(begin[0] & real[0], fresh, state)._replace(step=state.step)
 
             def run(state: State) -> tuple[State, tuple[Array, Info]]:
                 new, out = block(state._replace(home=home), q, k, v, threshold, real, response, residual)
