@@ -65,6 +65,10 @@ VARIANTS = {
     "gated": variant(architecture.gated(DIM, 2)),
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),
+    "titans_elastic": presets.titans(DIM)._replace(retention=retention.elastic_net(0.1)),
+    "fresh_lq": presets.titans_linear(DIM, gradient="previous")._replace(retention=retention.lq(4)),
+    "ttt_logistic": presets.ttt_linear(DIM)._replace(retention=retention.logistic()),
+    "memora_token": presets.memora(DIM, every="token"),
 }
 RULES = {name: preset(DIM) for name, preset in PRESETS.items()} | VARIANTS
 
@@ -176,9 +180,15 @@ def repeatable(member: Member, implementation: str) -> None:
 def link_undoes_lift(member: Member, implementation: str) -> None:
     """7: link(lift(W)) = W, also as the state that a memory begins with."""
     memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
-    weights = row(situations(member).state.anchor, 0)
-    lifted = member.rule.retention.link(member.rule.retention.lift(weights))
-    close((lifted, memory.init(weights).anchor), (weights, weights), 1e-12)
+    retention, weights = member.rule.retention, in_range(member, situations(member).state.dual)
+    begun = jax.vmap(memory.init)(weights)
+    again = retention.link(begun.anchor), retention.link(retention.lift(weights)), begun.weights or weights
+    close(again, (weights, weights, weights), 1e-12)
+
+
+def in_range(member: Member, dual: Any) -> Any:
+    """Weights that the retention can hold."""
+    return jax.device_get(jax.vmap(member.rule.retention.link)(dual))
 
 
 def nothing_written(member: Member, implementation: str) -> None:
@@ -186,7 +196,7 @@ def nothing_written(member: Member, implementation: str) -> None:
     memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
     case = situations(member)
     rate, keep = np.zeros_like(case.gates.rate), np.ones_like(case.gates.keep)
-    state = jax.vmap(memory.init)(case.state.anchor)
+    state = jax.vmap(memory.init)(in_range(member, case.state.dual))
     case = Case(state, *case[1:4], Gates(rate, case.gates.momentum, keep))
     y, after, _, _ = results(member, implementation, case)
     same(after.dual, state.dual)

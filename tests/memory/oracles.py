@@ -43,12 +43,16 @@ def residual_mlp(weights, x):
 
 def residual_mlp_gradient(weights, x, target, scale):
     """The gradient of scale ||M(x) - target||^2, by hand."""
+    return residual_mlp_back(weights, x, lambda y: 2 * scale * (y - target))
+
+
+def residual_mlp_back(weights, x, slope):
+    """The gradient of a loss of M(x) with slope(M(x)) for its gradient, by hand."""
     n, before, after = depth(weights), [x], []
     for i in range(1, n + 1):
         after.append(before[-1] @ weights[f"w{i}"] + bias(weights, i))
         before.append(gelu(after[-1]))
-    error = 2 * scale * (x + layer_norm(after[-1]) - target)
-    delta, gradient = layer_norm_back(after[-1], error), {}
+    delta, gradient = layer_norm_back(after[-1], slope(x + layer_norm(after[-1]))), {}
     for i in range(n, 0, -1):
         gradient[f"w{i}"] = np.outer(before[i - 1], delta)
         if f"b{i}" in weights:

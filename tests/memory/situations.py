@@ -67,7 +67,9 @@ def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: 
     anchor = jax.tree.map(lambda w, n: w + n * inside, dual, noise(0.1))
     traces = tuple(noise(0.2) for _ in range(member.rule.learner.traces))
     home = noise(1.0) if member.rule.retention.home else None
-    case = Case(State(dual, traces, anchor, None, home), q, k, v, Gates(rate, momentum, keep))
+    weights = noise(1.0) if member.rule.retention.carries_weights else None
+    threshold = rng.uniform(1, 4, (ROWS, tokens)) if member.rule.bias.threshold else None
+    case = Case(State(dual, traces, anchor, None, home, weights), q, k, v, Gates(rate, momentum, keep, threshold))
     case = jax.tree.map(lambda x: np.asarray(x, dtype), case)
     return case._replace(state=case.state._replace(step=np.asarray(offset, "int32")))
 

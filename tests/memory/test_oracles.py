@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.laws import MEMBERS, RULES, close
-from tests.memory import oracles
+from tests.laws import MEMBERS, RULES, close, in_range
+from tests.memory import oracles, oracles_miras
 from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
 
+ORACLES = oracles.ORACLES | oracles_miras.ORACLES
 BY_NAME = {member.name: member for member in MEMBERS}
 
 
@@ -28,6 +29,7 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
         anchor=case.state.dual,
         step=np.zeros_like(case.state.step),
         home=case.state.dual if member.rule.retention.home else None,
+        weights=in_range(member, case.state.dual) if member.rule.retention.carries_weights else None,
     )
     gates = case.gates._replace(rate=scale * case.gates.rate, keep=1 - scale * (1 - case.gates.keep))
     return case._replace(state=state, gates=gates)
@@ -35,7 +37,9 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
 
 def by_hand(oracle, case: Case, r: int, chunk: int, clip: float | None, **choices):
     weights, q, k, v, gates = row((case.state.dual, *case[1:]), r)
-    return oracle(weights, q, k, v, *gates, chunk, clip, **choices)
+    *gates, threshold = gates
+    thresholds = {} if threshold is None else {"threshold": threshold}
+    return oracle(weights, q, k, v, *gates, chunk, clip, **thresholds, **choices)
 
 
 def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int = CHUNK, **choices) -> None:
@@ -46,19 +50,22 @@ def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int =
 
 
 def test_every_preset_has_an_oracle() -> None:
-    assert set(oracles.ORACLES) == set(PRESETS)
+    assert set(ORACLES) == set(PRESETS)
 
 
 # a keep per channel that gets its own programs only in the slow lane of the laws
-ALIKE = ("linear_attention-channel", "deltanet-channel")
+ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel")
 SERVED = [(m, i) for m in MEMBERS if m.preset and m.name not in ALIKE for i in m.implementations]
+
+
+SMALL = {"moneta": 2e-5}  # steps at which the clip does not bind: a cubed error behind small weights has steep slopes
 
 
 @pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
 def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
     """At small steps, where the clip changes nothing: the oracle here is the paper's, clip None."""
-    oracle = oracles.ORACLES[member.name.removesuffix("-channel")]
-    case = fresh(member, 0.002)
+    oracle = ORACLES[member.name.removesuffix("-channel")]
+    case = fresh(member, SMALL.get(member.name.removesuffix("-channel"), 0.002))
     y, state, *_ = jax.device_get(rowwise(member, implementation, CHUNK, True)(case))
     for r in (0, 2, 4, 5):
         want, weights = by_hand(oracle, case, r, CHUNK, None)
@@ -68,7 +75,7 @@ def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
 
 @pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
 def test_preset_with_the_clip_is_its_recurrence_clipped(member: Member, implementation: str) -> None:
-    oracle, case = oracles.ORACLES[member.name.removesuffix("-channel")], fresh(member, 1.0)
+    oracle, case = ORACLES[member.name.removesuffix("-channel")], fresh(member, 1.0)
     agrees(member, oracle, implementation, case)
     free, bound = (by_hand(oracle, case, 4, CHUNK, clip)[0] for clip in (None, 1.0))
     assert np.abs(free - bound).max() > 1e-3, "the clip was meant to bind"
@@ -79,7 +86,7 @@ CHUNK_ONE = [m for m in MEMBERS if m.preset and not m.channel]
 
 @pytest.mark.parametrize("member", CHUNK_ONE, ids=[m.name for m in CHUNK_ONE])
 def test_chunk_of_one_takes_every_gradient_at_the_last_token(member: Member) -> None:
-    agrees(member, oracles.ORACLES[member.name], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
+    agrees(member, ORACLES[member.name], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
 
 
 VARIANTS = {

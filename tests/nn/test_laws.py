@@ -175,6 +175,7 @@ UNREAD = {
     "deltanet": {"momentum"},
     "gated_deltanet": {"momentum"},
     "ttt_mlp": {"momentum", "keep"},
+    **{name: {"momentum"} for name in ("moneta", "yaad", "memora")},
 }
 
 

@@ -17,6 +17,7 @@ from titans_jax.memory.base import (
     Weights,
 )
 from titans_jax.memory.presets import PRESETS
+from titans_jax.memory.scan import begin
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -34,6 +35,7 @@ __all__ = [
     "State",
     "Weights",
     "architecture",
+    "begin",
     "bias",
     "learner",
     "miras",

@@ -8,7 +8,7 @@ from titans_jax.memory.base import Gates, Info, Memory, Restart, Rule, Span, Sta
 from titans_jax.memory.chunked import chunked
 from titans_jax.memory.exact import exact
 from titans_jax.memory.recurrent import recurrent
-from titans_jax.memory.scan import Call, Engine, chunks_of, unroll
+from titans_jax.memory.scan import Call, Engine, begin, chunks_of, unroll
 
 IMPLEMENTATIONS = {"exact": exact, "chunked": chunked, "recurrent": recurrent}  # tried in this order
 
@@ -55,20 +55,17 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         raise ValueError(f"chunk: {chunk} tokens; this learner has offsets for {rule.learner.longest} at most")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip: {clip}; it must be above 0, or None for no clip")
+    if rule.retention.home and not rule.retention.identity:
+        raise ValueError("retention: home is a dual to return to; it needs the identity for a link")
     engine = _engine(rule, chunk, implementation, clip)
     stepwise = recurrent(rule, chunk, clip)
 
     def init(weights: Weights) -> State:
         weights = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), weights)
-        dual = rule.retention.lift(weights)
-        # traces and anchor are arrays of their own, so that a caller may donate the whole state
-        traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
-        anchor = jax.tree.map(lambda x: x + 0, rule.retention.link(dual))
-        home = jax.tree.map(lambda x: x + 0, dual) if rule.retention.home else None
-        return State(dual, traces, anchor, jnp.zeros((), jnp.int32), home)
+        return begin(rule, rule.retention.lift(weights))
 
     def read(state: State, q: Array) -> Array:
-        weights = rule.retention.link(state.dual)
+        weights = rule.retention.link(state.dual) if state.weights is None else state.weights
         dtype = jax.tree.leaves(weights)[0].dtype
         return rule.architecture.apply(dense(weights), q.astype(dtype)).astype(q.dtype)
 
@@ -89,6 +86,8 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         def cast(x: Array) -> Array:
             return x.astype(dtype)
 
+        if not rule.bias.threshold:
+            gates = gates._replace(threshold=None)
         call = Call(cast(q), cast(k), cast(v), jax.tree.map(cast, gates), span, restart, residual)
         run = stepwise if implementation is None and k.shape[0] == 1 else engine
         y, state, info = run(state, call)
@@ -140,6 +139,8 @@ def _check(q: Array, k: Array, v: Array, gates: Gates, chunk: int, span: Span | 
             f"q, k, v: shapes {q.shape}, {k.shape}, {v.shape}; each must be [T, D], all the same (vmap the rest)"
         )
     for name, gate in gates._asdict().items():
+        if gate is None:
+            continue
         if gate.shape != (T,) and not (name == "keep" and gate.shape == k.shape):
             raise ValueError(f"gates.{name}: shape {gate.shape}; it must be [{T}]" + " or [T, D]" * (name == "keep"))
     if span is not None and T % chunk:

@@ -9,11 +9,12 @@ Notation, used throughout `titans_jax.memory` (one sequence, one head; rows are 
              retention's coordinates           keep       1 - alpha: how much memory remains      [T] or [T, D]
     W        weights = link(A)                 S          trace: the learner's momentum
     home     what A returns to as it forgets, 0 where there is none
-    anchor   W at the last chunk boundary      g          gradient of the attentional bias at the anchor
+    anchor   A at the last chunk boundary      g          gradient of the attentional bias at link(anchor)
     C        [b, b] what step j left at t      delta      cotangent at a matrix' output; g = input^T delta
 
     S_t = momentum_t S_{t-1} - rate_t g_t      A_t = keep_t A_{t-1} + S_t      W_t = link(A_t)      y_t = M(W_t; q_t)
     with a home: A_t = keep_t A_{t-1} + (1 - keep_t) home + S_t
+    with a link that is not the identity and acts at chunk ends: W_t = keep_t W_{t-1} + S_t inside a chunk
 """
 
 from collections.abc import Callable
@@ -30,19 +31,22 @@ class Gates(NamedTuple):
     """What the network says about each token's write.
 
     rate: [T] step size, >= 0. momentum: [T] in [0, 1]. keep: [T], or [T, D] for a decay of its own per channel.
+    threshold: None, or [T] > 0: where a bias that has one turns robust, in place of its own delta.
     """
 
     rate: Array
     momentum: Array
     keep: Array
+    threshold: Array | None = None
 
 
 class State(NamedTuple):
     """What a memory carries from call to call: of one size for ever.
 
     dual: weights in the retention's coordinates. learner: the traces, a tuple of trees like `dual`.
-    anchor: the weights at the last chunk boundary, where gradients are taken. step: tokens read, int32 scalar.
+    anchor: the dual at the last chunk boundary; gradients are taken at its link. step: tokens read, int32 scalar.
     home: the dual to which what is forgotten returns, or None where that is zero.
+    weights: W where the retention carries them beside the dual, or None where they are link(dual).
     """
 
     dual: Weights
@@ -50,6 +54,7 @@ class State(NamedTuple):
     anchor: Weights
     step: Array
     home: Weights | None = None
+    weights: Weights | None = None
 
 
 class Info(NamedTuple):
@@ -108,23 +113,33 @@ class Bias(NamedTuple):
 
     loss: (prediction[D], value[D]) -> scalar. slope: s where the gradient is s (prediction - value), else None.
     curvature: about how fast the gradient grows with the error; 0 where it does not depend on it.
+    threshold: whether the loss takes a token's `Gates.threshold` as a third argument, where there is one.
     """
 
-    loss: Callable[[Array, Array], Array]
+    loss: Callable[..., Array]
     slope: float | None = None
     curvature: float = 1.0
+    threshold: bool = False
 
 
 class Retention(NamedTuple):
     """The coordinates in which forgetting is a product: weights = link(dual), link(lift(weights)) = weights.
 
     home: whether what is forgotten returns to the dual that `init` was given, instead of to zero.
+    every: where a link that is not the identity acts: at the end of a "chunk", inside of which the weights move as the
+    dual does (MIRAS' recipe), or at each "token".
     """
 
     lift: Callable[[Weights], Weights]
     link: Callable[[Weights], Weights]
     identity: bool = False
     home: bool = False
+    every: str = "chunk"
+
+    @property
+    def carries_weights(self) -> bool:
+        """Whether a state holds weights that are not, inside a chunk, the link of its dual."""
+        return not self.identity and self.every == "chunk"
 
 
 class Learner(NamedTuple):

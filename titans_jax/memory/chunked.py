@@ -20,19 +20,26 @@ from titans_jax.memory.scan import (
     Call,
     Engine,
     Responses,
+    aim,
     boundary,
     combine,
     components,
     grid,
+    moved,
+    moving,
     place,
     real_rows,
     responses,
     select,
+    sources,
     where_any,
 )
 
-# (rule, state, responses, residual, k, v) -> per weight the inputs a and cotangents delta [b, .], and surprise [b]
-Gradients = Callable[[Rule, State, Responses, Weights | None, Array, Array], tuple[Weights, Weights, Array]]
+# (rule, state, responses, residual, k, v, threshold) -> per weight the inputs a and cotangents delta [b, .], and
+# surprise [b]
+Gradients = Callable[
+    [Rule, State, Responses, Weights | None, Array, Array, Array | None], tuple[Weights, Weights, Array]
+]
 
 
 def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -45,10 +52,18 @@ def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
 
 
 def anchored(
-    rule: Rule, state: State, response: Responses, residual: Weights | None, k: Array, v: Array
+    rule: Rule,
+    state: State,
+    response: Responses,
+    residual: Weights | None,
+    k: Array,
+    v: Array,
+    threshold: Array | None,
 ) -> tuple[Weights, Weights, Array]:
     """The factors of every token's gradient at the anchor: taps at each matrix' output collect delta, x is a."""
-    weights = state.anchor if residual is None else jax.tree.map(jnp.add, state.anchor, residual)
+    weights = rule.retention.link(state.anchor)
+    if residual is not None:
+        weights = jax.tree.map(jnp.add, weights, residual)
     taps = {name: jnp.zeros((k.shape[0], w.shape[1]), k.dtype) for name, w in weights.items()}
 
     def loss(taps: Weights) -> tuple[Array, tuple[Weights, Array]]:
@@ -60,7 +75,7 @@ def anchored(
             inputs[name] = x
             return x @ weights[name] + taps[name]
 
-        surprise = jax.vmap(rule.bias.loss)(rule.architecture.apply(linear, k), v)
+        surprise = jax.vmap(rule.bias.loss)(rule.architecture.apply(linear, k), *aim(v, threshold))
         return surprise.sum(), (inputs, surprise)
 
     delta, (inputs, surprise) = jax.grad(loss, has_aux=True)(taps)
@@ -85,7 +100,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
             y = jnp.einsum("tj,tjo,jo->to", near, steps, delta[name])
         else:
             y = near @ delta[name]
-        for i, z in enumerate(components(state)):
+        for i, z in enumerate(sources(state)):
             c = start[:, i, None] if axis is None else start[:, i]
             y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
         return y
@@ -103,25 +118,26 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
         a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
         return combine(r.start[-1, i], axis, [leaf[name] for leaf in z]) + a.T @ d
 
-    return [{name: leaf(i, name) for name in state.dual} for i in range(1 + rule.learner.traces)]
+    return [{name: leaf(i, name) for name in state.dual} for i in moving(state)]
 
 
 def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> Engine:
     """`lax.scan` over chunks for one way to take the gradients; a call that begins inside a chunk is shifted to it."""
-    if not rule.retention.identity:
-        raise NotImplementedError("the link is not the identity: weights of single tokens have no rank-one form")
+    if not rule.retention.identity and rule.retention.every == "token":
+        raise NotImplementedError("a link at every token: the weights of single tokens have no rank-one form")
 
-    def block(state: State, q: Array, k: Array, v: Array, real: Array, response: Responses, residual: Any) -> Any:
-        inputs, delta, surprise = gradients(rule, state, response, residual, k, v)
+    def block(
+        state: State, q: Array, k: Array, v: Array, threshold: Any, real: Array, response: Responses, residual: Any
+    ) -> Any:
+        inputs, delta, surprise = gradients(rule, state, response, residual, k, v, threshold)
         y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
-        dual, *traces = _carry(rule, state, response, inputs, delta)
-        step = state.step + real.sum(dtype=state.step.dtype)
-        new = state._replace(dual=dual, learner=tuple(traces), step=step)
+        z = _carry(rule, state, response, inputs, delta)
+        new = moved(state, z, state.step + real.sum(dtype=state.step.dtype))
         ended, cut = boundary(new, rule.retention, clip)
         ends = real[-1]
         new, cut = select(ends, ended, new), ends & cut
         grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)
-        momentum_norm = norm(new.learner[0]) if traces else jnp.zeros(())
+        momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros(())
 
         def held(x: Array) -> Array:
             return jnp.broadcast_to(x, surprise.shape).astype(surprise.dtype)
@@ -143,19 +159,19 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, real, jnp.arange(chunk))
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            q, k, v, real, response, begin, residual = xs
+            q, k, v, threshold, real, response, begin, residual = xs
             if restart is not None:
                 fresh = restart.state._replace(home=None)
                 state = select(begin[0] & real[0], fresh, state)._replace(step=state.step)
 
             def run(state: State) -> tuple[State, tuple[Array, Info]]:
-                new, out = block(state._replace(home=home), q, k, v, real, response, residual)
+                new, out = block(state._replace(home=home), q, k, v, threshold, real, response, residual)
                 return new._replace(home=None), out
 
             new, (y, info) = run(state) if alone else where_any(real, run, state)
-            return new, (y, info, None if residual is None else state.anchor)
+            return new, (y, info, None if residual is None else rule.retention.link(state.anchor))
 
-        xs = (q, k, v, real, unrolled, begin, residual)
+        xs = (q, k, v, gates.threshold, real, unrolled, begin, residual)
         home, state = state.home, state._replace(home=None)  # it never changes: no part of the scan's carry
         if alone := rows == chunk:  # neither a loop nor a second forward pass for it
             state, out = body(state, jax.tree.map(lambda x: x[0], xs))

@@ -19,7 +19,7 @@ from jax import Array
 
 from titans_jax.memory.base import Rule, State, Weights
 from titans_jax.memory.chunked import blocks, scores
-from titans_jax.memory.scan import Engine, Response, Responses, components
+from titans_jax.memory.scan import Engine, Response, Responses, sources
 
 
 def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -43,6 +43,7 @@ def fresh(
     residual: Weights | None,
     k: Array,
     v: Array,
+    threshold: Array | None,
 ) -> tuple[Weights, Weights, Array]:
     """Solve for all tokens' cotangents at the matrix `name`; the loss is that of the prediction before the write."""
     if residual is not None:
@@ -50,7 +51,7 @@ def fresh(
     axis, r = response.of(rule.architecture, name)
     start, steps = _before(rule.learner.gradient, r)
     error = -v
-    for i, z in enumerate(components(state)):
+    for i, z in enumerate(sources(state)):
         c = start[:, i, None] if axis is None else start[:, i]
         error += (c * k) @ z[name]
     system = jnp.eye(k.shape[0], dtype=k.dtype) - slope * scores(k, k, steps, axis)

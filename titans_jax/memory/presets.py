@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+from jax import Array
+
 from titans_jax.memory import architecture, bias, learner, retention
-from titans_jax.memory.base import Rule
+from titans_jax.memory.base import Architecture, Retention, Rule, Weights
 
 
 def titans(dim: int, depth: int = 2, expansion: int = 4, order: int = 1, home: bool = False) -> Rule:
@@ -41,7 +43,47 @@ def ttt_mlp(dim: int, expansion: int = 4, offsets: Sequence[float] | None = None
     return Rule(architecture.ttt_mlp(dim, expansion), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
 
 
+def moneta(dim: int, p: float = 3.0, q: float = 4.0, depth: int = 2, expansion: int = 4, map: str = "mirror") -> Rule:
+    """Moneta (MIRAS Eq 24): ||M(k) - v||_p^p, weights kept in the norm l_q; map="literal" is the link as printed."""
+    network = architecture.mlp(dim, depth, expansion)
+    return Rule(network, bias.lp(p), retention.lq(q, map), learner.gradient_descent())
+
+
+def yaad(dim: int, depth: int = 2, expansion: int = 4, form: str = "norm", home: bool = False) -> Rule:
+    """Yaad (MIRAS Eq 26): Huber's loss with delta_t a gate, weight decay; form="mixture" is Eq 16 as printed."""
+    network = architecture.mlp(dim, depth, expansion)
+    return Rule(network, bias.huber(form=form), retention.decay(home), learner.gradient_descent())
+
+
+def memora(
+    dim: int, depth: int = 2, expansion: int = 4, scale: float | Array | None = None, every: str = "chunk"
+) -> Rule:
+    """Memora (MIRAS Eq 27): W_t = scale softmax(keep log W_{t-1} - rate grad ||M(k) - v||^2), from positive weights."""
+    kept, network = retention.kl(scale, every=every), architecture.mlp(dim, depth, expansion)
+    return Rule(_within(network, kept), bias.l2(), kept, learner.gradient_descent())
+
+
+def _within(network: Architecture, kept: Retention) -> Architecture:
+    """The network, begun with weights that a retention of bounded range can hold."""
+
+    def init(key: Array) -> Weights:
+        return kept.link(network.init(key))
+
+    return network._replace(init=init)
+
+
 PRESETS: dict[str, Callable[..., Rule]] = {
     rule.__name__: rule
-    for rule in (titans, titans_linear, linear_attention, deltanet, gated_deltanet, ttt_linear, ttt_mlp)
+    for rule in (
+        titans,
+        titans_linear,
+        linear_attention,
+        deltanet,
+        gated_deltanet,
+        ttt_linear,
+        ttt_mlp,
+        moneta,
+        yaad,
+        memora,
+    )
 }

@@ -7,31 +7,49 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, norm
-from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, components, real_rows, responses, select
+from titans_jax.memory.scan import (
+    Call,
+    Engine,
+    aim,
+    boundary,
+    chunks_of,
+    combine,
+    components,
+    moved,
+    moving,
+    real_rows,
+    responses,
+    select,
+    sources,
+)
 
 
 def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
     """W_t = link(F_t z_{t-1} + G_t grad l(W; k_t, v_t)), y_t = M(W_t; q_t), by `lax.scan` over tokens: every rule."""
     apply, link = rule.architecture.apply, rule.retention.link
 
-    def loss(weights: Weights, k: Array, v: Array) -> Array:
-        return rule.bias.loss(apply(dense(weights), k[None])[0], v)
+    def loss(weights: Weights, k: Array, *aim: Array) -> Array:
+        return rule.bias.loss(apply(dense(weights), k[None])[0], *aim)
+
+    def acting(z: Weights) -> Weights:
+        return z if rule.retention.carries_weights else link(z)
 
     def token(state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, residual: Weights | None) -> Any:
         decayed, write = _transition(rule, chunk, state, gates, real)
-        weights = {"anchor": state.anchor, "previous": link(state.dual), "decayed": link(decayed[0])}
+        previous = sources(state)[0]
+        weights = {"anchor": link(state.anchor), "previous": acting(previous), "decayed": acting(decayed[0])}
         taken_at = weights[rule.learner.gradient]
         if residual is not None:
             taken_at = jax.tree.map(jnp.add, taken_at, residual)
-        surprise, gradient = jax.value_and_grad(loss)(taken_at, k, v)
-        dual, *traces = (jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in enumerate(decayed))
-        y = apply(dense(link(dual)), q[None])[0]
+        surprise, gradient = jax.value_and_grad(loss)(taken_at, k, *aim(v, gates.threshold))
+        z = [jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in zip(moving(state), decayed, strict=True)]
+        y = apply(dense(acting(z[0])), q[None])[0]
 
-        new = state._replace(dual=dual, learner=tuple(traces), step=state.step + real)
+        new = moved(state, z, state.step + real)
         ends = real & (new.step % chunk == 0)
         ended, cut = boundary(new, rule.retention, clip)
         new, cut = select(ends, ended, new), (ends & cut).astype(surprise.dtype)
-        momentum_norm = norm(new.learner[0]) if traces else jnp.zeros_like(surprise)
+        momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros_like(surprise)
         return new, y, Info(surprise, norm(gradient), momentum_norm, norm(new.dual), cut)
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
@@ -47,7 +65,7 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
                 state = select(begins, restart.state, state)._replace(step=state.step)
             at = None if residual is None else jax.tree.map(lambda r: r[(offset + row - first) // chunk], residual)
             new, y, info = token(state, q, k, v, gates, real, at)
-            return new, (y, info, state.anchor if residual is not None else None)
+            return new, (y, info, link(state.anchor) if residual is not None else None)
 
         begin = real if restart is None else restart.mask
         state, (y, info, anchors) = lax.scan(step, state, (q, k, v, gates, real, begin, jnp.arange(T)))
@@ -75,4 +93,4 @@ def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array)
             parts[name] = combine(r.steps[0, i], axis, [g])
         return parts
 
-    return [{name: decayed(i, name) for name in state.dual} for i in range(1 + rule.learner.traces)], write
+    return [{name: decayed(i, name) for name in state.dual} for i in moving(state)], write

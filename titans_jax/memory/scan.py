@@ -25,6 +25,11 @@ class Call(NamedTuple):
 Engine = Callable[[State, Call], tuple[Array, State, Info]]
 
 
+def aim(v: Array, threshold: Array | None) -> tuple[Array, ...]:
+    """What a bias compares a prediction with."""
+    return (v,) if threshold is None else (v, threshold)
+
+
 def place(tree: Any, first: Array | int, rows: int) -> Any:
     """Lay every leaf's [T, ...] from row `first` on into [rows, ...] zeros."""
 
@@ -60,9 +65,41 @@ class Response(NamedTuple):
     steps: Array
 
 
+def begin(rule: Rule, dual: Weights) -> State:
+    """The state of a memory that begins with this dual, each leaf an array of its own so that all may be donated."""
+    traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
+    anchor, home = (jax.tree.map(lambda x: x + 0, dual) for _ in range(2))
+    step = jnp.zeros((), jnp.int32)
+    return State(dual, traces, anchor, step, home if rule.retention.home else None, _carried(rule.retention, dual))
+
+
+def _carried(retention: Retention, dual: Weights) -> Weights | None:
+    return retention.link(dual) if retention.carries_weights else None
+
+
+def sources(state: State) -> list[Weights]:
+    """What W_t is made of: W_0 (the dual where the link is the identity), the traces, the home where there is one."""
+    first = state.dual if state.weights is None else state.weights
+    return [first, *state.learner, *([] if state.home is None else [state.home])]
+
+
 def components(state: State) -> list[Weights]:
-    """z: the dual, the traces, and the home where there is one."""
-    return [state.dual, *state.learner, *([] if state.home is None else [state.home])]
+    """z: all that the recurrence moves; where the weights come first, the dual comes last."""
+    return sources(state) + ([] if state.weights is None else [state.dual])
+
+
+def moving(state: State) -> list[int]:
+    """The components that change, in the order of `moved`."""
+    last = len(components(state)) - 1
+    return [*range(1 + len(state.learner)), *([] if state.weights is None else [last])]
+
+
+def moved(state: State, z: list[Weights], step: Array) -> State:
+    """The state after so many steps, its moving components z."""
+    first, traces, last = z[0], tuple(z[1 : 1 + len(state.learner)]), z[-1]
+    if state.weights is None:
+        return state._replace(dual=first, learner=traces, step=step)
+    return state._replace(weights=first, learner=traces, dual=last, step=step)
 
 
 def transitions(rule: Rule, gates: Gates, real: Array, position: Array) -> tuple[Array, Array]:
@@ -72,6 +109,10 @@ def transitions(rule: Rule, gates: Gates, real: Array, position: Array) -> tuple
         n = F.shape[-1]
         F = jnp.pad(F, [(0, 0), (0, 1), (0, 1)]).at[:, 0, n].set(1 - F[:, 0, 0]).at[:, n, n].set(1)
         G = jnp.pad(G, [(0, 0), (0, 1)])
+    if rule.retention.carries_weights:  # the dual moves as the weights do, from where it stands itself
+        n = F.shape[-1]
+        F = jnp.pad(F, [(0, 0), (0, 1), (0, 1)]).at[:, n, 1:n].set(F[:, 0, 1:]).at[:, n, n].set(F[:, 0, 0])
+        G = jnp.pad(G, [(0, 0), (0, 1)]).at[:, n].set(G[:, 0])
     return jnp.where(real[:, None, None], F, jnp.eye(F.shape[-1], dtype=F.dtype)), jnp.where(real[:, None], G, 0)
 
 
@@ -127,17 +168,17 @@ def boundary(state: State, retention: Retention, clip: float | None) -> tuple[St
 
     A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|): it acts at the chunk's end only,
     so it is causal and the same under any split. A chunk that is not finite is undone. `clip=None` is the paper.
-    Returns the state and whether anything was cut.
+    It bounds the dual: what that means for the weights is said with each retention. Weights that were carried beside
+    the dual become its link. Returns the state and whether anything was cut.
     """
     if clip is None:
-        return state._replace(anchor=retention.link(state.dual)), jnp.zeros((), bool)
-    base = retention.lift(state.anchor)
-    moved = jax.tree.map(jnp.subtract, state.dual, base)
-    dual, cut = _shrink(moved, clip)
+        ended = state._replace(anchor=state.dual, weights=_carried(retention, state.dual))
+        return ended, jnp.zeros((), bool)
+    change, cut = _shrink(jax.tree.map(jnp.subtract, state.dual, state.anchor), clip)
     traces = [_shrink(trace, clip) for trace in state.learner]
-    dual = jax.tree.map(jnp.add, base, dual)
-    state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), anchor=retention.link(dual))
-    return state, jnp.stack([cut, *(c for _, c in traces)]).any()
+    dual = jax.tree.map(jnp.add, state.anchor, change)
+    state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), anchor=dual)
+    return state._replace(weights=_carried(retention, dual)), jnp.stack([cut, *(c for _, c in traces)]).any()
 
 
 def _shrink(tree: Weights, bound: float) -> tuple[Weights, Array]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, miras, unit_rate
+from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, begin, miras, unit_rate
 from titans_jax.nn.config import ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
 
@@ -41,14 +41,15 @@ def over(kind: Callable[..., Any], *fields: Any) -> Any:
     return kind(*fields)
 
 
-STATE_AXES = over(State, 0, 0, 0, None, 0)
+STATE_AXES = over(State, 0, 0, 0, None, 0, 0)
 ROWS = ("batch", "heads")
 
 
 class MemoryLayer(nnx.Module):
     """y = W_O(RMSNorm(M_t(q_t)) * silu(x W_g)), M_t written with (k_t, v_t) under data-dependent gates.
 
-    q, k, v = SiLU(conv(x W)), q and k l2-normalised (Titans section 4.4). The memory's initial weights are parameters.
+    q, k, v = SiLU(conv(x W)), q and k l2-normalised (Titans section 4.4). The memory's initial weights are parameters,
+    in the retention's coordinates, where every number will do.
     With persistent tokens, a stream's memory has read them before it begins (Titans Eq 28-29).
     """
 
@@ -66,7 +67,9 @@ class MemoryLayer(nnx.Module):
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
         self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, scale=scale, rngs=rngs)
-        fast = jax.vmap(self.rule.architecture.init)(jax.random.split(rngs.params(), c.heads))
+        self.threshold = gate(c.heads, bias=c.head_dim**0.5) if self.rule.bias.threshold else None
+        weights = jax.vmap(self.rule.architecture.init)(jax.random.split(rngs.params(), c.heads))
+        fast = self.rule.retention.lift(weights)
         self.fast = nnx.Dict({name: param(w, "heads", None, None) for name, w in fast.items()})
         tokens = jax.random.normal(rngs.params(), (persistent, config.dim))
         self.persistent = param(tokens, None, None) if persistent else None
@@ -84,12 +87,12 @@ class MemoryLayer(nnx.Module):
         )
 
     def initial(self) -> Weights:
-        """The learned weights [H, in, out] with which every stream begins."""
+        """The learned weights [H, in, out], as duals, with which every stream begins."""
         return {name: w[...] for name, w in self.fast.items()}
 
     def init_state(self, batch: int) -> MemoryState:
         """Every sequence's memory as the persistent tokens leave it, at the beginning of a chunk."""
-        heads = jax.vmap(self.memory.init, out_axes=STATE_AXES)
+        heads = jax.vmap(functools.partial(begin, self.rule), out_axes=STATE_AXES)
         memory = jax.vmap(heads, in_axes=None, out_axes=STATE_AXES, axis_size=1)(self.initial())
         state = MemoryState(memory, self.conv.init_state(1, self.dtype) if self.conv else None)
         if self.persistent is not None:
@@ -97,10 +100,7 @@ class MemoryLayer(nnx.Module):
             rows = -(-count // chunk) * chunk  # on the grid of chunks: the call need not be shifted
             tokens = jnp.pad(self.persistent[...], [(0, rows - count), (0, 0)])[None].astype(self.dtype)
             _, state, _, _ = self(tokens, state, jnp.arange(rows)[None], span=Span(0, count))
-            begun = state.memory.dual
-            home = None if state.memory.home is None else begun
-            anchor = self.rule.retention.link(begun)
-            memory = state.memory._replace(anchor=anchor, step=jnp.zeros((), jnp.int32), home=home)
+            memory = begin(self.rule, state.memory.dual)._replace(learner=state.memory.learner)
             state = state._replace(memory=memory)
 
         def spread(x: Array, *axes: str | None) -> Array:
@@ -121,7 +121,8 @@ class MemoryLayer(nnx.Module):
         c = self.config
         rate, momentum, keep = (self.heads(jax.nn.sigmoid(gate(x))) for gate in (self.rate, self.momentum, self.keep))
         largest = c.max_rate * unit_rate(self.rule, c.chunk, c.momentum)
-        return Gates(largest * rate[..., 0], momentum[..., 0], keep if c.channel_keep else keep[..., 0])
+        threshold = None if self.threshold is None else self.heads(jax.nn.softplus(self.threshold(x)))[..., 0]
+        return Gates(largest * rate[..., 0], momentum[..., 0], keep if c.channel_keep else keep[..., 0], threshold)
 
     def __call__(
         self,
@@ -152,7 +153,8 @@ class MemoryLayer(nnx.Module):
         look = Look(*info[:5], gates.rate, gates.momentum, keep)
         learned = None
         if residual is not None:
-            learned = jax.tree.map(lambda anchor, w: anchor - w[:, None], info.anchors, self.initial())
+            begun = self.rule.retention.link(self.initial())
+            learned = jax.tree.map(lambda anchor, w: anchor - w[:, None], info.anchors, begun)
         return self.out(y), MemoryState(memory, conv), look, learned
 
     def merge(self, y: Array) -> Array:
@@ -180,7 +182,7 @@ class MemoryLayer(nnx.Module):
         out = (0, STATE_AXES, 0)
         heads = jax.vmap(one, in_axes=(STATE_AXES, 0, None, beginning(None, STATE_AXES), 0), out_axes=out)
         batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None), 0), out_axes=out)
-        states, fresh = (over(State, rows, rows, rows, (), rows) for rows in (ROWS, ROWS[1:]))
+        states, fresh = (over(State, rows, rows, rows, (), rows, rows) for rows in (ROWS, ROWS[1:]))
         inputs = (states, ROWS, (), beginning(ROWS[:1], fresh), ROWS)
         return sharding.local(batch, (state, tokens, span, begin, residual), inputs, (ROWS, states, ROWS))
 
