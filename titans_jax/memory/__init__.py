@@ -1,6 +1,6 @@
 """Functional memories: networks that learn while they read. Knows jax alone."""
 
-from titans_jax.memory import architecture, bias, learner, presets, retention
+from titans_jax.memory import architecture, bias, functional, learner, presets, retention
 from titans_jax.memory.api import IMPLEMENTATIONS, miras
 from titans_jax.memory.base import (
     Architecture,
@@ -35,6 +35,7 @@ __all__ = [
     "Weights",
     "architecture",
     "bias",
+    "functional",
     "learner",
     "miras",
     "presets",
