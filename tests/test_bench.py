@@ -9,7 +9,6 @@ import pytest
 
 from titans_jax import cli, config, metrics, training
 from titans_jax.training import bench
-from titans_jax.training.bench import fit as fitting
 from titans_jax.training.bench import optimizers, rules
 from titans_jax.training.bench.fit import Fit, fit, program
 from titans_jax.training.bench.rows import Rows
@@ -165,12 +164,17 @@ def test_optimizers_command_trains_and_times(tmp_path):
     assert cost["update_seconds"] > 0 and cost["step_seconds"] > 0
 
 
-def test_a_block_of_calls_is_timed_whole(monkeypatch):
-    clock, calls = iter(range(1000)), []
-    monkeypatch.setattr(fitting.time, "perf_counter", lambda: float(next(clock)))
-    medians = optimizers._medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, block=4)
-    assert medians == {"a": 0.25, "b": 0.25}
-    assert calls[:12] == ["a"] * 4 + ["b"] * 4 + ["a"] * 4
+def test_a_block_of_calls_is_timed_whole_and_in_turn(monkeypatch):
+    clock, calls = [0.0], []
+
+    def call(name, seconds):
+        clock[0] += seconds * (1 + 9 * (len(calls) == 20))  # one call is held up
+        calls.append(name)
+
+    monkeypatch.setattr(optimizers.time, "perf_counter", lambda: clock[0])
+    medians = optimizers._medians({"a": lambda: call("a", 1.0), "b": lambda: call("b", 3.0)}, 4, "test")
+    assert medians == {"a": 1.0, "b": 3.0}
+    assert calls[2:14] == ["a"] * 4 + ["b"] * 4 + ["a"] * 4
 
 
 @pytest.mark.parametrize(

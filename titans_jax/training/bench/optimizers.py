@@ -21,7 +21,7 @@ from titans_jax.training.placement import Placement
 
 REFERENCE = "muon"
 """Whose step counts as 1."""
-BLOCKS = 7
+BLOCKS = 5
 """Blocks of steps timed for each optimizer, in turn."""
 
 
@@ -34,7 +34,7 @@ def compare_optimizers(
     """
     experiments = {name: dataclasses.replace(base, optim=dataclasses.replace(base.optim, name=name)) for name in names}
     found = {}
-    with metrics.progress(len(names) * (len(rates) + seeds), "optimizers") as bar:
+    with metrics.progress(base.train.steps * len(names) * (len(rates) + seeds), "optimizers") as bar:
         for name, experiment in experiments.items():
             tried = {rate: _run(rows, experiment, rate, 0, bar) for rate in rates}
             best = min(tried, key=lambda rate, tried=tried: _or_inf(tried[rate]))  # type: ignore[misc]
@@ -48,18 +48,20 @@ def compare_optimizers(
 def _run(rows: Rows, experiment: Experiment, rate: float, seed: int, bar: metrics.Progress) -> float | None:
     """The held-out loss after training, None where it was not finite."""
 
+    changed = dataclasses.replace(
+        experiment,
+        optim=dataclasses.replace(experiment.optim, peak_rate=rate),
+        train=dataclasses.replace(experiment.train, seed=seed),
+    )
+    key = f"{experiment.optim.name} rate {rate:g} seed {seed}"
+    if key in rows.rows:
+        bar.advance(experiment.train.steps)
+
     def make() -> Row:
-        changed = dataclasses.replace(
-            experiment,
-            optim=dataclasses.replace(experiment.optim, peak_rate=rate),
-            train=dataclasses.replace(experiment.train, seed=seed),
-        )
-        with metrics.progress(changed.train.steps, f"{changed.optim.name} {rate:g}, seed {seed}") as steps:
-            done = fit(changed, steps)
+        done = fit(changed, bar)
         return {"loss": _held_out(changed, model_of(done)) if done.finite else None}
 
-    loss = rows.get(f"{experiment.optim.name} rate {rate:g} seed {seed}", make)["loss"]
-    bar.advance()
+    loss: float | None = rows.get(key, make)["loss"]
     return loss
 
 
@@ -101,7 +103,8 @@ def step_costs(experiments: dict[str, Experiment], base: Experiment) -> Row:
         batch = placement.device_batch(next(data.train_batches(base.data, seed=0)), base.data)
         steps = {name: _stepper(experiment, placement, batch) for name, experiment in each.items()}
         updates = {name: _updater(experiment, placement) for name, experiment in each.items()}
-        step, update = _medians(steps, base.optim.chunk), _medians(updates, base.optim.chunk)
+        step = _medians(steps, base.optim.chunk, "cost of steps")
+        update = _medians(updates, base.optim.chunk, "cost of updates")
     return {
         name: {
             "step_seconds": step[name],
@@ -138,17 +141,20 @@ def _updater(experiment: Experiment, placement: Placement) -> Callable[[], Any]:
     return step
 
 
-def _medians(run: dict[str, Callable[[], Any]], block: int) -> dict[str, float]:
+def _medians(run: dict[str, Callable[[], Any]], block: int, what: str) -> dict[str, float]:
     """Seconds of one call, as the median over BLOCKS blocks of calls, taken in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in run}
-    for i in range(1 + BLOCKS):
-        for name, call in run.items():
-            begun = time.perf_counter()
-            for _ in range(block):
-                out = call()
-            jax.block_until_ready(out)
-            if i:  # the first block compiles
+    for call in run.values():
+        jax.block_until_ready(call())  # compiles
+    with metrics.progress(BLOCKS * len(run), what) as bar:
+        for _ in range(BLOCKS):
+            for name, call in run.items():
+                begun = time.perf_counter()
+                for _ in range(block):
+                    out = call()
+                jax.block_until_ready(out)
                 seconds[name].append((time.perf_counter() - begun) / block)
+                bar.advance()
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
