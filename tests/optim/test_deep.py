@@ -150,7 +150,7 @@ def test_deep_momentum_is_equation_50_with_a_home(value):
     np.testing.assert_allclose(moved, list(deep_momentum(GRADIENTS, home, 0.8, 0.3, value)), rtol=1e-4, atol=1e-5)
 
 
-def test_the_printed_value_moves_every_weight_one_way_and_ours_downhill():
+def test_the_printed_value_moves_every_output_alike_and_ours_goes_downhill():
     target = draw(3, 4, seed=7)
     target[:, 2:] *= -1
     for value, falls in (("gradient", True), ("ones", False)):
@@ -162,6 +162,7 @@ def test_the_printed_value_moves_every_weight_one_way_and_ours_downhill():
             updates, state = step(w, state)
             w = w + updates
         assert (np.sum((w - target) ** 2) < 0.1 * np.sum(target**2)) == falls
+        assert np.allclose(updates, updates[:, :1], atol=1e-6) != falls
 
 
 @pytest.mark.parametrize("make", [scale_by_delta_momentum, scale_by_deep_momentum])

@@ -153,8 +153,9 @@ def scale_by_deep_momentum(
         m <- m_0 + momentum (m - m_0) + rate grad_m <m(u), value>;  the update is +m(u)
 
     value "gradient" is u: the network answers a gradient with those it has seen that are like it, and follows them.
-    "ones" is Eq 50 as printed; its answers are of one sign, whatever the gradient's, so it is no descent. Ours besides:
-    u is of one size (or m(u) is of the gradient's cube), and m returns to m_0 (forgetting A, it would fall silent).
+    "ones" is Eq 50 as printed; its answers are alike in every output, whatever the gradient's, so it is no descent.
+    Ours besides: u is of one size (or m(u) is of the gradient's cube), and m returns to m_0 (forgetting A, it would
+    fall silent). The update is in the gradient's dtype; the network is float32.
 
     Raises:
         ValueError: an unknown value.
