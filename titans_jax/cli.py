@@ -1,4 +1,4 @@
-"""The command line: `titans-jax train | eval | generate`; each command is a parser and a function of its arguments."""
+"""The command line, `titans-jax train | eval | generate | bench`: each a parser and a function of its options."""
 
 import argparse
 import contextlib
@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from titans_jax import data, metrics, training
+from titans_jax import config, data, metrics, training
 from titans_jax.decode import Sampling, Text, generate
 from titans_jax.evaluation import RESETS, evaluate
+from titans_jax.optim import OPTIMIZERS
+from titans_jax.training import bench
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=run)
-    options = parser.parse_args(arguments)
+    options, changes = parser.parse_known_args(arguments)
+    if changes and "changes" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(changes)}")
+    options.changes = changes
     return training.guard(lambda: options.run(options), prog="titans-jax", debug=options.debug)
 
 
@@ -132,6 +137,61 @@ def generate_text(options: argparse.Namespace) -> None:
     metrics.write_result(folder, result)
 
 
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="KIND")
+    rules = kinds.add_parser("rules", help=_first_line(bench_rules), description=bench_rules.__doc__)
+    which = "rules, or config:NAME for a config (default: every rule, and hope, tnt, atlas where they are configs)"
+    rules.add_argument("--rules", type=_names, metavar="A,B", help=which)
+    kind = kinds.add_parser("optimizers", help=_first_line(bench_optimizers), description=bench_optimizers.__doc__)
+    known = f"of {', '.join(OPTIMIZERS)} (default %(default)s)"
+    kind.add_argument("--optimizers", type=_names, default="adamw,muon,m3", metavar="A,B", help=known)
+    kind.add_argument("--rates", type=_rates, default="1e-3,3e-3,1e-2,3e-2", help="the grid (default %(default)s)")
+    kind.add_argument("--seeds", type=_positive, default=3, help="seeds at the best rate (default %(default)s)")
+    for parser, run in ((rules, bench_rules), (kind, bench_optimizers)):
+        base = "what is trained, changed by --section.field value (default %(default)s)"
+        parser.add_argument("--config", default="tiny", help=base)
+        parser.add_argument("--steps", type=_positive, default=200, help="of each training (default %(default)s)")
+        folder = Path("outputs", run.__name__)
+        parser.add_argument("--output-dir", type=Path, default=folder, help="where rows are kept (default %(default)s)")
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
+        parser.set_defaults(measure=run, changes=[])
+
+
+def run_benchmark(options: argparse.Namespace) -> None:
+    """Compare rules of memory, or optimizers, by short trainings; finished rows are kept, and not made again."""
+    base = config.override(config.load(options.config), options.changes, prog="titans-jax bench")
+    base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
+    folder: Path = options.output_dir
+    rows = bench.Rows(folder, {"experiment": config.to_json(base)})
+    try:
+        with training.memory_advice():
+            table, result = options.measure(options, base, rows)
+    except KeyboardInterrupt:
+        raise training.Stopped(f"stopped; {folder} keeps the finished rows, and the same command goes on") from None
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    if options.json:
+        rows.write(options.json)
+    metrics.write_result(folder, {"steps": options.steps} | result)
+    print(f"{table}\n\nwritten: {folder}/: rows.json, table.md, result.json")
+
+
+def bench_rules(options: argparse.Namespace, base: config.Experiment, rows: bench.Rows) -> tuple[str, dict[str, Any]]:
+    """Train every rule of memory on the same text: its loss, its speed, its state."""
+    names = options.rules or bench.default_rules()
+    table = bench.compare_rules(base, names, options.changes, rows)
+    falls = {name: rows.rows[name].get("fall") for name in names}
+    return table, {"rules": len(names)} | {f"fall_{name}": fall for name, fall in falls.items()}
+
+
+def bench_optimizers(
+    options: argparse.Namespace, base: config.Experiment, rows: bench.Rows
+) -> tuple[str, dict[str, Any]]:
+    """Tune each optimizer over the same rates, and compare their losses over seeds and what their steps cost."""
+    table, found = bench.compare_optimizers(base, options.optimizers, options.rates, options.seeds, rows)
+    fields = ("rate", "loss", "spread", "step_cost", "update_cost")
+    return table, {f"{name}_{field}": row[field] for name, row in found.items() for field in fields}
+
+
 def _checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's output folder")
     parser.add_argument("--which", type=_which, default="best", help="best, last or a step (default best)")
@@ -150,6 +210,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(text.split(",")))
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return sorted({float(rate) for rate in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between, such as 1e-3,3e-3") from None
+
+
 def _output(options: argparse.Namespace, command: str) -> Path:
     """The folder for a command's results, made."""
     run = options.checkpoint.parent if options.checkpoint.name == "checkpoints" else options.checkpoint
@@ -163,6 +234,7 @@ def _first_line(run: Callable[..., Any]) -> str:
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+    "bench": (_bench_options, run_benchmark),
     "eval": (_eval_options, evaluate_checkpoint),
     "generate": (_generate_options, generate_text),
 }

@@ -223,6 +223,9 @@ def test_clipping_bounds_the_global_norm_and_leaves_small_gradients_alone():
         (dict(b2=-0.1), "b2 is -0.1"),
         (dict(eps=0.0), "eps is 0.0"),
         (dict(clip=0.0), "clip is 0.0, it must be above 0, or None"),
+        (dict(b3=1.0), "b3 is 1.0"),
+        (dict(alpha=-1.0), "alpha is -1.0, it must be 0 or more"),
+        (dict(chunk=0), "chunk is 0, it must be 1 or more"),
         (dict(accumulation=0), "accumulation is 0, it must be 1 or more"),
     ],
 )

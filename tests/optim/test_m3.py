@@ -126,8 +126,9 @@ def test_the_defaults_are_the_ema_with_the_updates_second_moment_aligned():
         np.testing.assert_allclose(np.sqrt(np.mean(np.square(u), axis=(-2, -1))), 0.2, rtol=1e-5)
 
 
-def test_rates_of_the_momenta_change_nothing_in_literal_mode_without_a_second_moment():
-    options = PRINTED | dict(second_moment=None, alpha=0.5, chunk=2)
+@pytest.mark.parametrize("second_moment", [None, "gradient"])
+def test_rates_of_the_momenta_change_nothing_in_literal_mode(second_moment):
+    options = PRINTED | dict(second_moment=second_moment, alpha=0.5, chunk=2)
     gradients = trees(5)
     [one, _], [other, _] = (run(scale_by_m3(b1, 0.9, b3, **options), gradients) for b1, b3 in [(1.0, 1.0), (0.1, 7.0)])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, other)
@@ -249,6 +250,25 @@ def test_by_name_kernels_follow_m3_and_vectors_embedding_and_head_adam():
         wanted = mine[0] if name in ("layers", "proj") else adam[0]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -0.1 * b, atol=1e-5), updates[name], wanted[name])
         assert np.max(np.abs(jax.tree.leaves(updates[name])[0])) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (dict(b1=0.7, b2=0.8, b3=0.6, alpha=0.9, chunk=2), dict(b1=0.7, b2=0.8, b3=0.6, alpha=0.9, chunk=2)),
+        (dict(name="m3_literal", chunk=2, alpha=0.9, eps=1e-6), dict(b2=0.95, alpha=0.9, chunk=2, eps=1e-6) | PRINTED),
+    ],
+    ids=["every option", "literal"],
+)
+def test_the_options_of_m3_are_fields_of_the_config(change, options):
+    config = OptimConfig(**dict(name="m3", peak_rate=0.1, schedule="constant", warmup=0, clip=None) | change)
+    gradients = [{"kernel": draw(3, 5, seed=t)} for t in range(5)]
+    transformation = build(config, steps=10)
+    state, params = transformation.init(gradients[0]), jax.tree.map(jnp.zeros_like, gradients[0])
+    wanted, _ = run(scale_by_m3(**options), gradients)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        updates, state = transformation.update(gradient, state, params)
+        np.testing.assert_allclose(updates["kernel"], -0.1 * want["kernel"], rtol=1e-3, atol=1e-5)
 
 
 SHARDED = """

@@ -1,6 +1,6 @@
 """Functional memories: networks that learn while they read. Knows jax alone."""
 
-from titans_jax.memory import architecture, bias, learner, presets, retention
+from titans_jax.memory import architecture, bias, functional, learner, presets, retention
 from titans_jax.memory.api import IMPLEMENTATIONS, miras, unit_rate
 from titans_jax.memory.base import (
     Architecture,
@@ -37,6 +37,7 @@ __all__ = [
     "architecture",
     "begin",
     "bias",
+    "functional",
     "learner",
     "miras",
     "presets",

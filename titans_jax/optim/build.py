@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from titans_jax.optim.deep import scale_by_deep_momentum, scale_by_delta_momentum
 from titans_jax.optim.m3 import scale_by_m3
 
 PyTree = Any
@@ -36,9 +37,15 @@ class OptimConfig:
     weight_decay: float = 0.1
     """Decoupled and scaled by the rate, on matrices only (see `decays`)."""
     b1: float = 0.9
-    """Decay of the first moment; the momentum of sgd and muon."""
+    """Decay of the first moment; the momentum of sgd, muon, delta_momentum and deep_momentum."""
     b2: float = 0.95
     """Decay of the second moment."""
+    b3: float = 0.9
+    """Decay of m3's slow momentum."""
+    alpha: float = 0.5
+    """Share of m3's slow momentum in its direction."""
+    chunk: int = 16
+    """Updates from one step of m3's slow momentum to the next."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     clip: float | None = 1.0
@@ -49,15 +56,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _known("name", self.name, OPTIMIZERS)
         _known("schedule", self.schedule, SCHEDULES)
-        for field in ("peak_rate", "warmup", "weight_decay"):
+        for field in ("peak_rate", "warmup", "weight_decay", "alpha"):
             _require(field, getattr(self, field), "0 or more", lambda x: 0 <= x < math.inf)
         for field in ("final_fraction", "decay_fraction"):
             _require(field, getattr(self, field), "between 0 and 1", lambda x: 0 <= x <= 1)
-        for field in ("b1", "b2"):
+        for field in ("b1", "b2", "b3"):
             _require(field, getattr(self, field), "at least 0 and below 1", lambda x: 0 <= x < 1)
         _require("eps", self.eps, "above 0", lambda x: 0 < x < math.inf)
         _require("clip", self.clip, "above 0, or None", lambda x: x is None or 0 < x < math.inf)
-        _require("accumulation", self.accumulation, "1 or more", lambda x: x >= 1)
+        for field in ("chunk", "accumulation"):
+            _require(field, getattr(self, field), "1 or more", lambda x: x >= 1)
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -147,9 +155,16 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
     return _kernels_by("muon", muon, config)
 
 
-def _m3(config: OptimConfig) -> optax.GradientTransformation:
+def _m3(config: OptimConfig, **options: Any) -> optax.GradientTransformation:
     """M3 for kernels but the head's, Adam for the rest, at one rate."""
-    return _kernels_by("m3", scale_by_m3(config.b1, config.b2, eps=config.eps), config, besides=("head",))
+    c = config
+    m3 = scale_by_m3(c.b1, c.b2, c.b3, alpha=c.alpha, chunk=c.chunk, eps=c.eps, **options)
+    return _kernels_by("m3", m3, config, besides=("head",))
+
+
+def _m3_literal(config: OptimConfig) -> optax.GradientTransformation:
+    """Algorithm 1 as printed; its update grows as the gradient shrinks, so its rates are far smaller."""
+    return _m3(config, mode="literal", second_moment="gradient", rms=None)
 
 
 def _kernels_by(
@@ -193,8 +208,11 @@ SCHEDULES: dict[str, Shape] = {
 
 OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
     "adamw": _adam,
+    "deep_momentum": lambda config: _kernels_by("deep", scale_by_deep_momentum(config.b1), config),
+    "delta_momentum": lambda config: _kernels_by("delta", scale_by_delta_momentum(config.b1), config),
     "lion": lambda config: optax.scale_by_lion(config.b1, config.b2),
     "m3": _m3,
+    "m3_literal": _m3_literal,
     "muon": _muon,
     "sgd": lambda config: optax.trace(config.b1),
 }

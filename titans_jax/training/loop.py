@@ -25,7 +25,7 @@ from titans_jax.nn import LM
 from titans_jax.training.guards import Diverged, Stopped, memory_advice, stop_requested
 from titans_jax.training.placement import Placement
 from titans_jax.training.report import finish
-from titans_jax.training.step import TrainState, define, make_step
+from titans_jax.training.step import TrainState, begin, define, make_step
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,7 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
     optimizer = optim.build(experiment.optim, experiment.train.steps)
     start = 0
     with placement.active():
-        key = jax.device_put(jax.random.key(experiment.train.seed), placement.whole)
-        where = placement.params(model.axes, jax.eval_shape(model.init, key))
-        params = jax.jit(model.init, out_shardings=where)(key)
-        state = TrainState(params, jax.jit(optimizer.init)(params), key)
+        state = begin(model, optimizer, placement, experiment.train.seed)
         if going_on:
             arrays, _, start = checkpoints.restore(state._asdict(), data=batches)
             state = TrainState(**arrays)

@@ -13,6 +13,7 @@ from titans_jax import sharding
 from titans_jax.config import TrainConfig
 from titans_jax.loss import cross_entropy
 from titans_jax.nn import LM, ModelConfig
+from titans_jax.training.placement import Placement
 
 Batch = Mapping[str, Array]
 
@@ -63,6 +64,16 @@ def _is_variable(x: Any) -> bool:
 
 def _axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
     return variable.get_metadata().get("axes", ())
+
+
+def begin(
+    definition: Definition, optimizer: optax.GradientTransformation, placement: Placement, seed: int
+) -> TrainState:
+    """The state before the first step, in its place; to be called where the placement is active."""
+    key = jax.device_put(jax.random.key(seed), placement.whole)
+    where = placement.params(definition.axes, jax.eval_shape(definition.init, key))
+    params = jax.jit(definition.init, out_shardings=where)(key)
+    return TrainState(params, jax.jit(optimizer.init)(params), key)
 
 
 def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig) -> jax.stages.Wrapped:

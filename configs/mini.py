@@ -1,0 +1,12 @@
+"""Half of tiny's width, depth and batch, for benchmarks that train many times."""
+
+from dataclasses import replace
+
+from titans_jax.config import Experiment, load
+
+
+def get_config() -> Experiment:
+    tiny = load("tiny")
+    memory = replace(tiny.model.memory, head_dim=16)
+    model = replace(tiny.model, dim=64, depth=2, heads=2, memory=memory)
+    return replace(tiny, name="mini", model=model, data=replace(tiny.data, batch=4))

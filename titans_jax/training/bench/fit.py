@@ -1,0 +1,112 @@
+"""One short training from scratch, without checkpoints: what each row of a benchmark is made of."""
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from titans_jax import config as configs
+from titans_jax import data, optim
+from titans_jax.config import Experiment, TrainConfig
+from titans_jax.metrics import Progress
+from titans_jax.nn import ModelConfig
+from titans_jax.optim import OptimConfig
+from titans_jax.training.placement import Placement
+from titans_jax.training.step import Definition, TrainState, begin, define, make_step
+
+
+class Fit(NamedTuple):
+    """losses: of every step, the last one perhaps not finite. seconds: each step's; the first one compiles."""
+
+    losses: list[float]
+    seconds: list[float]
+    tokens: int
+    definition: Definition
+    params: Any
+
+    @property
+    def finite(self) -> bool:
+        """Whether every step's loss was a number."""
+        return math.isfinite(self.losses[-1])
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the median step."""
+        return self.tokens / statistics.median(self.seconds[1:] or self.seconds)
+
+
+class Program(NamedTuple):
+    """A model, its optimizer and their step: compiled once for every seed and every peak rate."""
+
+    definition: Definition
+    optimizer: optax.GradientTransformation
+    step: jax.stages.Wrapped
+
+    def start(self, experiment: Experiment, placement: Placement) -> TrainState:
+        """The state before the first step."""
+        state = begin(self.definition, self.optimizer, placement, experiment.train.seed)
+        inner, rate = state.optimizer
+        state = state._replace(optimizer=(inner, jnp.full_like(rate, experiment.optim.peak_rate)))
+        # Committed, as what a step returns is, or the second step would compile again.
+        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))
+
+
+def program(experiment: Experiment) -> Program:
+    """The program that an experiment runs; experiments that differ in seed and peak rate share it."""
+    train = dataclasses.replace(experiment.train, seed=0)
+    return _program(experiment.model, dataclasses.replace(experiment.optim, peak_rate=1.0), train)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(model: ModelConfig, config: OptimConfig, train: TrainConfig) -> Program:
+    definition, optimizer = define(model), _rated(optim.build(config, train.steps))
+    return Program(definition, optimizer, make_step(definition.graphdef, optimizer, train))
+
+
+def _rated(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The updates of a transformation built for peak rate 1 times a peak rate that its state holds: (inner, rate)."""
+
+    def update(gradients: Any, state: tuple[Any, Array], params: Any) -> tuple[Any, Any]:
+        updates, state_ = inner.update(gradients, state[0], params)
+        return jax.tree.map(lambda u: state[1].astype(u.dtype) * u, updates), (state_, state[1])
+
+    return optax.GradientTransformation(lambda params: (inner.init(params), jnp.ones(())), update)
+
+
+def fit(experiment: Experiment, bar: Progress) -> Fit:
+    """Train for train.steps steps, on the numbers that `training.run` would train on, or until a loss is not finite.
+
+    Raises ValueError and NotImplementedError for what cannot be trained.
+    """
+    placement = Placement.of(experiment.mesh)
+    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
+    configs.validate(experiment, vocabulary=tokenizer.vocab_size, shards=placement.shards)
+    batches = data.train_batches(experiment.data, seed=experiment.train.seed)
+    parts, tokens = program(experiment), experiment.data.batch * experiment.data.sequence
+    losses: list[float] = []
+    seconds: list[float] = []
+    with placement.active():
+        state = parts.start(experiment, placement)
+        for _ in range(experiment.train.steps):
+            batch = placement.device_batch(next(batches), experiment.data)
+            begun = time.perf_counter()
+            state, seen = parts.step(state, batch)
+            losses.append(float(seen["loss"]))
+            seconds.append(time.perf_counter() - begun)
+            bar.advance(1, tokens=tokens, loss=losses[-1])
+            if not math.isfinite(losses[-1]):
+                break
+    return Fit(losses, seconds, tokens, parts.definition, state.params)
+
+
+def model_of(done: Fit) -> Any:
+    """The trained model."""
+    return nnx.merge(done.definition.graphdef, done.params)

@@ -1,0 +1,173 @@
+"""Optimizers on one model and text: the rate tuned over the same grid for each, then fresh seeds, and a step's cost.
+
+The rate is chosen on seed 0 by held-out loss; losses are of seeds 1, 2, ..., which the choice has not seen.
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from titans_jax import data, metrics, sharding
+from titans_jax.config import Experiment
+from titans_jax.evaluation import evaluate
+from titans_jax.training.bench.fit import fit, model_of, program
+from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.placement import Placement
+
+REFERENCE = "muon"
+"""Whose step counts as 1."""
+BLOCKS = 5
+"""Blocks of steps timed for each optimizer, in turn."""
+
+
+def compare_optimizers(
+    base: Experiment, names: Sequence[str], rates: Sequence[float], seeds: int, rows: Rows
+) -> tuple[str, dict[str, Row]]:
+    """Tune, train and time each optimizer; the table in markdown, and what it shows by optimizer.
+
+    Raises ValueError for a name that is no optimizer.
+    """
+    experiments = {name: dataclasses.replace(base, optim=dataclasses.replace(base.optim, name=name)) for name in names}
+    found = {}
+    with metrics.progress(base.train.steps * len(names) * (len(rates) + seeds), "optimizers") as bar:
+        for name, experiment in experiments.items():
+            tried = {rate: _run(rows, experiment, rate, 0, bar) for rate in rates}
+            best = min(tried, key=lambda rate, tried=tried: _or_inf(tried[rate]))  # type: ignore[misc]
+            losses = [_run(rows, experiment, best, seed, bar) for seed in range(1, seeds + 1)]
+            found[name] = _summary(best, rates, losses)
+    costs = rows.get(f"cost of {', '.join(names)}", lambda: step_costs(experiments, base))
+    shown = {name: found[name] | costs[name] for name in names}
+    return markdown(COLUMNS, shown, "optimizer"), shown
+
+
+def _run(rows: Rows, experiment: Experiment, rate: float, seed: int, bar: metrics.Progress) -> float | None:
+    """The held-out loss after training, None where it was not finite."""
+
+    changed = dataclasses.replace(
+        experiment,
+        optim=dataclasses.replace(experiment.optim, peak_rate=rate),
+        train=dataclasses.replace(experiment.train, seed=seed),
+    )
+    key = f"{experiment.optim.name} rate {rate:g} seed {seed}"
+    if key in rows.rows:
+        bar.advance(experiment.train.steps)
+
+    def make() -> Row:
+        done = fit(changed, bar)
+        return {"loss": _held_out(changed, model_of(done)) if done.finite else None}
+
+    loss: float | None = rows.get(key, make)["loss"]
+    return loss
+
+
+def _held_out(experiment: Experiment, model: Any) -> float | None:
+    placement = Placement.of(experiment.mesh)
+    batches = data.held_out_batches(experiment.data, limit=experiment.train.eval_batches)
+    lengths = data.load_tokenizer(experiment.data.tokenizer).byte_lengths
+    with placement.active():
+        loss: float = evaluate(model, batches, lengths, sharding=placement.batch)["loss"]
+    return loss if math.isfinite(loss) else None
+
+
+def _or_inf(loss: float | None) -> float:
+    return math.inf if loss is None else loss
+
+
+def _summary(best: float, rates: Sequence[float], losses: Sequence[float | None]) -> Row:
+    finite = [loss for loss in losses if loss is not None]
+    whole = len(finite) == len(losses)
+    return {
+        "rate": best,
+        "at_edge": best in (min(rates), max(rates)),
+        "losses": list(losses),
+        "loss": statistics.mean(finite) if whole else None,
+        "spread": statistics.stdev(finite) if whole and len(finite) > 1 else None,
+    }
+
+
+def step_costs(experiments: dict[str, Experiment], base: Experiment) -> Row:
+    """Seconds of a training step and of its update alone by optimizer, and their ratios to REFERENCE's.
+
+    Every optimizer, the reference always among them, takes a block of steps in turn, the whole of M3's chunk, so that
+    its slow step counts; the median block stands for each.
+    """
+    reference = dataclasses.replace(base, optim=dataclasses.replace(base.optim, name=REFERENCE))
+    each = {REFERENCE: reference} | experiments
+    placement = Placement.of(base.mesh)
+    with placement.active():
+        batch = placement.device_batch(next(data.train_batches(base.data, seed=0)), base.data)
+        steps = {name: _stepper(experiment, placement, batch) for name, experiment in each.items()}
+        updates = {name: _updater(experiment, placement) for name, experiment in each.items()}
+        step = _medians(steps, base.optim.chunk, "cost of steps")
+        update = _medians(updates, base.optim.chunk, "cost of updates")
+    return {
+        name: {
+            "step_seconds": step[name],
+            "update_seconds": update[name],
+            "step_cost": step[name] / step[REFERENCE],
+            "update_cost": update[name] / update[REFERENCE],
+        }
+        for name in experiments
+    }
+
+
+def _stepper(experiment: Experiment, placement: Placement, batch: Any) -> Callable[[], Any]:
+    parts = program(experiment)
+    state = parts.start(experiment, placement)
+
+    def step() -> Any:
+        nonlocal state
+        state, _ = parts.step(state, batch)
+        return state.params
+
+    return step
+
+
+def _updater(experiment: Experiment, placement: Placement) -> Callable[[], Any]:
+    parts = program(experiment)
+    params, state, _ = parts.start(experiment, placement)
+    update = jax.jit(sharding.automatic(parts.optimizer.update, (params, state)), donate_argnums=1)
+
+    def step() -> Any:
+        nonlocal state
+        updates, state = update(params, state, params)  # what stands for a gradient is of no account to its time
+        return updates
+
+    return step
+
+
+def _medians(run: dict[str, Callable[[], Any]], block: int, what: str) -> dict[str, float]:
+    """Seconds of one call, as the median over BLOCKS blocks of calls, taken in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+    for call in run.values():
+        jax.block_until_ready(call())  # compiles
+    with metrics.progress(BLOCKS * len(run), what) as bar:
+        for _ in range(BLOCKS):
+            for name, call in run.items():
+                begun = time.perf_counter()
+                for _ in range(block):
+                    out = call()
+                jax.block_until_ready(out)
+                seconds[name].append((time.perf_counter() - begun) / block)
+                bar.advance()
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _loss(row: Row) -> str:
+    if row["loss"] is None:
+        return "not finite"
+    spread = "" if row["spread"] is None else f" +- {row['spread']:.4f}"
+    return f"{row['loss']:.4f}{spread} ({len(row['losses'])})"
+
+
+COLUMNS: list[Column] = [
+    ("best rate", lambda row: f"{row['rate']:g}" + (", the grid's edge" if row["at_edge"] else "")),
+    ("held-out loss (seeds)", _loss),
+    (f"step over {REFERENCE}'s", lambda row: f"{row['step_cost']:.2f}"),
+    (f"update over {REFERENCE}'s", lambda row: f"{row['update_cost']:.2f}"),
+]

@@ -1,0 +1,69 @@
+"""Rows of a table on disk: each is written when it is done, so that the same command goes on after an interruption."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from titans_jax import __version__
+from titans_jax.config import changes
+
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+
+class Rows:
+    """The rows in FOLDER/rows.json, by name, with the settings they were made under and the machine they came from.
+
+    Raises ValueError where the folder holds rows of other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.rows = folder / "rows.json", dict[str, Row]()
+        self.settings = json.loads(json.dumps(settings))
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            held = json.loads(self.path.read_text(encoding="utf-8"))
+            for path, old, new in changes(held["settings"], self.settings):
+                raise ValueError(f"{folder} holds rows with {path} = {old}, not {new}; give another --output-dir")
+            self.rows = held["rows"]
+
+    def get(self, name: str, make: Callable[[], Row]) -> Row:
+        """The row of this name, made and written where it is not there yet."""
+        if name not in self.rows:
+            self.rows[name] = make()
+            self.write(self.path)
+        return self.rows[name]
+
+    def write(self, path: Path) -> None:
+        """Write settings, machine and rows as JSON, in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        everything = {"settings": self.settings, "machine": machine(), "rows": self.rows}
+        temporary.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    devices = jax.devices()
+    return {
+        "titans_jax": __version__,
+        "jax": jax.__version__,
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+    }
+
+
+def markdown(columns: Sequence[Column], rows: Mapping[str, Row], first: str = "name") -> str:
+    """A table: a line for each row, a cell for each column.
+
+    >>> print(markdown([("loss", lambda row: f"{row['loss']:.1f}")], {"titans": {"loss": 2.0}}, "rule"))
+    | rule | loss |
+    | --- | --- |
+    | titans | 2.0 |
+    """
+    lines = [[first, *(title for title, _ in columns)], ["---"] * (1 + len(columns))]
+    lines += [[name, *(cell(row) for _, cell in columns)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
