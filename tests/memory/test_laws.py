@@ -13,7 +13,8 @@ from tests.memory.situations import TOKENS, Member, pieced, results, row, situat
 SERVED = [(member, name) for member in MEMBERS for name in member.implementations]
 MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
 # whose channels take the same path through the engines, and are left to the slow lane
-ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel")
+ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel", "memora-channel")
+ALIKE_IN_PIECES = ("yaad", "moneta")
 # links beside those of the presets, with other learners and engines: for the slow lane too
 LINKS = ("titans_elastic", "fresh_lq", "ttt_logistic", "memora_token")
 
@@ -21,7 +22,9 @@ LINKS = ("titans_elastic", "fresh_lq", "ttt_logistic", "memora_token")
 def quick(law: Any, member: Member) -> bool:
     """What the fast lane can pay for: to compile the rest takes minutes, and it seldom says anything new."""
     if member.preset:
-        return not member.channel or (law is not any_split and member.name not in ALIKE)
+        if law is any_split:
+            return not member.channel and member.name not in ALIKE_IN_PIECES
+        return not member.channel or member.name not in ALIKE
     return not member.channel and law is not any_split and member.name not in LINKS
 
 

@@ -53,15 +53,18 @@ def test_every_preset_has_an_oracle() -> None:
     assert set(ORACLES) == set(PRESETS)
 
 
-# a keep per channel that gets its own programs only in the slow lane of the laws
-ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel")
-SERVED = [(m, i) for m in MEMBERS if m.preset and m.name not in ALIKE for i in m.implementations]
-
-
+# a keep per channel that gets its own programs only in the slow lane, here as in the laws
+ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel", "memora-channel")
+SERVED = [
+    pytest.param(m, i, id=f"{m.name}-{i}", marks=pytest.mark.slow if m.name in ALIKE else ())
+    for m in MEMBERS
+    if m.preset
+    for i in m.implementations
+]
 SMALL = {"moneta": 2e-5}  # steps at which the clip does not bind: a cubed error behind small weights has steep slopes
 
 
-@pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
+@pytest.mark.parametrize("member, implementation", SERVED)
 def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
     """At small steps, where the clip changes nothing: the oracle here is the paper's, clip None."""
     oracle = ORACLES[member.name.removesuffix("-channel")]
@@ -73,7 +76,7 @@ def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
         close((y[r], row(state.dual, r)), (want, weights), 1e-9, f"row {r}: ")
 
 
-@pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
+@pytest.mark.parametrize("member, implementation", SERVED)
 def test_preset_with_the_clip_is_its_recurrence_clipped(member: Member, implementation: str) -> None:
     oracle, case = ORACLES[member.name.removesuffix("-channel")], fresh(member, 1.0)
     agrees(member, oracle, implementation, case)
