@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.base import Gates, Info, Memory, Restart, Rule, Span, State, Weights, dense
+from titans_jax.memory.base import Gates, Info, Learner, Memory, Restart, Rule, Span, State, Weights, Window, dense
 from titans_jax.memory.chunked import chunked
 from titans_jax.memory.exact import exact
 from titans_jax.memory.recurrent import recurrent
@@ -34,8 +34,8 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
       T // chunk of them with a span, (T + 2 chunk - 2) // chunk without, as many as T tokens at any offset can touch.
 
     Raises:
-      ValueError: a chunk below 1 or longer than the learner serves, a clip not above 0, an unknown implementation; and
-        by update, shapes that do not fit.
+      ValueError: a chunk below 1 or longer than the learner serves, a clip not above 0, an unknown implementation, a
+        window below 1 or over keys of unknown size; and by update, shapes that do not fit.
       NotImplementedError: no implementation serves the rule; each one's reason is given.
 
     >>> import jax, jax.numpy as jnp
@@ -53,19 +53,22 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         raise ValueError(f"chunk: {chunk} tokens; it must be at least 1")
     if rule.learner.longest is not None and chunk > rule.learner.longest:
         raise ValueError(f"chunk: {chunk} tokens; this learner has offsets for {rule.learner.longest} at most")
+    if rule.learner.window < 1 or rule.learner.window > 1 and rule.architecture.dim is None:
+        raise ValueError(f"window: {rule.learner.window}; at least 1, and above 1 the architecture must say its dim")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip: {clip}; it must be above 0, or None for no clip")
-    engine = _engine(rule, chunk, implementation, clip)
-    stepwise = recurrent(rule, chunk, clip)
+    learner = rule.learner
+    engine = _engine(rule, chunk * learner.writes, implementation, clip)
+    stepwise = recurrent(rule, chunk * learner.writes, clip)
 
     def init(weights: Weights) -> State:
         weights = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), weights)
         dual = rule.retention.lift(weights)
         # traces and anchor are arrays of their own, so that a caller may donate the whole state
-        traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
+        traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(learner.traces))
         anchor = jax.tree.map(lambda x: x + 0, rule.retention.link(dual))
         home = jax.tree.map(lambda x: x + 0, dual) if rule.retention.home else None
-        return State(dual, traces, anchor, jnp.zeros((), jnp.int32), home)
+        return State(dual, traces, anchor, jnp.zeros((), jnp.int32), home, _nothing_seen(rule, dual))
 
     def read(state: State, q: Array) -> Array:
         weights = rule.retention.link(state.dual)
@@ -83,18 +86,54 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         restart: Restart | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
-        _check(q, k, v, gates, chunk, span, residual)
+        _check(rule.learner, q, k, v, gates, chunk, span, residual)
         dtype = jax.tree.leaves(state.dual)[0].dtype
 
         def cast(x: Array) -> Array:
             return x.astype(dtype)
 
-        call = Call(cast(q), cast(k), cast(v), jax.tree.map(cast, gates), span, restart, residual)
+        k, gates = cast(k), jax.tree.map(cast, gates)
+        if learner.inputs is not None:
+            k, gates = learner.inputs(k, gates)
+        if learner.window > 1 and gates.weight is None:
+            gates = gates._replace(weight=jnp.ones_like(gates.momentum))
+        call = Call(cast(q), k, cast(v), gates, span, restart, residual)
         run = stepwise if implementation is None and k.shape[0] == 1 else engine
-        y, state, info = run(state, call)
+        y, state, info = run(state, call) if learner.writes == 1 else _written(run, learner.writes, state, call)
         return y.astype(q.dtype), state, info
 
     return Memory(init, read, update)
+
+
+def _nothing_seen(rule: Rule, like: Weights) -> Window | None:
+    if rule.learner.window == 1:
+        return None
+    assert rule.architecture.dim is not None
+    dtype, size = jax.tree.leaves(like)[0].dtype, (rule.learner.window - 1, rule.architecture.dim)
+    return Window(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((size[0], 1), dtype))
+
+
+def _written(run: Engine, writes: int, state: State, call: Call) -> tuple[Array, State, Info]:
+    """Every write as a token of its own, of which the first forgets and the last is read."""
+    rate, momentum, keep, _ = call.gates
+    rows = rate.size
+
+    def first(gate: Array) -> Array:
+        return jnp.ones((rows, *gate.shape[1:]), gate.dtype).at[::writes].set(gate)
+
+    span, restart = call.span, call.restart
+    wide = Call(
+        q=jnp.repeat(call.q, writes, axis=0),
+        k=call.k.reshape(rows, -1),
+        v=call.v.reshape(rows, -1),
+        gates=Gates(rate.reshape(rows), first(momentum), first(keep)),
+        span=span and Span(span.first * writes, span.length * writes),
+        restart=restart and restart._replace(mask=jnp.repeat(restart.mask, writes)),
+        residual=None,
+    )
+    y, state, info = run(state._replace(step=state.step * writes), wide)
+    y, info = jax.tree.map(lambda x: x[writes - 1 :: writes], (y, info))
+    return y, state._replace(step=state.step // writes), info
 
 
 def _engine(rule: Rule, chunk: int, implementation: str | None, clip: float | None) -> Engine:
@@ -109,15 +148,28 @@ def _engine(rule: Rule, chunk: int, implementation: str | None, clip: float | No
     raise NotImplementedError("; ".join(reasons))
 
 
-def _check(q: Array, k: Array, v: Array, gates: Gates, chunk: int, span: Span | None, residual: Weights | None) -> None:
-    T = k.shape[0]
-    if k.ndim != 2 or not q.shape == k.shape == v.shape:
-        raise ValueError(
-            f"q, k, v: shapes {q.shape}, {k.shape}, {v.shape}; each must be [T, D], all the same (vmap the rest)"
-        )
+def _check(
+    learner: Learner,
+    q: Array,
+    k: Array,
+    v: Array,
+    gates: Gates,
+    chunk: int,
+    span: Span | None,
+    residual: Weights | None,
+) -> None:
+    T, m = k.shape[0], learner.writes
+    if q.ndim != 2 or not k.shape == v.shape == (q.shape if m == 1 else (len(q), m, q.shape[1])):
+        each = "each must be [T, D]" if m == 1 else f"they must be [T, D], [T, {m}, D] and [T, {m}, D]"
+        raise ValueError(f"q, k, v: shapes {q.shape}, {k.shape}, {v.shape}; {each}, all the same (vmap the rest)")
     for name, gate in gates._asdict().items():
-        if gate.shape != (T,) and not (name == "keep" and gate.shape == k.shape):
-            raise ValueError(f"gates.{name}: shape {gate.shape}; it must be [{T}]" + " or [T, D]" * (name == "keep"))
+        shape = (T, m) if name == "rate" and m > 1 else (T,)
+        if gate is not None and gate.shape != shape and not (name == "keep" and gate.shape == q.shape):
+            raise ValueError(f"gates.{name}: shape {gate.shape}; it must be {list(shape)}" + " or [T, D]" * (name == "keep"))
+    if gates.weight is not None and learner.window == 1:
+        raise ValueError("gates.weight: this learner has no window for tokens to have a weight in; it must be None")
+    if residual is not None and m > 1:
+        raise NotImplementedError(f"residual: not where the learner writes {m} times a token")
     if span is not None and T % chunk:
         raise ValueError(f"span: {T} rows; a call with a span lies on the grid of chunks, a multiple of {chunk}")
     chunks = chunks_of(T, chunk, span)

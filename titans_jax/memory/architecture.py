@@ -34,6 +34,7 @@ def linear(dim: int) -> Architecture:
         apply=lambda linear, x: linear("w", x),
         channels={"w": "in"},
         linear="w",
+        dim=dim,
     )
 
 
@@ -52,7 +53,7 @@ def mlp(dim: int, depth: int = 2, expansion: int = 4) -> Architecture:
         return x + layer_norm(h)
 
     shapes = dict(zip(names, zip(sizes[:-1], sizes[1:], strict=True), strict=True))
-    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"})
+    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"}, dim=dim)
 
 
 def gated(dim: int, expansion: int = 4) -> Architecture:
@@ -62,7 +63,7 @@ def gated(dim: int, expansion: int = 4) -> Architecture:
         h = jax.nn.gelu(linear("w1", x), approximate=False) * linear("w3", x)
         return x + layer_norm(linear("w2", h))
 
-    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, {"w1": "in", "w3": "in", "w2": "out"})
+    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, {"w1": "in", "w3": "in", "w2": "out"}, dim=dim)
 
 
 def swiglu(dim: int, expansion: int = 4) -> Architecture:
@@ -71,7 +72,7 @@ def swiglu(dim: int, expansion: int = 4) -> Architecture:
     def apply(linear: Linear, x: Array) -> Array:
         return linear("w2", jax.nn.silu(linear("w1", x)) * linear("w3", x))
 
-    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, {"w1": "in", "w3": "in", "w2": "out"})
+    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, {"w1": "in", "w3": "in", "w2": "out"}, dim=dim)
 
 
 def _gated_shapes(dim: int, expansion: int) -> dict[str, tuple[int, int]]:
@@ -86,7 +87,7 @@ def ttt_linear(dim: int) -> Architecture:
         return x + layer_norm(linear("w", x) + linear("b", jnp.ones_like(x[..., :1])))
 
     weights = _normal({"w": (dim, dim)})
-    return Architecture(lambda key: weights(key) | {"b": jnp.zeros((1, dim))}, apply, {"w": "in"})
+    return Architecture(lambda key: weights(key) | {"b": jnp.zeros((1, dim))}, apply, {"w": "in"}, dim=dim)
 
 
 def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
@@ -103,4 +104,45 @@ def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
     def init(key: Array) -> Weights:
         return weights(key) | {"b1": jnp.zeros((1, hidden)), "b2": jnp.zeros((1, dim))}
 
-    return Architecture(init, apply, {"w1": "in", "w2": "out"})
+    return Architecture(init, apply, {"w1": "in", "w2": "out"}, dim=dim)
+
+
+def mesa(dim: int, ridge: float = 1.0, iterations: int = 32) -> Architecture:
+    """M(q) = q (H + ridge I)^-1 G (Mesa, arXiv 2506.05233): with the dot bias G sums k^T v and H sums k^T k.
+
+    So M is the matrix that minimises sum_i c_i ||k_i M - v_i||^2 + ridge ||M||^2 over all that was read, c_i = rate_i
+    and the keeps since: Newton's step on the whole history. Solved a row by conjugate gradients, exact from
+    `iterations` >= dim on. H must stay symmetric, so that both matrices forget by the mean of a keep per channel.
+    G, H: [dim, dim], empty at first.
+    """
+
+    def apply(linear: Linear, x: Array) -> Array:
+        return linear("g", _conjugate_gradients(lambda p: linear("h", p) + ridge * p, x, iterations))
+
+    def write(linear: Linear, k: Array, v: Array) -> list[tuple[Array, Array]]:
+        return [(linear("g", k), v), (linear("h", k), k)]
+
+    empty = jnp.zeros((dim, dim))
+    return Architecture(lambda key: {"g": empty, "h": empty + 0}, apply, channels={}, dim=dim, write=write)
+
+
+def _conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+    """x with matrix(x) = b, every row [D] of b with a positive definite matrix of its own; its gradient is a solve."""
+
+    def dot(x: Array, y: Array) -> Array:
+        return (x * y).sum(-1, keepdims=True)
+
+    def ratio(x: Array, y: Array) -> Array:
+        return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+
+    def solve(matrix: Callable[[Array], Array], b: Array) -> Array:
+        def step(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            x, r, p = carry
+            Ap = matrix(p)
+            size = ratio(dot(r, r), dot(p, Ap))
+            rest = r - size * Ap
+            return x + size * p, rest, rest + ratio(dot(rest, rest), dot(r, r)) * p
+
+        return jax.lax.fori_loop(0, iterations, step, (jnp.zeros_like(b), b, b))[0]
+
+    return jax.lax.custom_linear_solve(matrix, b, solve, symmetric=True)

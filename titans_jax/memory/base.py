@@ -29,12 +29,23 @@ Linear = Callable[[str, Array], Array]
 class Gates(NamedTuple):
     """What the network says about each token's write.
 
-    rate: [T] step size, >= 0. momentum: [T] in [0, 1]. keep: [T], or [T, D] for a decay of its own per channel.
+    rate: [T] step size, >= 0; [T, m] where the learner writes m times a token. momentum: [T] in [0, 1].
+    keep: [T], or [T, D] for a decay of its own per channel.
+    weight: gamma, [T] >= 0: what a token counts in every window that holds it, None for 1; see `Learner.window`.
     """
 
     rate: Array
     momentum: Array
     keep: Array
+    weight: Array | None = None
+
+
+class Window(NamedTuple):
+    """The last c - 1 tokens, of weight 0 before the first: key, value [c-1, D] and weight [c-1, 1]."""
+
+    key: Array
+    value: Array
+    weight: Array
 
 
 class State(NamedTuple):
@@ -43,6 +54,7 @@ class State(NamedTuple):
     dual: weights in the retention's coordinates. learner: the traces, a tuple of trees like `dual`.
     anchor: the weights at the last chunk boundary, where gradients are taken. step: tokens read, int32 scalar.
     home: the dual to which what is forgotten returns, or None where that is zero.
+    window: the last tokens, for a learner that takes their gradients again; or None.
     """
 
     dual: Weights
@@ -50,6 +62,7 @@ class State(NamedTuple):
     anchor: Weights
     step: Array
     home: Weights | None = None
+    window: Window | None = None
 
 
 class Info(NamedTuple):
@@ -93,12 +106,17 @@ class Architecture(NamedTuple):
     init: key -> weights. apply: (linear, x[T, D]) -> y[T, D], where `linear(name, x)` applies the weight of that name.
     channels: the axis ("in" or "out") of each weight on which a keep per channel acts; where absent, its mean acts.
     linear: the name of the single weight of a memory that is one matrix, else None.
+    dim: D, where the network says it: a learner with a window must know.
+    write: (linear, k[T, D], v[T, D]) -> pairs of a prediction and what it should be, both [T, .], of which the losses
+    add up; None is [(apply(linear, k), v)].
     """
 
     init: Callable[[Array], Weights]
     apply: Callable[[Linear, Array], Array]
     channels: dict[str, str]
     linear: str | None = None
+    dim: int | None = None
+    write: Callable[[Linear, Array, Array], list[tuple[Array, Array]]] | None = None
 
 
 class Bias(NamedTuple):
@@ -129,12 +147,18 @@ class Learner(NamedTuple):
     transition: (Gates of one token, position in its chunk) -> F [n, n], G [n], for z_t = F z_{t-1} + G g_t.
     traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; or at
     those weights "decayed" by this token's transition. longest: tokens of the longest chunk it serves, None for any.
+    inputs: (k [T, D], Gates) -> the key and gates that the memory learns by, where it reads others than it is given.
+    writes: m; k and v are [T, m, D], a token's rows are written one after the other, and it forgets before the first.
+    window: c; g_t is the sum of weight_i g_i over the last c tokens, all taken at the same weights (ATLAS' Omega rule).
     """
 
     transition: Callable[[Gates, Array], tuple[Array, Array]]
     traces: int
     gradient: str = "anchor"
     longest: int | None = None
+    inputs: Callable[[Array, Gates], tuple[Array, Gates]] | None = None
+    writes: int = 1
+    window: int = 1
 
 
 class Rule(NamedTuple):
@@ -161,7 +185,10 @@ class Update(Protocol):
         restart: Restart | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
-        """q, k, v: [T, D]; residual: [chunks, in, out]. Returns y [T, D], the new state and what there is to see."""
+        """q, k, v: [T, D]; residual: [chunks, in, out]. Returns y [T, D], the new state and what there is to see.
+
+        Where the learner writes m times a token, k and v are [T, m, D] and gates.rate is [T, m].
+        """
         ...
 
 
@@ -180,6 +207,13 @@ class Memory(NamedTuple):
 def dense(weights: Weights) -> Linear:
     """The plain action of weights: `linear(name, x) = x @ weights[name]`."""
     return lambda name, x: x @ weights[name]
+
+
+def losses(rule: Rule, linear: Linear, k: Array, v: Array) -> Array:
+    """[T] what the attentional bias says of each token's write. k, v: [T, D]."""
+    write, apply = rule.architecture.write, rule.architecture.apply
+    pairs = [(apply(linear, k), v)] if write is None else write(linear, k, v)
+    return sum(jax.vmap(rule.bias.loss)(*pair) for pair in pairs)
 
 
 def norm(tree: Weights) -> Array:

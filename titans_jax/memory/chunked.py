@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Info, Rule, State, Weights, norm
+from titans_jax.memory.base import Info, Rule, State, Weights, losses, norm
 from titans_jax.memory.scan import (
     Call,
     Engine,
@@ -60,7 +60,7 @@ def anchored(
             inputs[name] = x
             return x @ weights[name] + taps[name]
 
-        surprise = jax.vmap(rule.bias.loss)(rule.architecture.apply(linear, k), v)
+        surprise = losses(rule, linear, k, v)
         return surprise.sum(), (inputs, surprise)
 
     delta, (inputs, surprise) = jax.grad(loss, has_aux=True)(taps)

@@ -21,6 +21,31 @@ def linear_attention(dim: int) -> Rule:
     return Rule(architecture.linear(dim), bias.dot(), retention.decay(), learner.gradient_descent())
 
 
+def retnet(dim: int) -> Rule:
+    """M_t = keep M_{t-1} + k_t^T v_t, keep a constant of the head (RetNet, arXiv 2307.08621): the caller's gates."""
+    return linear_attention(dim)
+
+
+def gla(dim: int) -> Rule:
+    """M_t = diag(keep_t) M_{t-1} + k_t^T v_t, keep [T, D] (Gated Linear Attention, arXiv 2312.06635)."""
+    return linear_attention(dim)
+
+
+def mamba2(dim: int) -> Rule:
+    """M_t = keep_t M_{t-1} + rate_t k_t^T v_t, a scalar keep (Mamba-2's state space dual, arXiv 2405.21060)."""
+    return linear_attention(dim)
+
+
+def hgrn2(dim: int) -> Rule:
+    """M_t = diag(keep_t) M_{t-1} + (1 - keep_t)^T v_t, keep [T, D] (HGRN2, arXiv 2404.07904): k and rate go unread."""
+    return linear_attention(dim)._replace(learner=learner.complement())
+
+
+def mesa(dim: int, ridge: float = 1.0) -> Rule:
+    """M_t = (sum_i c_i k_i^T k_i + ridge I)^-1 sum_i c_i k_i^T v_i (Mesa, arXiv 2506.05233): least squares so far."""
+    return Rule(architecture.mesa(dim, ridge), bias.dot(), retention.decay(), learner.gradient_descent())
+
+
 def deltanet(dim: int) -> Rule:
     """M_t = (I - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t (DeltaNet; keep 1), loss 1/2 ||M(k) - v||^2."""
     return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("previous"))
@@ -29,6 +54,30 @@ def deltanet(dim: int) -> Rule:
 def gated_deltanet(dim: int) -> Rule:
     """M_t = keep_t (I - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t (Gated DeltaNet), loss 1/2 ||M(k) - v||^2."""
     return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("decayed"))
+
+
+def deltaproduct(dim: int, writes: int = 2) -> Rule:
+    """M_t = prod_j (I - rate_tj k_tj^T k_tj) keep_t M_{t-1} + ...: delta steps for k, v [T, writes, D] (DeltaProduct).
+
+    arXiv 2502.10297, with a keep as its gated form has; loss 1/2 ||M(k) - v||^2.
+    """
+    return Rule(
+        architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("decayed", writes=writes)
+    )
+
+
+def longhorn(dim: int) -> Rule:
+    """M_t = argmin ||M - keep_t M_{t-1}||^2 + rate_t ||M(k_t) - v_t||^2 (Longhorn, arXiv 2407.14207; keep 1)."""
+    return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.implicit())
+
+
+def rwkv7(dim: int) -> Rule:
+    """M_t = (diag(keep_t) - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t, keep [T, D] (RWKV-7, arXiv 2503.14456).
+
+    Of RWKV-7 it has the decay by channel and the delta rule; there the removed key and the written one may differ, and
+    each channel has a rate: here they are one key and one rate, which makes the write a gradient.
+    """
+    return deltanet(dim)
 
 
 def ttt_linear(dim: int, offsets: Sequence[float] | None = None) -> Rule:
@@ -41,7 +90,21 @@ def ttt_mlp(dim: int, expansion: int = 4, offsets: Sequence[float] | None = None
     return Rule(architecture.ttt_mlp(dim, expansion), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
 
 
-PRESETS: dict[str, Callable[..., Rule]] = {
-    rule.__name__: rule
-    for rule in (titans, titans_linear, linear_attention, deltanet, gated_deltanet, ttt_linear, ttt_mlp)
-}
+ROWS = (
+    titans,
+    titans_linear,
+    linear_attention,
+    retnet,
+    gla,
+    mamba2,
+    hgrn2,
+    mesa,
+    deltanet,
+    gated_deltanet,
+    deltaproduct,
+    longhorn,
+    rwkv7,
+    ttt_linear,
+    ttt_mlp,
+)
+PRESETS: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in ROWS}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, norm
+from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, losses, norm
 from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, components, real_rows, responses, select
 
 
@@ -15,7 +15,7 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
     apply, link = rule.architecture.apply, rule.retention.link
 
     def loss(weights: Weights, k: Array, v: Array) -> Array:
-        return rule.bias.loss(apply(dense(weights), k[None])[0], v)
+        return losses(rule, dense(weights), k[None], v[None])[0]
 
     def token(state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, residual: Weights | None) -> Any:
         decayed, write = _transition(rule, chunk, state, gates, real)
