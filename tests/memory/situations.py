@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, miras
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, Window, miras
 
 DIM, CHUNK, TOKENS, ROWS = 4, 4, 14, 6
 QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
@@ -32,6 +32,13 @@ def serves(rule: Rule, implementation: str) -> bool:
     except NotImplementedError:
         return False
     return True
+
+
+def with_writes(rule: Rule, x: np.ndarray) -> np.ndarray:
+    """Keys, values or rates [..., T, .] as the rule takes them: where it writes m times a token, m different ones."""
+    if rule.learner.writes == 1:
+        return x
+    return np.stack([np.roll(x, 3 * i, axis=1) for i in range(rule.learner.writes)], axis=2)
 
 
 class Case(NamedTuple):
@@ -67,7 +74,14 @@ def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: 
     anchor = jax.tree.map(lambda w, n: w + n * inside, dual, noise(0.1))
     traces = tuple(noise(0.2) for _ in range(member.rule.learner.traces))
     home = noise(1.0) if member.rule.retention.home else None
-    case = Case(State(dual, traces, anchor, None, home), q, k, v, Gates(rate, momentum, keep))
+    window, weight = None, None
+    if (c := member.rule.learner.window) > 1:
+        window = Window(*rng.normal(size=(2, ROWS, c - 1, DIM)), rng.uniform(0, 1, (ROWS, c - 1, 1)))
+        weight = rng.uniform(0, 1, (ROWS, tokens))
+    if member.rule.architecture.write is not None:  # a sum of squares
+        dual, anchor = (w | {"h": np.swapaxes(w["h"], 1, 2) @ w["h"]} for w in (dual, anchor))
+    k, v, rate = (with_writes(member.rule, x) for x in (k, v, rate))
+    case = Case(State(dual, traces, anchor, None, home, window), q, k, v, Gates(rate, momentum, keep, weight))
     case = jax.tree.map(lambda x: np.asarray(x, dtype), case)
     return case._replace(state=case.state._replace(step=np.asarray(offset, "int32")))
 

@@ -15,6 +15,7 @@ from titans_jax.memory.base import (
     Span,
     State,
     Weights,
+    Window,
 )
 from titans_jax.memory.presets import PRESETS
 
@@ -33,6 +34,7 @@ __all__ = [
     "Span",
     "State",
     "Weights",
+    "Window",
     "architecture",
     "bias",
     "learner",

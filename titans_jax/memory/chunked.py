@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Info, Rule, State, Weights, losses, norm
+from titans_jax.memory.base import Gates, Info, Rule, State, Weights, losses, norm
 from titans_jax.memory.scan import (
     Call,
     Engine,
@@ -27,6 +27,7 @@ from titans_jax.memory.scan import (
     place,
     real_rows,
     responses,
+    seen,
     select,
     where_any,
 )
@@ -111,8 +112,12 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
     if not rule.retention.identity:
         raise NotImplementedError("the link is not the identity: weights of single tokens have no rank-one form")
 
-    def block(state: State, q: Array, k: Array, v: Array, real: Array, response: Responses, residual: Any) -> Any:
-        inputs, delta, surprise = gradients(rule, state, response, residual, k, v)
+    def block(state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any) -> Any:
+        tokens, state = seen(state, k, v, gates, real)
+        inputs, delta, surprise = gradients(rule, state, response, residual, tokens.key, tokens.value)
+        grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)[-len(k) :]
+        surprise = surprise[-len(k) :]
+        delta = jax.tree.map(lambda d: tokens.weight * d, delta)
         y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
         dual, *traces = _carry(rule, state, response, inputs, delta)
         step = state.step + real.sum(dtype=state.step.dtype)
@@ -120,7 +125,6 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         ended, cut = boundary(new, rule.retention, clip)
         ends = real[-1]
         new, cut = select(ends, ended, new), ends & cut
-        grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)
         momentum_norm = norm(new.learner[0]) if traces else jnp.zeros(())
 
         def held(x: Array) -> Array:
@@ -143,19 +147,19 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, real, jnp.arange(chunk))
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            q, k, v, real, response, begin, residual = xs
+            q, k, v, gates, real, response, begin, residual = xs
             if restart is not None:
                 fresh = restart.state._replace(step=state.step, home=None)
                 state = select(begin[0] & real[0], fresh, state)
 
             def run(state: State) -> tuple[State, tuple[Array, Info]]:
-                new, out = block(state._replace(home=home), q, k, v, real, response, residual)
+                new, out = block(state._replace(home=home), q, k, v, gates, real, response, residual)
                 return new._replace(home=None), out
 
             new, (y, info) = run(state) if alone else where_any(real, run, state)
             return new, (y, info, None if residual is None else state.anchor)
 
-        xs = (q, k, v, real, unrolled, begin, residual)
+        xs = (q, k, v, gates, real, unrolled, begin, residual)
         home, state = state.home, state._replace(home=None)  # it never changes: no part of the scan's carry
         if alone := rows == chunk:  # neither a loop nor a second forward pass for it
             state, out = body(state, jax.tree.map(lambda x: x[0], xs))

@@ -29,6 +29,8 @@ def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
         raise NotImplementedError("exact solves for one matrix with a squared loss")
     if rule.learner.gradient == "anchor":
         raise NotImplementedError("exact takes a fresh gradient at every token, this learner takes the chunk's anchor")
+    if rule.learner.window > 1:
+        raise NotImplementedError("exact takes every gradient once, this learner again for a window of tokens")
     if rule.architecture.channels.get(name) == "out":
         raise NotImplementedError("exact has no decay per output channel")
     return blocks(rule, chunk, clip, functools.partial(fresh, name, slope))

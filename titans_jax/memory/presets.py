@@ -21,6 +21,18 @@ def linear_attention(dim: int) -> Rule:
     return Rule(architecture.linear(dim), bias.dot(), retention.decay(), learner.gradient_descent())
 
 
+def swla(dim: int, window: int = 4) -> Rule:
+    """M_t = keep_t M_{t-1} + rate_t sum_{t-c<i<=t} weight_i k_i^T v_i (ATLAS' sliding window linear attention)."""
+    return Rule(architecture.linear(dim), bias.dot(), retention.decay(), learner.gradient_descent(window=window))
+
+
+def dla(dim: int, depth: int = 2, expansion: int = 4, home: bool = False) -> Rule:
+    """Deep linear attention (ATLAS): the Hebbian write of a residual MLP, A_t = keep_t A_{t-1} + rate_t grad <M(k), v>."""
+    return Rule(
+        architecture.mlp(dim, depth, expansion), bias.dot(), retention.decay(home), learner.gradient_descent()
+    )
+
+
 def retnet(dim: int) -> Rule:
     """M_t = keep M_{t-1} + k_t^T v_t, keep a constant of the head (RetNet, arXiv 2307.08621): the caller's gates."""
     return linear_attention(dim)
@@ -97,6 +109,8 @@ ROWS = (
     retnet,
     gla,
     mamba2,
+    swla,
+    dla,
     hgrn2,
     mesa,
     deltanet,

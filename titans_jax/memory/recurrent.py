@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, losses, norm
-from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, components, real_rows, responses, select
+from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, components, real_rows, responses, seen, select
 
 
 def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -23,7 +23,10 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         taken_at = weights[rule.learner.gradient]
         if residual is not None:
             taken_at = jax.tree.map(jnp.add, taken_at, residual)
-        surprise, gradient = jax.value_and_grad(loss)(taken_at, k, v)
+        tokens, state = seen(state, *jax.tree.map(lambda x: x[None], (k, v, gates, real)))
+        surprises, gradients = jax.vmap(jax.value_and_grad(loss), (None, 0, 0))(taken_at, tokens.key, tokens.value)
+        gradient = jax.tree.map(lambda g: jnp.tensordot(tokens.weight[:, 0], g, 1), gradients)
+        surprise, own = surprises[-1], jax.tree.map(lambda g: g[-1], gradients)
         dual, *traces = (jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in enumerate(decayed))
         y = apply(dense(link(dual)), q[None])[0]
 
@@ -32,7 +35,7 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         ended, cut = boundary(new, rule.retention, clip)
         new, cut = select(ends, ended, new), (ends & cut).astype(surprise.dtype)
         momentum_norm = norm(new.learner[0]) if traces else jnp.zeros_like(surprise)
-        return new, y, Info(surprise, norm(gradient), momentum_norm, norm(new.dual), cut)
+        return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut)
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
@@ -72,7 +75,7 @@ def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array)
         parts = {}
         for name, g in gradient.items():
             axis, r = response.of(rule.architecture, name)
-            parts[name] = combine(r.steps[0, i], axis, [g])
+            parts[name] = combine(r.steps[0, i, -1:], axis, [g])
         return parts
 
     return [{name: decayed(i, name) for name in state.dual} for i in range(1 + rule.learner.traces)], write

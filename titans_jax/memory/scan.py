@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Architecture, Gates, Info, Restart, Retention, Rule, Span, State, Weights, norm
+from titans_jax.memory.base import Architecture, Gates, Info, Restart, Retention, Rule, Span, State, Weights, Window, norm
 
 
 class Call(NamedTuple):
@@ -53,7 +53,8 @@ def real_rows(span: Span, rows: int) -> Array:
 class Response(NamedTuple):
     """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
 
-    start: [b, n, n]. steps: [b, n, b], zero for j > t. For a keep per channel both have a last axis [D].
+    start: [b, n, n]. steps: [b, n, c-1 + b], zero for gradients to come: those of the c-1 tokens before the chunk, which
+    a learner with a window takes again, and of its own. For a keep per channel both have a last axis [D].
     """
 
     start: Array
@@ -82,15 +83,33 @@ def unroll(rule: Rule, gates: Gates, real: Array, position: Array) -> Response:
     """
     F, G = transitions(rule, gates, real, position)
     b, n = G.shape
+    c = rule.learner.window
+    age = jnp.arange(b)[:, None] + c - 1 - jnp.arange(c - 1 + b)  # of column j at row t
+    windows = ((age >= 0) & (age < c)).astype(F.dtype)
 
     def token(Z: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        F, G, unit = xs
-        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * unit
+        F, G, window = xs
+        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * window
         return Z, Z
 
-    start = jnp.eye(n, n + b, dtype=F.dtype)
-    _, Z = lax.scan(token, start, (F, G, jnp.eye(b, n + b, k=n, dtype=F.dtype)))
+    start = jnp.eye(n, n + c - 1 + b, dtype=F.dtype)
+    _, Z = lax.scan(token, start, (F, G, jnp.pad(windows, [(0, 0), (n, 0)])))
     return Response(Z[..., :n], Z[..., n:])
+
+
+def seen(state: State, k: Array, v: Array, gates: Gates, real: Array) -> tuple[Window, State]:
+    """The tokens of which a chunk's rows take gradients, [c-1 + b]: the window's and its own; and the window moved on."""
+    own = Window(k, v, jnp.ones_like(k[:, :1]) if gates.weight is None else gates.weight[:, None])
+    if state.window is None:
+        return own, state
+    first, count, size = jnp.argmax(real), real.sum(), len(state.window.weight)
+
+    def both(before: Array, own: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(jnp.concatenate([jnp.zeros_like(before), own]), before, first, 0)
+
+    tokens = jax.tree.map(both, state.window, own)
+    window = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first + count, size), tokens)
+    return tokens, state._replace(window=window)
 
 
 class Responses(NamedTuple):
@@ -126,7 +145,8 @@ def boundary(state: State, retention: Retention, clip: float | None) -> tuple[St
     """End a chunk: bound what it may change and what momentum may carry, and move the anchor.
 
     A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|): it acts at the chunk's end only,
-    so it is causal and the same under any split. A chunk that is not finite is undone. `clip=None` is the paper.
+    so it is causal and the same under any split. A chunk that is not finite is undone, and leaves no token in a window.
+    `clip=None` is the paper.
     Returns the state and whether anything was cut.
     """
     if clip is None:
@@ -134,9 +154,12 @@ def boundary(state: State, retention: Retention, clip: float | None) -> tuple[St
     base = retention.lift(state.anchor)
     moved = jax.tree.map(jnp.subtract, state.dual, base)
     dual, cut = _shrink(moved, clip)
+    finite = jnp.isfinite(norm(moved))
+    window = jax.tree.map(lambda x: jnp.where(finite, x, 0), state.window)
     traces = [_shrink(trace, clip) for trace in state.learner]
     dual = jax.tree.map(jnp.add, base, dual)
-    state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), anchor=retention.link(dual))
+    learner = tuple(t for t, _ in traces)
+    state = state._replace(dual=dual, learner=learner, anchor=retention.link(dual), window=window)
     return state, jnp.stack([cut, *(c for _, c in traces)]).any()
 
 
