@@ -80,6 +80,8 @@ def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: 
         weight = rng.uniform(0, 1, (ROWS, tokens))
     if member.rule.architecture.write is not None:  # a sum of squares
         dual, anchor = (w | {"h": np.swapaxes(w["h"], 1, 2) @ w["h"]} for w in (dual, anchor))
+    if member.rule.learner.inputs is not None:
+        v[4] *= 5  # so that the clip binds also where the rate is not read
     k, v, rate = (with_writes(member.rule, x) for x in (k, v, rate))
     case = Case(State(dual, traces, anchor, None, home, window), q, k, v, Gates(rate, momentum, keep, weight))
     case = jax.tree.map(lambda x: np.asarray(x, dtype), case)

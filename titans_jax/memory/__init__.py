@@ -1,6 +1,6 @@
 """Functional memories: networks that learn while they read. Knows jax alone."""
 
-from titans_jax.memory import architecture, bias, learner, presets, retention
+from titans_jax.memory import architecture, bias, features, learner, presets, retention
 from titans_jax.memory.api import IMPLEMENTATIONS, miras
 from titans_jax.memory.base import (
     Architecture,
@@ -37,6 +37,7 @@ __all__ = [
     "Window",
     "architecture",
     "bias",
+    "features",
     "learner",
     "miras",
     "presets",

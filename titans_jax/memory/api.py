@@ -165,7 +165,9 @@ def _check(
     for name, gate in gates._asdict().items():
         shape = (T, m) if name == "rate" and m > 1 else (T,)
         if gate is not None and gate.shape != shape and not (name == "keep" and gate.shape == q.shape):
-            raise ValueError(f"gates.{name}: shape {gate.shape}; it must be {list(shape)}" + " or [T, D]" * (name == "keep"))
+            raise ValueError(
+                f"gates.{name}: shape {gate.shape}; it must be {list(shape)}" + " or [T, D]" * (name == "keep")
+            )
     if gates.weight is not None and learner.window == 1:
         raise ValueError("gates.weight: this learner has no window for tokens to have a weight in; it must be None")
     if residual is not None and m > 1:

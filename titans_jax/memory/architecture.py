@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Architecture, Linear, Weights
+from titans_jax.memory.features import Features
 
 
 def layer_norm(x: Array) -> Array:
@@ -105,6 +106,29 @@ def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
         return weights(key) | {"b1": jnp.zeros((1, hidden)), "b2": jnp.zeros((1, dim))}
 
     return Architecture(init, apply, {"w1": "in", "w2": "out"}, dim=dim)
+
+
+def featured(inner: Architecture, features: Features) -> Architecture:
+    """`inner` with phi(x) in place of x wherever a weight acts on the input itself (ATLAS): a residual stays x.
+
+    It begins as inner does: the weights of the features beyond x are zero. A keep per channel of the input does not fit
+    the features; those matrices forget by its mean. Raises ValueError where no matrix is known to act on the input.
+    """
+    wide = {name for name, axis in inner.channels.items() if axis == "in"}
+    if not wide:
+        raise ValueError("features: no weight of this network says in `channels` that it acts on the input")
+
+    def init(key: Array) -> Weights:
+        weights = inner.init(key)
+        rows = {name: (0, features.size - w.shape[0]) if name in wide else (0, 0) for name, w in weights.items()}
+        return {name: jnp.pad(w, [rows[name], (0, 0)]) for name, w in weights.items()}
+
+    def apply(linear: Linear, x: Array) -> Array:
+        phi = features.phi(x)
+        return inner.apply(lambda name, h: linear(name, phi if name in wide else h), x)
+
+    channels = {name: axis for name, axis in inner.channels.items() if name not in wide}
+    return inner._replace(init=init, apply=apply, channels=channels, linear=None)
 
 
 def mesa(dim: int, ridge: float = 1.0, iterations: int = 32) -> Architecture:

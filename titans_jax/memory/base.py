@@ -133,12 +133,14 @@ class Retention(NamedTuple):
     """The coordinates in which forgetting is a product: weights = link(dual), link(lift(weights)) = weights.
 
     home: whether what is forgotten returns to the dual that `init` was given, instead of to zero.
+    end: (dual, home) -> the dual with which the next chunk begins, None for the dual as it is.
     """
 
     lift: Callable[[Weights], Weights]
     link: Callable[[Weights], Weights]
     identity: bool = False
     home: bool = False
+    end: Callable[[Weights, Weights], Weights] | None = None
 
 
 class Learner(NamedTuple):
@@ -148,6 +150,8 @@ class Learner(NamedTuple):
     traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; or at
     those weights "decayed" by this token's transition. longest: tokens of the longest chunk it serves, None for any.
     inputs: (k [T, D], Gates) -> the key and gates that the memory learns by, where it reads others than it is given.
+    size: (Gates) -> sigma, where the dual moves by sigma NS5(S), S the trace, and by no gradient of its own: after
+    every "token" or at every "chunk"'s end, by the gates of its last token, as `per` says.
     writes: m; k and v are [T, m, D], a token's rows are written one after the other, and it forgets before the first.
     window: c; g_t is the sum of weight_i g_i over the last c tokens, all taken at the same weights (ATLAS' Omega rule).
     """
@@ -157,6 +161,8 @@ class Learner(NamedTuple):
     gradient: str = "anchor"
     longest: int | None = None
     inputs: Callable[[Array, Gates], tuple[Array, Gates]] | None = None
+    size: Callable[[Gates], Array] | None = None
+    per: str = "chunk"
     writes: int = 1
     window: int = 1
 
@@ -213,7 +219,7 @@ def losses(rule: Rule, linear: Linear, k: Array, v: Array) -> Array:
     """[T] what the attentional bias says of each token's write. k, v: [T, D]."""
     write, apply = rule.architecture.write, rule.architecture.apply
     pairs = [(apply(linear, k), v)] if write is None else write(linear, k, v)
-    return sum(jax.vmap(rule.bias.loss)(*pair) for pair in pairs)
+    return jax.numpy.sum(jax.numpy.stack([jax.vmap(rule.bias.loss)(*pair) for pair in pairs]), axis=0)
 
 
 def norm(tree: Weights) -> Array:

@@ -42,6 +42,8 @@ def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
         raise NotImplementedError(
             f"chunked takes gradients at the chunk's start, not at the {rule.learner.gradient} weights"
         )
+    if rule.learner.per == "token":
+        raise NotImplementedError("chunked has no step of every token's own that is orthogonalised; a chunk's it has")
     return blocks(rule, chunk, clip, anchored)
 
 
@@ -112,7 +114,9 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
     if not rule.retention.identity:
         raise NotImplementedError("the link is not the identity: weights of single tokens have no rank-one form")
 
-    def block(state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any) -> Any:
+    def block(
+        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any
+    ) -> Any:
         tokens, state = seen(state, k, v, gates, real)
         inputs, delta, surprise = gradients(rule, state, response, residual, tokens.key, tokens.value)
         grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)[-len(k) :]
@@ -122,7 +126,7 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         dual, *traces = _carry(rule, state, response, inputs, delta)
         step = state.step + real.sum(dtype=state.step.dtype)
         new = state._replace(dual=dual, learner=tuple(traces), step=step)
-        ended, cut = boundary(new, rule.retention, clip)
+        ended, cut = boundary(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
         ends = real[-1]
         new, cut = select(ends, ended, new), ends & cut
         momentum_norm = norm(new.learner[0]) if traces else jnp.zeros(())

@@ -22,7 +22,7 @@ def gradient_descent(gradient: str = "anchor", *, window: int = 1, writes: int =
 
 
 def implicit() -> Learner:
-    """A_t = argmin_A ||A - keep_t A_{t-1}||^2 / 2 + rate_t l(A; k_t, v_t), l = 1/2 ||k A - v||^2 (Longhorn, 2407.14207).
+    """A_t = argmin_A ||A - keep_t A_{t-1}||^2 + rate_t ||k_t A - v_t||^2 (Longhorn, arXiv 2407.14207).
 
     For one matrix it is the step of explicit descent from keep_t A_{t-1} with rate_t / (1 + rate_t |k_t|^2), which no
     rate makes unstable. Longhorn itself takes a rate for every output and the diagonal of k^T k.
@@ -59,6 +59,38 @@ def momentum(order: int = 1, gradient: str = "anchor", *, window: int = 1) -> Le
         return jnp.stack([jnp.stack(row) for row in F]), -jnp.full(n, gates.rate)
 
     return Learner(transition, traces=order, gradient=gradient, window=window)
+
+
+def muon(per: str = "chunk", *, window: int = 1) -> Learner:
+    """S_t = momentum_t S_{t-1} - g_t, A_t = keep_t A_{t-1} + rate_t NS5(S_t), matrix by matrix (ATLAS; Jordan's NS5).
+
+    per: "token", as it stands, which only recurrent serves; or "chunk": inside a chunk A_t = keep_t A_{t-1}, which is
+    what its tokens read, and at its end A + rate NS5(S) with the last token's S and rate, in time for the next chunk.
+    """
+
+    def transition(gates: Gates, position: Array) -> tuple[Array, Array]:
+        zero = jnp.zeros_like(gates.keep)
+        F = jnp.stack([jnp.stack([gates.keep, zero]), jnp.stack([zero, gates.momentum])])
+        return F, jnp.stack([zero, zero - 1])
+
+    if per not in ("token", "chunk"):
+        raise ValueError(f"per: {per!r}; it must be token or chunk")
+    return Learner(transition, traces=1, window=window, size=lambda gates: gates.rate, per=per)
+
+
+def large_chunk() -> Learner:
+    """S = momentum S' - sum_i rate_i g_i over a chunk, S' that of the chunk before; A + NS5(S) at its end (LaCT).
+
+    Rates weigh a chunk's tokens against each other; the momentum is that of its first token.
+    """
+
+    def transition(gates: Gates, position: Array) -> tuple[Array, Array]:
+        zero = jnp.zeros_like(gates.keep)
+        carried = jnp.where(position > 0, 1.0, gates.momentum)
+        F = jnp.stack([jnp.stack([gates.keep, zero]), jnp.stack([zero, carried])])
+        return F, jnp.stack([zero, -gates.rate])
+
+    return Learner(transition, traces=1, size=lambda gates: jnp.ones_like(gates.rate))
 
 
 def averaged(offsets: Sequence[float] | Array | None = None) -> Learner:

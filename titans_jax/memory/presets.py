@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from titans_jax.memory import architecture, bias, learner, retention
+from titans_jax.memory import architecture, bias, features, learner, retention
 from titans_jax.memory.base import Rule
 
 
@@ -27,10 +27,8 @@ def swla(dim: int, window: int = 4) -> Rule:
 
 
 def dla(dim: int, depth: int = 2, expansion: int = 4, home: bool = False) -> Rule:
-    """Deep linear attention (ATLAS): the Hebbian write of a residual MLP, A_t = keep_t A_{t-1} + rate_t grad <M(k), v>."""
-    return Rule(
-        architecture.mlp(dim, depth, expansion), bias.dot(), retention.decay(home), learner.gradient_descent()
-    )
+    """A_t = keep_t A_{t-1} + rate_t grad <M(k_t), v_t>: the Hebbian write of a deep memory (ATLAS' DLA)."""
+    return Rule(architecture.mlp(dim, depth, expansion), bias.dot(), retention.decay(home), learner.gradient_descent())
 
 
 def retnet(dim: int) -> Rule:
@@ -102,6 +100,51 @@ def ttt_mlp(dim: int, expansion: int = 4, offsets: Sequence[float] | None = None
     return Rule(architecture.ttt_mlp(dim, expansion), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
 
 
+def omeganet(
+    dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, home: bool = False
+) -> Rule:
+    """M_t = keep_t M_{t-1} - rate_t sum_{t-c<i<=t} weight_i grad ||M(phi(k_i)) - v_i||^2, phi monomials (ATLAS)."""
+    return Rule(
+        architecture.featured(architecture.mlp(dim, depth, expansion), features.polynomial(dim, degree)),
+        bias.l2(),
+        retention.decay(home),
+        learner.gradient_descent(window=window),
+    )
+
+
+def atlas(
+    dim: int,
+    depth: int = 2,
+    expansion: int = 4,
+    window: int = 4,
+    degree: int = 2,
+    home: bool = False,
+    per: str = "chunk",
+) -> Rule:
+    """OmegaNet's gradients G_t: S_t = momentum_t S_{t-1} - G_t, M_t = keep_t M_{t-1} + rate_t NS5(S_t) (ATLAS).
+
+    per: "token" as written here, or orthogonalised once a "chunk"; see `learner.muon`.
+    """
+    return omeganet(dim, depth, expansion, window, degree, home)._replace(learner=learner.muon(per, window=window))
+
+
+def deep_transformer(dim: int, depth: int = 2, expansion: int = 4, degree: int = 2, home: bool = False) -> Rule:
+    """A_t = keep_t A_{t-1} + rate_t grad <M(phi(k)), v>, phi the terms of exp (ATLAS' DeepTransformers)."""
+    network = architecture.featured(architecture.mlp(dim, depth, expansion), features.exponential(dim, degree))
+    return dla(dim, depth, expansion, home)._replace(architecture=network)
+
+
+def dot(dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, home: bool = False) -> Rule:
+    """Deep Omega Transformer (ATLAS): OmegaNet with the terms of exp for phi."""
+    network = architecture.featured(architecture.mlp(dim, depth, expansion), features.exponential(dim, degree))
+    return omeganet(dim, depth, expansion, window, degree, home)._replace(architecture=network)
+
+
+def lact(dim: int, expansion: int = 4) -> Rule:
+    """W = norm(W + NS5(sum_i rate_i grad <f(k_i), v_i>)) a chunk, f a SwiGLU (LaCT, arXiv 2505.23884); keep 1."""
+    return Rule(architecture.swiglu(dim, expansion), bias.dot(), retention.renormalised(), learner.large_chunk())
+
+
 ROWS = (
     titans,
     titans_linear,
@@ -120,5 +163,10 @@ ROWS = (
     rwkv7,
     ttt_linear,
     ttt_mlp,
+    omeganet,
+    atlas,
+    deep_transformer,
+    dot,
+    lact,
 )
 PRESETS: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in ROWS}

@@ -7,7 +7,19 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, losses, norm
-from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, components, real_rows, responses, seen, select
+from titans_jax.memory.muon import orthogonal_step
+from titans_jax.memory.scan import (
+    Call,
+    Engine,
+    boundary,
+    chunks_of,
+    combine,
+    components,
+    real_rows,
+    responses,
+    seen,
+    select,
+)
 
 
 def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -28,11 +40,13 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         gradient = jax.tree.map(lambda g: jnp.tensordot(tokens.weight[:, 0], g, 1), gradients)
         surprise, own = surprises[-1], jax.tree.map(lambda g: g[-1], gradients)
         dual, *traces = (jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in enumerate(decayed))
-        y = apply(dense(link(dual)), q[None])[0]
-
         new = state._replace(dual=dual, learner=tuple(traces), step=state.step + real)
+        if rule.learner.size is not None and rule.learner.per == "token":
+            new = orthogonal_step(new, real * rule.learner.size(gates))
+        y = apply(dense(link(new.dual)), q[None])[0]
+
         ends = real & (new.step % chunk == 0)
-        ended, cut = boundary(new, rule.retention, clip)
+        ended, cut = boundary(rule, new, gates, clip)
         new, cut = select(ends, ended, new), (ends & cut).astype(surprise.dtype)
         momentum_norm = norm(new.learner[0]) if traces else jnp.zeros_like(surprise)
         return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut)

@@ -1,6 +1,10 @@
 """How a memory forgets: the coordinates in which what is kept is a product keep_t A_{t-1}."""
 
-from titans_jax.memory.base import Retention
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from titans_jax.memory.base import Retention, Weights
 
 
 def decay(home: bool = False) -> Retention:
@@ -11,3 +15,15 @@ def decay(home: bool = False) -> Retention:
     until its gradients, which grow as 1/|W|, make its streams chaotic (ours; MIRAS section 3.2 allows any centre).
     """
     return Retention(lift=lambda weights: weights, link=lambda dual: dual, identity=True, home=home)
+
+
+def renormalised() -> Retention:
+    """At every chunk's end each unit's incoming weights get the norm they began with (LaCT); decay returns home."""
+
+    def squares(w: Array) -> Array:
+        return jnp.square(w).sum(0, keepdims=True) + 1e-12
+
+    def end(dual: Weights, home: Weights) -> Weights:
+        return jax.tree.map(lambda w, first: w * jnp.sqrt(squares(first) / squares(w)), dual, home)
+
+    return decay(home=True)._replace(end=end)

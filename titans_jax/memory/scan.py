@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Architecture, Gates, Info, Restart, Retention, Rule, Span, State, Weights, Window, norm
+from titans_jax.memory.base import Architecture, Gates, Info, Restart, Rule, Span, State, Weights, Window, norm
+from titans_jax.memory.muon import orthogonal_step
 
 
 class Call(NamedTuple):
@@ -53,8 +54,8 @@ def real_rows(span: Span, rows: int) -> Array:
 class Response(NamedTuple):
     """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
 
-    start: [b, n, n]. steps: [b, n, c-1 + b], zero for gradients to come: those of the c-1 tokens before the chunk, which
-    a learner with a window takes again, and of its own. For a keep per channel both have a last axis [D].
+    start: [b, n, n]. steps: [b, n, c-1 + b], zero for gradients to come: of the c-1 tokens before the chunk, which a
+    learner with a window takes again, and of its own. For a keep per channel both have a last axis [D].
     """
 
     start: Array
@@ -98,7 +99,7 @@ def unroll(rule: Rule, gates: Gates, real: Array, position: Array) -> Response:
 
 
 def seen(state: State, k: Array, v: Array, gates: Gates, real: Array) -> tuple[Window, State]:
-    """The tokens of which a chunk's rows take gradients, [c-1 + b]: the window's and its own; and the window moved on."""
+    """The tokens of which a chunk's rows take gradients, [c-1 + b]: the window's and its own; the window moved on."""
     own = Window(k, v, jnp.ones_like(k[:, :1]) if gates.weight is None else gates.weight[:, None])
     if state.window is None:
         return own, state
@@ -141,33 +142,41 @@ def combine(coefficients: Array, axis: str | None, leaves: list[Array]) -> Array
     return sum(c.reshape(shape) * leaf for c, leaf in zip(coefficients, leaves, strict=True))
 
 
-def boundary(state: State, retention: Retention, clip: float | None) -> tuple[State, Array]:
-    """End a chunk: bound what it may change and what momentum may carry, and move the anchor.
+def boundary(rule: Rule, state: State, gates: Gates, clip: float | None) -> tuple[State, Array]:
+    """End a chunk of which the last token had these gates; returns the state and whether anything was cut.
 
-    A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|): it acts at the chunk's end only,
-    so it is causal and the same under any split. A chunk that is not finite is undone, and leaves no token in a window.
-    `clip=None` is the paper.
-    Returns the state and whether anything was cut.
+    What the learner does once a chunk comes first. Then the clip bounds what the chunk may change and what momentum may
+    carry: A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|), but no S of which only the
+    directions count. It acts at the chunk's end only, so it is causal and the same under any split. A chunk that is not
+    finite is undone, and leaves no token in a window. `clip=None` is the paper. Then the retention's end; the anchor.
     """
-    if clip is None:
-        return state._replace(anchor=retention.link(state.dual)), jnp.zeros((), bool)
-    base = retention.lift(state.anchor)
-    moved = jax.tree.map(jnp.subtract, state.dual, base)
-    dual, cut = _shrink(moved, clip)
-    finite = jnp.isfinite(norm(moved))
-    window = jax.tree.map(lambda x: jnp.where(finite, x, 0), state.window)
-    traces = [_shrink(trace, clip) for trace in state.learner]
-    dual = jax.tree.map(jnp.add, base, dual)
-    learner = tuple(t for t, _ in traces)
-    state = state._replace(dual=dual, learner=learner, anchor=retention.link(dual), window=window)
-    return state, jnp.stack([cut, *(c for _, c in traces)]).any()
+    learner, retention, cut = rule.learner, rule.retention, jnp.zeros((), bool)
+    if learner.size is not None and learner.per == "chunk":
+        state = orthogonal_step(state, learner.size(gates))
+    if clip is not None:
+        base = retention.lift(state.anchor)
+        moved = jax.tree.map(jnp.subtract, state.dual, base)
+        finite = jnp.isfinite(norm(moved))
+        window = jax.tree.map(lambda x: jnp.where(finite, x, 0), state.window)
+        moved, cut = _shrink(moved, clip)
+        traces = [_shrink(trace, clip if learner.size is None else None) for trace in state.learner]
+        cut = jnp.stack([cut, *(c for _, c in traces)]).any()
+        dual = jax.tree.map(jnp.add, base, moved)
+        state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), window=window)
+    if retention.end is not None:
+        assert state.home is not None
+        state = state._replace(dual=retention.end(state.dual, state.home))
+    return state._replace(anchor=retention.link(state.dual)), cut
 
 
-def _shrink(tree: Weights, bound: float) -> tuple[Weights, Array]:
+def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
     size = norm(tree)
     finite = jnp.isfinite(size)
+    tree = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), tree)
+    if bound is None:
+        return tree, ~finite
     scale = jnp.minimum(1.0, bound / jnp.where(finite, size, 1.0))
-    return jax.tree.map(lambda x: jnp.where(finite, x, 0.0) * scale, tree), ~finite | (size > bound)
+    return jax.tree.map(lambda x: x * scale, tree), ~finite | (size > bound)
 
 
 def where_any(real: Array, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
