@@ -32,6 +32,7 @@ from titans_jax.memory import (
     Rule,
     architecture,
     bias,
+    features,
     learner,
     miras,
     presets,
@@ -65,6 +66,13 @@ VARIANTS = {
     "gated": variant(architecture.gated(DIM, 2)),
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),
+    "titans_linear_window": presets.titans_linear(DIM)._replace(learner=learner.momentum(window=CHUNK + 3)),
+    "titans_linear_muon": presets.titans_linear(DIM)._replace(learner=learner.muon(window=2)),
+    "titans_linear_muon_token": presets.titans_linear(DIM)._replace(learner=learner.muon("token")),
+    "titans_linear_renormalised": presets.titans_linear(DIM)._replace(retention=retention.renormalised()),
+    "lact_linear": presets.linear_attention(DIM)._replace(learner=learner.large_chunk()),
+    "features": variant(architecture.featured(architecture.gated(DIM, 2), features.exponential(DIM))),
+    "atlas_token": presets.atlas(DIM, expansion=2, per="token"),
 }
 RULES = {name: preset(DIM) for name, preset in PRESETS.items()} | VARIANTS
 
@@ -75,6 +83,13 @@ def reads_keep(rule: Rule) -> bool:
 
     return not np.array_equal(F(0.2), F(0.7))
 
+
+# Left to the slow lane: rows that are one rule with another, told apart by their gates; and deep ones whose parts are
+# tried one by one in cheaper members.
+SAME = ("retnet", "gla", "mamba2", "rwkv7")
+HEAVY = ("dla", "omeganet", "atlas", "deep_transformer", "dot", "lact", "atlas_token")
+# whose channels take the same path through the engines
+ALIKE = tuple(f"{row}-channel" for row in ("linear_attention", "deltanet", "swla", "longhorn", "deltaproduct", "mesa"))
 
 MEMBERS = [Member(name, rule) for name, rule in RULES.items()]
 MEMBERS += [Member(name, rule, channel=True) for name, rule in RULES.items() if reads_keep(rule)]

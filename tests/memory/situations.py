@@ -21,7 +21,7 @@ class Member:
     """A rule, and whether its keep gate is per channel."""
 
     def __init__(self, name: str, rule: Rule, channel: bool = False):
-        self.name, self.rule, self.channel = name + "-channel" * channel, rule, channel
+        self.row, self.name, self.rule, self.channel = name, name + "-channel" * channel, rule, channel
         self.preset = name in PRESETS
         self.implementations = [i for i in IMPLEMENTATIONS if serves(rule, i)]
 

@@ -128,8 +128,12 @@ def largest_of(name: str, channel: bool, implementation: str, length: int, dim: 
 
     weights = jax.eval_shape(rule.architecture.init, jax.random.key(0))
     rows, scalar = jax.ShapeDtypeStruct((length, dim), "float32"), jax.ShapeDtypeStruct((length,), "float32")
-    gates = Gates(scalar, scalar, rows if channel else scalar)
-    jaxpr = jax.make_jaxpr(jax.value_and_grad(objective, argnums=(0, 1, 2, 3, 4)))(weights, rows, rows, rows, gates)
+    gates, written = Gates(scalar, scalar, rows if channel else scalar), rows
+    if (m := rule.learner.writes) > 1:
+        gates = gates._replace(rate=jax.ShapeDtypeStruct((length, m), "float32"))
+        written = jax.ShapeDtypeStruct((length, m, dim), "float32")
+    arguments = (weights, rows, written, written, gates)
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(objective, argnums=(0, 1, 2, 3, 4)))(*arguments)
     return largest(jaxpr.jaxpr), min(w.size for n, w in weights.items() if w.shape[0] > 1)
 
 

@@ -6,12 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.laws import MEMBERS, RULES, close
-from tests.memory import oracles
+from tests.laws import ALIKE, HEAVY, MEMBERS, RULES, SAME, close
+from tests.memory import oracles, oracles_learners
+from tests.memory.oracles_learners import DeepMemory, l2, monomials, omega
 from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
 
 BY_NAME = {member.name: member for member in MEMBERS}
+ALIAS = dict.fromkeys(("retnet", "gla", "mamba2"), oracles.linear_attention) | {"rwkv7": oracles.deltanet}
+ORACLES = oracles.ORACLES | oracles_learners.ORACLES | ALIAS
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +31,7 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
         anchor=case.state.dual,
         step=np.zeros_like(case.state.step),
         home=case.state.dual if member.rule.retention.home else None,
+        window=jax.tree.map(np.zeros_like, case.state.window),
     )
     gates = case.gates._replace(rate=scale * case.gates.rate, keep=1 - scale * (1 - case.gates.keep))
     return case._replace(state=state, gates=gates)
@@ -35,7 +39,9 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
 
 def by_hand(oracle, case: Case, r: int, chunk: int, clip: float | None, **choices):
     weights, q, k, v, gates = row((case.state.dual, *case[1:]), r)
-    return oracle(weights, q, k, v, *gates, chunk, clip, **choices)
+    if gates.weight is not None:
+        choices["weight"] = gates.weight
+    return oracle(weights, q, k, v, *gates[:3], chunk, clip, **choices)
 
 
 def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int = CHUNK, **choices) -> None:
@@ -46,18 +52,22 @@ def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int =
 
 
 def test_every_preset_has_an_oracle() -> None:
-    assert set(oracles.ORACLES) == set(PRESETS)
+    assert set(ORACLES) == set(PRESETS)
 
 
-# a keep per channel that gets its own programs only in the slow lane of the laws
-ALIKE = ("linear_attention-channel", "deltanet-channel")
-SERVED = [(m, i) for m in MEMBERS if m.preset and m.name not in ALIKE for i in m.implementations]
+def param(member: Member, *more):
+    """Rows whose programs only the slow lane of the laws compiles are left to it here too."""
+    marks = pytest.mark.slow if member.row in SAME + HEAVY or member.name in ALIKE else ()
+    return pytest.param(member, *more, marks=marks, id="-".join((member.name, *more)))
 
 
-@pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
+SERVED = [param(m, i) for m in MEMBERS if m.preset for i in m.implementations]
+
+
+@pytest.mark.parametrize("member, implementation", [p for p in SERVED if "lact" not in p.id])
 def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
     """At small steps, where the clip changes nothing: the oracle here is the paper's, clip None."""
-    oracle = oracles.ORACLES[member.name.removesuffix("-channel")]
+    oracle = ORACLES[member.row]
     case = fresh(member, 0.002)
     y, state, *_ = jax.device_get(rowwise(member, implementation, CHUNK, True)(case))
     for r in (0, 2, 4, 5):
@@ -66,22 +76,20 @@ def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
         close((y[r], row(state.dual, r)), (want, weights), 1e-9, f"row {r}: ")
 
 
-@pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
+@pytest.mark.parametrize("member, implementation", SERVED)
 def test_preset_with_the_clip_is_its_recurrence_clipped(member: Member, implementation: str) -> None:
-    oracle, case = oracles.ORACLES[member.name.removesuffix("-channel")], fresh(member, 1.0)
+    oracle, case = ORACLES[member.row], fresh(member, 1.0)
     agrees(member, oracle, implementation, case)
     free, bound = (by_hand(oracle, case, 4, CHUNK, clip)[0] for clip in (None, 1.0))
     assert np.abs(free - bound).max() > 1e-3, "the clip was meant to bind"
 
 
-CHUNK_ONE = [m for m in MEMBERS if m.preset and not m.channel]
-
-
-@pytest.mark.parametrize("member", CHUNK_ONE, ids=[m.name for m in CHUNK_ONE])
+@pytest.mark.parametrize("member", [param(m) for m in MEMBERS if m.preset and not m.channel])
 def test_chunk_of_one_takes_every_gradient_at_the_last_token(member: Member) -> None:
-    agrees(member, oracles.ORACLES[member.name], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
+    agrees(member, ORACLES[member.row], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
 
 
+ATLAS_TOKEN = omega(DeepMemory(monomials, l2), 4, muon="token")
 VARIANTS = {
     "titans_depth1": (oracles.titans, {}),
     "titans_depth3": (oracles.titans, {}),
@@ -89,6 +97,7 @@ VARIANTS = {
     "titans_linear_fresh": (oracles.titans_linear_fresh, {}),
     "titans_home": (oracles.titans, {"home": True}),
     "titans_home-channel": (oracles.titans, {"home": True}),
+    "atlas_token": (ATLAS_TOKEN, {}),
 }
 
 

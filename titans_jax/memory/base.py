@@ -16,6 +16,7 @@ Notation, used throughout `titans_jax.memory` (one sequence, one head; rows are 
     with a home: A_t = keep_t A_{t-1} + (1 - keep_t) home + S_t
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -219,7 +220,7 @@ def losses(rule: Rule, linear: Linear, k: Array, v: Array) -> Array:
     """[T] what the attentional bias says of each token's write. k, v: [T, D]."""
     write, apply = rule.architecture.write, rule.architecture.apply
     pairs = [(apply(linear, k), v)] if write is None else write(linear, k, v)
-    return jax.numpy.sum(jax.numpy.stack([jax.vmap(rule.bias.loss)(*pair) for pair in pairs]), axis=0)
+    return functools.reduce(jax.numpy.add, [jax.vmap(rule.bias.loss)(*pair) for pair in pairs])
 
 
 def norm(tree: Weights) -> Array:

@@ -14,9 +14,12 @@ def orthogonalise(S: Array, steps: int = 5) -> Array:
     a, b, c = COEFFICIENTS
     tall = S.shape[0] > S.shape[1]
     X = (S.T if tall else S) / jnp.sqrt(jnp.vdot(S, S) + 1e-14)
-    for _ in range(steps):
+
+    def step(_: int, X: Array) -> Array:
         gram = X @ X.T
-        X = a * X + (b * gram + c * gram @ gram) @ X
+        return a * X + (b * gram + c * gram @ gram) @ X
+
+    X = jax.lax.fori_loop(0, steps, step, X)
     return X.T if tall else X
 
 
