@@ -146,6 +146,13 @@ def test_a_featured_network_begins_as_the_network_it_is_made_of() -> None:
     close(featured, plain, 1e-6)
 
 
+def called(rule: Rule, kv: tuple[int, ...] = (6, 4), weight: tuple[int, ...] | None = None) -> None:
+    memory = miras(rule, chunk=4)
+    state = memory.init(rule.architecture.init(jax.random.key(0)))
+    gates = Gates(jnp.ones(6), jnp.ones(6), jnp.ones(6), None if weight is None else jnp.ones(weight))
+    memory.update(state, jnp.ones((6, 4)), jnp.ones(kv), jnp.ones(kv), gates)
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [
@@ -153,6 +160,10 @@ def test_a_featured_network_begins_as_the_network_it_is_made_of() -> None:
         (lambda: features.exponential(4, 0), "degree: 0"),
         (lambda: learner.muon("layer"), "per: 'layer'; it must be token or chunk"),
         (lambda: miras(presets.swla(4, window=0), chunk=4), "window: 0"),
+        (lambda: called(presets.titans_linear(4), weight=(6,)), "gates.weight: .* must be None"),
+        (lambda: called(presets.swla(4), weight=(5,)), r"gates.weight: shape \(5,\); it must be \[6\]"),
+        (lambda: called(presets.deltaproduct(4)), r"they must be \[T, D\], \[T, 2, D\] and"),
+        (lambda: called(presets.deltaproduct(4), kv=(6, 2, 4)), r"gates.rate: shape \(6,\); it must be \[6, 2\]"),
         (
             lambda: architecture.featured(architecture.mesa(4), features.polynomial(4)),
             "no weight of this network says",

@@ -14,6 +14,7 @@ Notation, used throughout `titans_jax.memory` (one sequence, one head; rows are 
 
     S_t = momentum_t S_{t-1} - rate_t g_t      A_t = keep_t A_{t-1} + S_t      W_t = link(A_t)      y_t = M(W_t; q_t)
     with a home: A_t = keep_t A_{t-1} + (1 - keep_t) home + S_t
+    with a window of c tokens: sum_{t-c < i <= t} weight_i g_i in place of g_t, all at the weights where g_t is taken
 """
 
 import functools
@@ -70,7 +71,7 @@ class Info(NamedTuple):
     """What there is to look at, not carried.
 
     surprise: [T] attentional bias of each token at the weights its gradient was taken at.
-    grad_norm: [T] Frobenius norm of each token's gradient.
+    grad_norm: [T] Frobenius norm of each token's gradient, of its own alone where there is a window.
     momentum_norm, weight_norm: [T] norms of the first trace and of the dual.
     clipped: [T] 1.0 where the clip cut a chunk's end, else 0.0.
     anchors: None, or where a residual was given [chunks, in, out] the weights that each chunk began with.

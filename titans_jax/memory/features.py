@@ -36,7 +36,7 @@ def polynomial(dim: int, degree: int = 2) -> Features:
 def exponential(dim: int, degree: int = 2, coefficients: Sequence[float] | Array | None = None) -> Features:
     """The terms of exp: <phi(x), phi(y)> = sum_{i=0}^degree a_i (x . y)^i, a_i = 1/i! unless given.
 
-    coefficients: a_0 .. a_degree, each above 0; a traced array where they are learned. The constant is the last feature.
+    coefficients: a_0 .. a_degree, each above 0; a traced array where they are learned. The constant comes last.
     Raises ValueError as `polynomial`.
 
     >>> features = exponential(1, degree=3)
