@@ -101,7 +101,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in VARIANTS])
 def test_variant_is_its_recurrence(name: str) -> None:
     oracle, choices = VARIANTS[name]
     agrees(BY_NAME[name], oracle, BY_NAME[name].implementations[0], fresh(BY_NAME[name], 1.0), **choices)
