@@ -56,7 +56,8 @@ SCALAR_PRESETS = [(m, i) for m, i in MATMULS if m.preset and not m.channel]
 
 @pytest.mark.parametrize("member, implementation", params(SCALAR_PRESETS))
 def test_float32_of_every_preset(member: Member, implementation: str) -> None:
-    equal_to_recurrent(member, implementation, tolerance=1e-5, dtype="float32")
+    tolerance = 1e-5 if member.rule.learner.size is None else 1e-4  # Newton-Schulz multiplies roundings by up to 3.4^5
+    equal_to_recurrent(member, implementation, tolerance=tolerance, dtype="float32")
 
 
 @pytest.mark.parametrize("member, implementation", params([(m, i) for m, i in MATMULS if not m.preset]))
