@@ -32,6 +32,7 @@ from titans_jax.memory import (
     Rule,
     architecture,
     bias,
+    features,
     learner,
     miras,
     presets,
@@ -69,6 +70,12 @@ VARIANTS = {
     "fresh_lq": presets.titans_linear(DIM, gradient="previous")._replace(retention=retention.lq(4)),
     "ttt_logistic": presets.ttt_linear(DIM)._replace(retention=retention.logistic()),
     "memora_token": presets.memora(DIM, every="token"),
+    "titans_linear_window": presets.titans_linear(DIM)._replace(learner=learner.momentum(window=CHUNK + 3)),
+    "muon": Rule(architecture.linear(DIM), bias.l2(), retention.decay(home=True), learner.muon(window=2)),
+    "muon_token": Rule(architecture.linear(DIM), bias.l2(), retention.decay(), learner.muon("token")),
+    "lact_linear": Rule(architecture.linear(DIM), bias.dot(), retention.renormalised(), learner.large_chunk()),
+    "features": variant(architecture.featured(architecture.gated(DIM, 2), features.exponential(DIM))),
+    "atlas_token": presets.atlas(DIM, expansion=2, per="token"),
 }
 RULES = {name: preset(DIM) for name, preset in PRESETS.items()} | VARIANTS
 
@@ -79,6 +86,16 @@ def reads_keep(rule: Rule) -> bool:
 
     return not np.array_equal(F(0.2), F(0.7))
 
+
+# Left to the slow lane: rows that are one rule with another, told apart by their gates; and deep ones whose parts are
+# tried one by one in cheaper members.
+SAME = ("retnet", "gla", "mamba2", "rwkv7")
+HEAVY = ("dla", "omeganet", "atlas", "deep_transformer", "dot", "lact", "atlas_token", "features", "memora_token")
+HEAVY += ("titans_elastic", "fresh_lq", "ttt_logistic")
+# whose channels, and pieces, take the same path through the engines
+MATRICES = ("linear_attention", "deltanet", "swla", "longhorn", "deltaproduct", "mesa")
+ALIKE = tuple(f"{row}-channel" for row in (*MATRICES, "moneta", "yaad", "memora"))
+ALIKE_IN_PIECES = ("moneta", "yaad", "swla", "longhorn", "deltaproduct", "mesa")
 
 MEMBERS = [Member(name, rule) for name, rule in RULES.items()]
 MEMBERS += [Member(name, rule, channel=True) for name, rule in RULES.items() if reads_keep(rule)]

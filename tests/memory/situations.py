@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, miras
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, Window, miras
 
 DIM, CHUNK, TOKENS, ROWS = 4, 4, 14, 6
 QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
@@ -21,7 +21,7 @@ class Member:
     """A rule, and whether its keep gate is per channel."""
 
     def __init__(self, name: str, rule: Rule, channel: bool = False):
-        self.name, self.rule, self.channel = name + "-channel" * channel, rule, channel
+        self.row, self.name, self.rule, self.channel = name, name + "-channel" * channel, rule, channel
         self.preset = name in PRESETS
         self.implementations = [i for i in IMPLEMENTATIONS if serves(rule, i)]
 
@@ -32,6 +32,13 @@ def serves(rule: Rule, implementation: str) -> bool:
     except NotImplementedError:
         return False
     return True
+
+
+def with_writes(rule: Rule, x: np.ndarray) -> np.ndarray:
+    """Keys, values or rates [..., T, .] as the rule takes them: where it writes m times a token, m different ones."""
+    if rule.learner.writes == 1:
+        return x
+    return np.stack([np.roll(x, 3 * i, axis=1) for i in range(rule.learner.writes)], axis=2)
 
 
 class Case(NamedTuple):
@@ -69,7 +76,17 @@ def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: 
     home = noise(1.0) if member.rule.retention.home else None
     weights = noise(1.0) if member.rule.retention.carries_weights else None
     threshold = rng.uniform(1, 4, (ROWS, tokens)) if member.rule.bias.threshold else None
-    case = Case(State(dual, traces, anchor, None, home, weights), q, k, v, Gates(rate, momentum, keep, threshold))
+    window, weight = None, None
+    if (c := member.rule.learner.window) > 1:
+        window = Window(*rng.normal(size=(2, ROWS, c - 1, DIM)), rng.uniform(0, 1, (ROWS, c - 1, 1)))
+        weight = rng.uniform(0, 1, (ROWS, tokens))
+    if member.rule.architecture.write is not None:  # a sum of squares
+        dual, anchor = (w | {"h": np.swapaxes(w["h"], 1, 2) @ w["h"]} for w in (dual, anchor))
+    if member.rule.learner.inputs is not None:
+        v[4] *= 5  # so that the clip binds also where the rate is not read
+    k, v, rate = (with_writes(member.rule, x) for x in (k, v, rate))
+    state = State(dual, traces, anchor, None, home, weights, window)
+    case = Case(state, q, k, v, Gates(rate, momentum, keep, threshold, weight))
     case = jax.tree.map(lambda x: np.asarray(x, dtype), case)
     return case._replace(state=case.state._replace(step=np.asarray(offset, "int32")))
 

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from titans_jax.memory import Architecture, Gates, Span, miras, presets
+from titans_jax.memory import Architecture, Gates, Span, learner, miras, presets
 
 RULE = presets.titans(4)
 SHAPES = {"w1": (4, 16), "w2": (16, 4)}
+
+
+FRESH_WINDOW = presets.deltanet(4)._replace(learner=learner.gradient_descent("previous", window=2))
 
 
 def call(memory=None, q=(6, 4), k=(6, 4), v=(6, 4), rate=(6,), momentum=(6,), keep=(6,), **more):
@@ -87,6 +90,8 @@ def test_wrong_choices(choice, says) -> None:
         (presets.titans_linear(4), "exact", "exact: .*the chunk's anchor"),
         (presets.deltanet(4), "chunked", "chunked: .*previous"),
         (presets.gated_deltanet(4), "chunked", "chunked: .*decayed"),
+        (presets.atlas(4, per="token"), "chunked", "chunked: .*every token's own"),
+        (FRESH_WINDOW, "exact", "exact: .*again for a window"),
     ],
 )
 def test_an_implementation_that_cannot_serve_says_why(rule, implementation: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """What an engine serves beside the laws: spans, restarts, weight residuals, number formats; and what it never makes."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,7 +120,9 @@ def largest(jaxpr: Any) -> int:
 
 def largest_of(name: str, channel: bool, implementation: str, length: int, dim: int, chunk: int) -> tuple[int, int]:
     """The largest array of the update's forward and backward pass, and the size of the smallest weight matrix."""
-    rule = PRESETS[name](dim)
+    preset = PRESETS[name]
+    # of degree 1, so that all weights are of a size, and so the states of all chunks are below T |W|
+    rule = preset(dim, **{"degree": 1} if "degree" in inspect.signature(preset).parameters else {})
     memory = miras(rule, chunk=chunk, implementation=implementation)
 
     def objective(weights: Any, q: Any, k: Any, v: Any, gates: Gates) -> Any:
@@ -128,8 +131,12 @@ def largest_of(name: str, channel: bool, implementation: str, length: int, dim: 
 
     weights = jax.eval_shape(rule.architecture.init, jax.random.key(0))
     rows, scalar = jax.ShapeDtypeStruct((length, dim), "float32"), jax.ShapeDtypeStruct((length,), "float32")
-    gates = Gates(scalar, scalar, rows if channel else scalar)
-    jaxpr = jax.make_jaxpr(jax.value_and_grad(objective, argnums=(0, 1, 2, 3, 4)))(weights, rows, rows, rows, gates)
+    gates, written = Gates(scalar, scalar, rows if channel else scalar), rows
+    if (m := rule.learner.writes) > 1:
+        gates = gates._replace(rate=jax.ShapeDtypeStruct((length, m), "float32"))
+        written = jax.ShapeDtypeStruct((length, m, dim), "float32")
+    arguments = (weights, rows, written, written, gates)
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(objective, argnums=(0, 1, 2, 3, 4)))(*arguments)
     return largest(jaxpr.jaxpr), min(w.size for n, w in weights.items() if w.shape[0] > 1)
 
 

@@ -7,25 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from tests.laws import LAWS, MEMBERS, any_split, close, equal_to_recurrent
+from tests.laws import ALIKE, ALIKE_IN_PIECES, HEAVY, LAWS, MEMBERS, SAME, any_split, close, equal_to_recurrent
 from tests.memory.situations import TOKENS, Member, pieced, results, row, situations
 
 SERVED = [(member, name) for member in MEMBERS for name in member.implementations]
 MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
-# whose channels take the same path through the engines, and are left to the slow lane
-ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel", "memora-channel")
-ALIKE_IN_PIECES = ("yaad", "moneta")
-# links beside those of the presets, with other learners and engines: for the slow lane too
-LINKS = ("titans_elastic", "fresh_lq", "ttt_logistic", "memora_token")
 
 
 def quick(law: Any, member: Member) -> bool:
     """What the fast lane can pay for: to compile the rest takes minutes, and it seldom says anything new."""
+    if member.row in SAME + HEAVY:
+        return False
     if member.preset:
         if law is any_split:
             return not member.channel and member.name not in ALIKE_IN_PIECES
         return not member.channel or member.name not in ALIKE
-    return not member.channel and law is not any_split and member.name not in LINKS
+    return not member.channel and law is not any_split
 
 
 def params(pairs: Any, law: Any = None) -> list[Any]:
@@ -61,7 +58,8 @@ SCALAR_PRESETS = [(m, i) for m, i in MATMULS if m.preset and not m.channel]
 
 @pytest.mark.parametrize("member, implementation", params(SCALAR_PRESETS))
 def test_float32_of_every_preset(member: Member, implementation: str) -> None:
-    equal_to_recurrent(member, implementation, tolerance=1e-5, dtype="float32")
+    tolerance = 1e-5 if member.rule.learner.size is None else 1e-4  # Newton-Schulz multiplies roundings by up to 3.4^5
+    equal_to_recurrent(member, implementation, tolerance=tolerance, dtype="float32")
 
 
 @pytest.mark.parametrize("member, implementation", params([(m, i) for m, i in MATMULS if not m.preset]))

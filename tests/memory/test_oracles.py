@@ -6,13 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.laws import MEMBERS, RULES, close, in_range
-from tests.memory import oracles, oracles_miras
+from tests.laws import ALIKE, HEAVY, MEMBERS, RULES, SAME, close, in_range
+from tests.memory import oracles, oracles_learners, oracles_miras
+from tests.memory.oracles_learners import DeepMemory, l2, monomials, omega
 from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
 
-ORACLES = oracles.ORACLES | oracles_miras.ORACLES
 BY_NAME = {member.name: member for member in MEMBERS}
+ALIAS = dict.fromkeys(("retnet", "gla", "mamba2"), oracles.linear_attention) | {"rwkv7": oracles.deltanet}
+ORACLES = oracles.ORACLES | oracles_miras.ORACLES | oracles_learners.ORACLES | ALIAS
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,7 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
         step=np.zeros_like(case.state.step),
         home=case.state.dual if member.rule.retention.home else None,
         weights=in_range(member, case.state.dual) if member.rule.retention.carries_weights else None,
+        window=jax.tree.map(np.zeros_like, case.state.window),
     )
     gates = case.gates._replace(rate=scale * case.gates.rate, keep=1 - scale * (1 - case.gates.keep))
     return case._replace(state=state, gates=gates)
@@ -37,9 +40,8 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
 
 def by_hand(oracle, case: Case, r: int, chunk: int, clip: float | None, **choices):
     weights, q, k, v, gates = row((case.state.dual, *case[1:]), r)
-    *gates, threshold = gates
-    thresholds = {} if threshold is None else {"threshold": threshold}
-    return oracle(weights, q, k, v, *gates, chunk, clip, **thresholds, **choices)
+    given = {name: x for name, x in gates._asdict().items() if name in ("threshold", "weight") and x is not None}
+    return oracle(weights, q, k, v, *gates[:3], chunk, clip, **given, **choices)
 
 
 def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int = CHUNK, **choices) -> None:
@@ -53,22 +55,21 @@ def test_every_preset_has_an_oracle() -> None:
     assert set(ORACLES) == set(PRESETS)
 
 
-# a keep per channel that gets its own programs only in the slow lane, here as in the laws
-ALIKE = ("linear_attention-channel", "deltanet-channel", "yaad-channel", "moneta-channel", "memora-channel")
-SERVED = [
-    pytest.param(m, i, id=f"{m.name}-{i}", marks=pytest.mark.slow if m.name in ALIKE else ())
-    for m in MEMBERS
-    if m.preset
-    for i in m.implementations
-]
+def param(member: Member, *more):
+    """Rows whose programs only the slow lane of the laws compiles are left to it here too."""
+    marks = pytest.mark.slow if member.row in SAME + HEAVY or member.name in ALIKE else ()
+    return pytest.param(member, *more, marks=marks, id="-".join((member.name, *more)))
+
+
+SERVED = [param(m, i) for m in MEMBERS if m.preset for i in m.implementations]
 SMALL = {"moneta": 2e-5}  # steps at which the clip does not bind: a cubed error behind small weights has steep slopes
 
 
-@pytest.mark.parametrize("member, implementation", SERVED)
+@pytest.mark.parametrize("member, implementation", [p for p in SERVED if "lact" not in p.id])
 def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
     """At small steps, where the clip changes nothing: the oracle here is the paper's, clip None."""
-    oracle = ORACLES[member.name.removesuffix("-channel")]
-    case = fresh(member, SMALL.get(member.name.removesuffix("-channel"), 0.002))
+    oracle = ORACLES[member.row]
+    case = fresh(member, SMALL.get(member.row, 0.002))
     y, state, *_ = jax.device_get(rowwise(member, implementation, CHUNK, True)(case))
     for r in (0, 2, 4, 5):
         want, weights = by_hand(oracle, case, r, CHUNK, None)
@@ -78,20 +79,18 @@ def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
 
 @pytest.mark.parametrize("member, implementation", SERVED)
 def test_preset_with_the_clip_is_its_recurrence_clipped(member: Member, implementation: str) -> None:
-    oracle, case = ORACLES[member.name.removesuffix("-channel")], fresh(member, 1.0)
+    oracle, case = ORACLES[member.row], fresh(member, 1.0)
     agrees(member, oracle, implementation, case)
     free, bound = (by_hand(oracle, case, 4, CHUNK, clip)[0] for clip in (None, 1.0))
     assert np.abs(free - bound).max() > 1e-3, "the clip was meant to bind"
 
 
-CHUNK_ONE = [m for m in MEMBERS if m.preset and not m.channel]
-
-
-@pytest.mark.parametrize("member", CHUNK_ONE, ids=[m.name for m in CHUNK_ONE])
+@pytest.mark.parametrize("member", [param(m) for m in MEMBERS if m.preset and not m.channel])
 def test_chunk_of_one_takes_every_gradient_at_the_last_token(member: Member) -> None:
-    agrees(member, ORACLES[member.name], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
+    agrees(member, ORACLES[member.row], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
 
 
+ATLAS_TOKEN = omega(DeepMemory(monomials, l2), 4, muon="token")
 VARIANTS = {
     "titans_depth1": (oracles.titans, {}),
     "titans_depth3": (oracles.titans, {}),
@@ -99,10 +98,11 @@ VARIANTS = {
     "titans_linear_fresh": (oracles.titans_linear_fresh, {}),
     "titans_home": (oracles.titans, {"home": True}),
     "titans_home-channel": (oracles.titans, {"home": True}),
+    "atlas_token": (ATLAS_TOKEN, {}),
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in VARIANTS])
 def test_variant_is_its_recurrence(name: str) -> None:
     oracle, choices = VARIANTS[name]
     agrees(BY_NAME[name], oracle, BY_NAME[name].implementations[0], fresh(BY_NAME[name], 1.0), **choices)

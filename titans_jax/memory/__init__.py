@@ -1,6 +1,6 @@
 """Functional memories: networks that learn while they read. Knows jax alone."""
 
-from titans_jax.memory import architecture, bias, functional, learner, presets, retention
+from titans_jax.memory import architecture, bias, features, functional, learner, presets, retention
 from titans_jax.memory.api import IMPLEMENTATIONS, miras, unit_rate
 from titans_jax.memory.base import (
     Architecture,
@@ -15,6 +15,7 @@ from titans_jax.memory.base import (
     Span,
     State,
     Weights,
+    Window,
 )
 from titans_jax.memory.presets import PRESETS
 from titans_jax.memory.scan import begin
@@ -34,9 +35,11 @@ __all__ = [
     "Span",
     "State",
     "Weights",
+    "Window",
     "architecture",
     "begin",
     "bias",
+    "features",
     "functional",
     "learner",
     "miras",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Architecture, Linear, Weights
+from titans_jax.memory.features import Features
 
 
 def layer_norm(x: Array) -> Array:
@@ -34,6 +35,7 @@ def linear(dim: int) -> Architecture:
         apply=lambda linear, x: linear("w", x),
         channels={"w": "in"},
         linear="w",
+        dim=dim,
     )
 
 
@@ -53,7 +55,7 @@ def mlp(dim: int, depth: int = 2, expansion: int = 4) -> Architecture:
 
     shapes = dict(zip(names, zip(sizes[:-1], sizes[1:], strict=True), strict=True))
     gain = float(depth * sizes[-2])
-    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"}, gain=gain)
+    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"}, dim=dim, gain=gain)
 
 
 def gated(dim: int, expansion: int = 4) -> Architecture:
@@ -64,7 +66,7 @@ def gated(dim: int, expansion: int = 4) -> Architecture:
         return x + layer_norm(linear("w2", h))
 
     channels = {"w1": "in", "w3": "in", "w2": "out"}
-    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, channels, gain=3.0 * expansion * dim)
+    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, channels, dim=dim, gain=3.0 * expansion * dim)
 
 
 def swiglu(dim: int, expansion: int = 4) -> Architecture:
@@ -73,7 +75,7 @@ def swiglu(dim: int, expansion: int = 4) -> Architecture:
     def apply(linear: Linear, x: Array) -> Array:
         return linear("w2", jax.nn.silu(linear("w1", x)) * linear("w3", x))
 
-    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, {"w1": "in", "w3": "in", "w2": "out"})
+    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, {"w1": "in", "w3": "in", "w2": "out"}, dim=dim)
 
 
 def _gated_shapes(dim: int, expansion: int) -> dict[str, tuple[int, int]]:
@@ -88,7 +90,11 @@ def ttt_linear(dim: int) -> Architecture:
         return x + layer_norm(linear("w", x) + linear("b", jnp.ones_like(x[..., :1])))
 
     weights = _normal({"w": (dim, dim)})
-    return Architecture(lambda key: weights(key) | {"b": jnp.zeros((1, dim))}, apply, {"w": "in"}, gain=2.0 * dim)
+
+    def init(key: Array) -> Weights:
+        return weights(key) | {"b": jnp.zeros((1, dim))}
+
+    return Architecture(init, apply, {"w": "in"}, dim=dim, gain=2.0 * dim)
 
 
 def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
@@ -105,4 +111,68 @@ def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
     def init(key: Array) -> Weights:
         return weights(key) | {"b1": jnp.zeros((1, hidden)), "b2": jnp.zeros((1, dim))}
 
-    return Architecture(init, apply, {"w1": "in", "w2": "out"}, gain=3.0 * hidden)
+    return Architecture(init, apply, {"w1": "in", "w2": "out"}, dim=dim, gain=3.0 * hidden)
+
+
+def featured(inner: Architecture, features: Features) -> Architecture:
+    """`inner` with phi(x) in place of x wherever a weight acts on the input itself (ATLAS): a residual stays x.
+
+    It begins as inner does: the weights of the features beyond x are zero. A keep per channel of the input does not fit
+    the features; those matrices forget by its mean. Raises ValueError where no matrix is known to act on the input.
+    """
+    wide = {name for name, axis in inner.channels.items() if axis == "in"}
+    if not wide:
+        raise ValueError("features: no weight of this network says in `channels` that it acts on the input")
+
+    def init(key: Array) -> Weights:
+        weights = inner.init(key)
+        rows = {name: (0, features.size - w.shape[0]) if name in wide else (0, 0) for name, w in weights.items()}
+        return {name: jnp.pad(w, [rows[name], (0, 0)]) for name, w in weights.items()}
+
+    def apply(linear: Linear, x: Array) -> Array:
+        phi = features.phi(x)
+        return inner.apply(lambda name, h: linear(name, phi if name in wide else h), x)
+
+    channels = {name: axis for name, axis in inner.channels.items() if name not in wide}
+    return inner._replace(init=init, apply=apply, channels=channels, linear=None)
+
+
+def mesa(dim: int, ridge: float = 1.0, iterations: int = 32) -> Architecture:
+    """M(q) = q (H + ridge I)^-1 G (Mesa, arXiv 2506.05233): with the dot bias G sums k^T v and H sums k^T k.
+
+    So M is the matrix that minimises sum_i c_i ||k_i M - v_i||^2 + ridge ||M||^2 over all that was read, c_i = rate_i
+    and the keeps since: Newton's step on the whole history. Solved a row by conjugate gradients, exact from
+    `iterations` >= dim on. H must stay symmetric, so that both matrices forget by the mean of a keep per channel.
+    G, H: [dim, dim], empty at first.
+    """
+
+    def apply(linear: Linear, x: Array) -> Array:
+        return linear("g", _conjugate_gradients(lambda p: linear("h", p) + ridge * p, x, iterations))
+
+    def write(linear: Linear, k: Array, v: Array) -> list[tuple[Array, Array]]:
+        return [(linear("g", k), v), (linear("h", k), k)]
+
+    empty = jnp.zeros((dim, dim))
+    return Architecture(lambda key: {"g": empty, "h": empty + 0}, apply, channels={}, dim=dim, write=write)
+
+
+def _conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+    """x with matrix(x) = b, every row [D] of b with a positive definite matrix of its own; its gradient is a solve."""
+
+    def dot(x: Array, y: Array) -> Array:
+        return (x * y).sum(-1, keepdims=True)
+
+    def ratio(x: Array, y: Array) -> Array:
+        return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+
+    def solve(matrix: Callable[[Array], Array], b: Array) -> Array:
+        def step(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            x, r, p = carry
+            Ap = matrix(p)
+            size = ratio(dot(r, r), dot(p, Ap))
+            rest = r - size * Ap
+            return x + size * p, rest, rest + ratio(dot(rest, rest), dot(r, r)) * p
+
+        return jax.lax.fori_loop(0, iterations, step, (jnp.zeros_like(b), b, b))[0]
+
+    return jax.lax.custom_linear_solve(matrix, b, solve, symmetric=True)

@@ -15,8 +15,10 @@ Notation, used throughout `titans_jax.memory` (one sequence, one head; rows are 
     S_t = momentum_t S_{t-1} - rate_t g_t      A_t = keep_t A_{t-1} + S_t      W_t = link(A_t)      y_t = M(W_t; q_t)
     with a home: A_t = keep_t A_{t-1} + (1 - keep_t) home + S_t
     with a link that is not the identity and acts at chunk ends: W_t = keep_t W_{t-1} + S_t inside a chunk
+    with a window of c tokens: sum_{t-c < i <= t} weight_i g_i in place of g_t, all at the weights where g_t is taken
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -30,13 +32,28 @@ Linear = Callable[[str, Array], Array]
 class Gates(NamedTuple):
     """What the network says about each token's write.
 
-    rate: [T] step size, >= 0. momentum: [T] in [0, 1]. keep: [T], or [T, D] for a decay of its own per channel.
+    rate: [T] step size, >= 0; [T, m] where the learner writes m times a token. momentum: [T] in [0, 1].
+    keep: [T], or [T, D] for a decay of its own per channel.
     threshold: None, or [T] > 0: where a bias that has one turns robust, in place of its own delta.
+    weight: gamma, [T] >= 0: what a token counts in every window that holds it, None for 1; see `Learner.window`.
     """
 
     rate: Array
     momentum: Array
     keep: Array
+    threshold: Array | None = None
+    weight: Array | None = None
+
+
+class Window(NamedTuple):
+    """Tokens of which gradients are taken: key, value [., D], weight [., 1], and threshold [.] where the bias has one.
+
+    A state holds the last c - 1, of weight 0 before the first.
+    """
+
+    key: Array
+    value: Array
+    weight: Array
     threshold: Array | None = None
 
 
@@ -47,6 +64,7 @@ class State(NamedTuple):
     anchor: the dual at the last chunk boundary; gradients are taken at its link. step: tokens read, int32 scalar.
     home: the dual to which what is forgotten returns, or None where that is zero.
     weights: W where the retention carries them beside the dual, or None where they are link(dual).
+    window: the last tokens, for a learner that takes their gradients again; or None.
     """
 
     dual: Weights
@@ -55,13 +73,14 @@ class State(NamedTuple):
     step: Array
     home: Weights | None = None
     weights: Weights | None = None
+    window: Window | None = None
 
 
 class Info(NamedTuple):
     """What there is to look at, not carried.
 
     surprise: [T] attentional bias of each token at the weights its gradient was taken at.
-    grad_norm: [T] Frobenius norm of each token's gradient.
+    grad_norm: [T] Frobenius norm of each token's gradient, of its own alone where there is a window.
     momentum_norm, weight_norm: [T] norms of the first trace and of the dual.
     clipped: [T] 1.0 where the clip cut a chunk's end, else 0.0.
     anchors: None, or where a residual was given [chunks, in, out] the weights that each chunk began with.
@@ -99,6 +118,9 @@ class Architecture(NamedTuple):
     channels: the axis ("in" or "out") of each weight on which a keep per channel acts; where absent, its mean acts.
     linear: the name of the single weight of a memory that is one matrix, else None.
     gain: about how far a step moves the output: the largest eigenvalue of J J^T, J = dM/dW at a unit input.
+    dim: D, where the network says it: a learner with a window must know.
+    write: (linear, k[T, D], v[T, D]) -> pairs of a prediction and what it should be, both [T, .], of which the losses
+    add up; None is [(apply(linear, k), v)].
     """
 
     init: Callable[[Array], Weights]
@@ -106,6 +128,8 @@ class Architecture(NamedTuple):
     channels: dict[str, str]
     linear: str | None = None
     gain: float = 1.0
+    dim: int | None = None
+    write: Callable[[Linear, Array, Array], list[tuple[Array, Array]]] | None = None
 
 
 class Bias(NamedTuple):
@@ -128,6 +152,7 @@ class Retention(NamedTuple):
     home: whether what is forgotten returns to the dual that `init` was given, instead of to zero.
     every: where a link that is not the identity acts: at the end of a "chunk", inside of which the weights move as the
     dual does (MIRAS' recipe), or at each "token".
+    end: (dual, home) -> the dual with which the next chunk begins, None for the dual as it is.
     """
 
     lift: Callable[[Weights], Weights]
@@ -135,6 +160,7 @@ class Retention(NamedTuple):
     identity: bool = False
     home: bool = False
     every: str = "chunk"
+    end: Callable[[Weights, Weights], Weights] | None = None
 
     @property
     def carries_weights(self) -> bool:
@@ -148,12 +174,22 @@ class Learner(NamedTuple):
     transition: (Gates of one token, position in its chunk) -> F [n, n], G [n], for z_t = F z_{t-1} + G g_t.
     traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; or at
     those weights "decayed" by this token's transition. longest: tokens of the longest chunk it serves, None for any.
+    inputs: (k [T, D], Gates) -> the key and gates that the memory learns by, where it reads others than it is given.
+    size: (Gates) -> sigma, where the dual moves by sigma NS5(S), S the trace, and by no gradient of its own: after
+    every "token" or at every "chunk"'s end, by the gates of its last token, as `per` says.
+    writes: m; k and v are [T, m, D], a token's rows are written one after the other, and it forgets before the first.
+    window: c; g_t is the sum of weight_i g_i over the last c tokens, all taken at the same weights (ATLAS' Omega rule).
     """
 
     transition: Callable[[Gates, Array], tuple[Array, Array]]
     traces: int
     gradient: str = "anchor"
     longest: int | None = None
+    inputs: Callable[[Array, Gates], tuple[Array, Gates]] | None = None
+    size: Callable[[Gates], Array] | None = None
+    per: str = "chunk"
+    writes: int = 1
+    window: int = 1
 
 
 class Rule(NamedTuple):
@@ -180,7 +216,10 @@ class Update(Protocol):
         restart: Restart | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
-        """q, k, v: [T, D]; residual: [chunks, in, out]. Returns y [T, D], the new state and what there is to see."""
+        """q, k, v: [T, D]; residual: [chunks, in, out]. Returns y [T, D], the new state and what there is to see.
+
+        Where the learner writes m times a token, k and v are [T, m, D] and gates.rate is [T, m].
+        """
         ...
 
 
@@ -199,6 +238,15 @@ class Memory(NamedTuple):
 def dense(weights: Weights) -> Linear:
     """The plain action of weights: `linear(name, x) = x @ weights[name]`."""
     return lambda name, x: x @ weights[name]
+
+
+def losses(rule: Rule, linear: Linear, tokens: Window) -> Array:
+    """[T] what the attentional bias says of each token's write."""
+    write, apply = rule.architecture.write, rule.architecture.apply
+    k, v = tokens.key, tokens.value
+    pairs = [(apply(linear, k), v)] if write is None else write(linear, k, v)
+    bound = () if tokens.threshold is None else (tokens.threshold,)
+    return functools.reduce(jax.numpy.add, [jax.vmap(rule.bias.loss)(*pair, *bound) for pair in pairs])
 
 
 def norm(tree: Weights) -> Array:

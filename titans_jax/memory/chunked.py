@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Info, Rule, State, Weights, norm
+from titans_jax.memory.base import Gates, Info, Rule, State, Weights, Window, losses, norm
 from titans_jax.memory.scan import (
     Call,
     Engine,
     Responses,
-    aim,
     boundary,
     combine,
     components,
@@ -30,16 +29,14 @@ from titans_jax.memory.scan import (
     place,
     real_rows,
     responses,
+    seen,
     select,
     sources,
     where_any,
 )
 
-# (rule, state, responses, residual, k, v, threshold) -> per weight the inputs a and cotangents delta [b, .], and
-# surprise [b]
-Gradients = Callable[
-    [Rule, State, Responses, Weights | None, Array, Array, Array | None], tuple[Weights, Weights, Array]
-]
+# (rule, state, responses, residual, tokens) -> per weight the inputs a and cotangents delta [b, .], and surprise [b]
+Gradients = Callable[[Rule, State, Responses, Weights | None, Window], tuple[Weights, Weights, Array]]
 
 
 def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
@@ -48,23 +45,19 @@ def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
         raise NotImplementedError(
             f"chunked takes gradients at the chunk's start, not at the {rule.learner.gradient} weights"
         )
+    if rule.learner.per == "token":
+        raise NotImplementedError("chunked has no step of every token's own that is orthogonalised; a chunk's it has")
     return blocks(rule, chunk, clip, anchored)
 
 
 def anchored(
-    rule: Rule,
-    state: State,
-    response: Responses,
-    residual: Weights | None,
-    k: Array,
-    v: Array,
-    threshold: Array | None,
+    rule: Rule, state: State, response: Responses, residual: Weights | None, tokens: Window
 ) -> tuple[Weights, Weights, Array]:
     """The factors of every token's gradient at the anchor: taps at each matrix' output collect delta, x is a."""
     weights = rule.retention.link(state.anchor)
     if residual is not None:
         weights = jax.tree.map(jnp.add, weights, residual)
-    taps = {name: jnp.zeros((k.shape[0], w.shape[1]), k.dtype) for name, w in weights.items()}
+    taps = {name: jnp.zeros((len(tokens.key), w.shape[1]), tokens.key.dtype) for name, w in weights.items()}
 
     def loss(taps: Weights) -> tuple[Array, tuple[Weights, Array]]:
         inputs = {}
@@ -75,7 +68,7 @@ def anchored(
             inputs[name] = x
             return x @ weights[name] + taps[name]
 
-        surprise = jax.vmap(rule.bias.loss)(rule.architecture.apply(linear, k), *aim(v, threshold))
+        surprise = losses(rule, linear, tokens)
         return surprise.sum(), (inputs, surprise)
 
     delta, (inputs, surprise) = jax.grad(loss, has_aux=True)(taps)
@@ -127,16 +120,19 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         raise NotImplementedError("a link at every token: the weights of single tokens have no rank-one form")
 
     def block(
-        state: State, q: Array, k: Array, v: Array, threshold: Any, real: Array, response: Responses, residual: Any
+        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any
     ) -> Any:
-        inputs, delta, surprise = gradients(rule, state, response, residual, k, v, threshold)
+        tokens, state = seen(state, k, v, gates, real)
+        inputs, delta, surprise = gradients(rule, state, response, residual, tokens)
+        grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)[-len(k) :]
+        surprise = surprise[-len(k) :]
+        delta = jax.tree.map(lambda d: tokens.weight * d, delta)
         y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
         z = _carry(rule, state, response, inputs, delta)
         new = moved(state, z, state.step + real.sum(dtype=state.step.dtype))
-        ended, cut = boundary(new, rule.retention, clip)
+        ended, cut = boundary(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
         ends = real[-1]
         new, cut = select(ends, ended, new), ends & cut
-        grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)
         momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros(())
 
         def held(x: Array) -> Array:
@@ -159,19 +155,19 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, real, jnp.arange(chunk))
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            q, k, v, threshold, real, response, begin, residual = xs
+            q, k, v, gates, real, response, begin, residual = xs
             if restart is not None:
                 fresh = restart.state._replace(home=None)
                 state = select(begin[0] & real[0], fresh, state)._replace(step=state.step)
 
             def run(state: State) -> tuple[State, tuple[Array, Info]]:
-                new, out = block(state._replace(home=home), q, k, v, threshold, real, response, residual)
+                new, out = block(state._replace(home=home), q, k, v, gates, real, response, residual)
                 return new._replace(home=None), out
 
             new, (y, info) = run(state) if alone else where_any(real, run, state)
             return new, (y, info, None if residual is None else rule.retention.link(state.anchor))
 
-        xs = (q, k, v, gates.threshold, real, unrolled, begin, residual)
+        xs = (q, k, v, gates, real, unrolled, begin, residual)
         home, state = state.home, state._replace(home=None)  # it never changes: no part of the scan's carry
         if alone := rows == chunk:  # neither a loop nor a second forward pass for it
             state, out = body(state, jax.tree.map(lambda x: x[0], xs))

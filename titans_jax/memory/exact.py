@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.base import Rule, State, Weights
+from titans_jax.memory.base import Rule, State, Weights, Window
 from titans_jax.memory.chunked import blocks, scores
 from titans_jax.memory.scan import Engine, Response, Responses, sources
 
@@ -29,6 +29,8 @@ def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
         raise NotImplementedError("exact solves for one matrix with a squared loss")
     if rule.learner.gradient == "anchor":
         raise NotImplementedError("exact takes a fresh gradient at every token, this learner takes the chunk's anchor")
+    if rule.learner.window > 1:
+        raise NotImplementedError("exact takes every gradient once, this learner again for a window of tokens")
     if rule.architecture.channels.get(name) == "out":
         raise NotImplementedError("exact has no decay per output channel")
     return blocks(rule, chunk, clip, functools.partial(fresh, name, slope))
@@ -41,13 +43,12 @@ def fresh(
     state: State,
     response: Responses,
     residual: Weights | None,
-    k: Array,
-    v: Array,
-    threshold: Array | None,
+    tokens: Window,
 ) -> tuple[Weights, Weights, Array]:
     """Solve for all tokens' cotangents at the matrix `name`; the loss is that of the prediction before the write."""
     if residual is not None:
         raise NotImplementedError("exact has no weight residual: its gradients are not taken at the chunk's start")
+    k, v = tokens.key, tokens.value
     axis, r = response.of(rule.architecture, name)
     start, steps = _before(rule.learner.gradient, r)
     error = -v

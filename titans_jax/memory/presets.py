@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jax import Array
 
-from titans_jax.memory import architecture, bias, learner, retention
+from titans_jax.memory import architecture, bias, features, learner, retention
 from titans_jax.memory.base import Architecture, Retention, Rule, Weights
 
 
@@ -23,6 +23,41 @@ def linear_attention(dim: int) -> Rule:
     return Rule(architecture.linear(dim), bias.dot(), retention.decay(), learner.gradient_descent())
 
 
+def swla(dim: int, window: int = 4) -> Rule:
+    """M_t = keep_t M_{t-1} + rate_t sum_{t-c<i<=t} weight_i k_i^T v_i (ATLAS' sliding window linear attention)."""
+    return Rule(architecture.linear(dim), bias.dot(), retention.decay(), learner.gradient_descent(window=window))
+
+
+def dla(dim: int, depth: int = 2, expansion: int = 4, home: bool = False) -> Rule:
+    """A_t = keep_t A_{t-1} + rate_t grad <M(k_t), v_t>: the Hebbian write of a deep memory (ATLAS' DLA)."""
+    return Rule(architecture.mlp(dim, depth, expansion), bias.dot(), retention.decay(home), learner.gradient_descent())
+
+
+def retnet(dim: int) -> Rule:
+    """M_t = keep M_{t-1} + k_t^T v_t, keep a constant of the head (RetNet, arXiv 2307.08621): the caller's gates."""
+    return linear_attention(dim)
+
+
+def gla(dim: int) -> Rule:
+    """M_t = diag(keep_t) M_{t-1} + k_t^T v_t, keep [T, D] (Gated Linear Attention, arXiv 2312.06635)."""
+    return linear_attention(dim)
+
+
+def mamba2(dim: int) -> Rule:
+    """M_t = keep_t M_{t-1} + rate_t k_t^T v_t, a scalar keep (Mamba-2's state space dual, arXiv 2405.21060)."""
+    return linear_attention(dim)
+
+
+def hgrn2(dim: int) -> Rule:
+    """M_t = diag(keep_t) M_{t-1} + (1 - keep_t)^T v_t, keep [T, D] (HGRN2, arXiv 2404.07904): k and rate go unread."""
+    return linear_attention(dim)._replace(learner=learner.complement())
+
+
+def mesa(dim: int, ridge: float = 1.0) -> Rule:
+    """M_t = (sum_i c_i k_i^T k_i + ridge I)^-1 sum_i c_i k_i^T v_i (Mesa, arXiv 2506.05233): least squares so far."""
+    return Rule(architecture.mesa(dim, ridge), bias.dot(), retention.decay(), learner.gradient_descent())
+
+
 def deltanet(dim: int) -> Rule:
     """M_t = (I - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t (DeltaNet; keep 1), loss 1/2 ||M(k) - v||^2."""
     return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("previous"))
@@ -31,6 +66,30 @@ def deltanet(dim: int) -> Rule:
 def gated_deltanet(dim: int) -> Rule:
     """M_t = keep_t (I - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t (Gated DeltaNet), loss 1/2 ||M(k) - v||^2."""
     return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("decayed"))
+
+
+def deltaproduct(dim: int, writes: int = 2) -> Rule:
+    """M_t = prod_j (I - rate_tj k_tj^T k_tj) keep_t M_{t-1} + ...: delta steps for k, v [T, writes, D] (DeltaProduct).
+
+    arXiv 2502.10297, with a keep as its gated form has; loss 1/2 ||M(k) - v||^2.
+    """
+    return Rule(
+        architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("decayed", writes=writes)
+    )
+
+
+def longhorn(dim: int) -> Rule:
+    """M_t = argmin ||M - keep_t M_{t-1}||^2 + rate_t ||M(k_t) - v_t||^2 (Longhorn, arXiv 2407.14207; keep 1)."""
+    return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.implicit())
+
+
+def rwkv7(dim: int) -> Rule:
+    """M_t = (diag(keep_t) - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t, keep [T, D] (RWKV-7, arXiv 2503.14456).
+
+    Of RWKV-7 it has the decay by channel and the delta rule; there the removed key and the written one may differ, and
+    each channel has a rate: here they are one key and one rate, which makes the write a gradient.
+    """
+    return deltanet(dim)
 
 
 def ttt_linear(dim: int, offsets: Sequence[float] | None = None) -> Rule:
@@ -72,18 +131,76 @@ def _within(network: Architecture, kept: Retention) -> Architecture:
     return network._replace(init=init)
 
 
-PRESETS: dict[str, Callable[..., Rule]] = {
-    rule.__name__: rule
-    for rule in (
-        titans,
-        titans_linear,
-        linear_attention,
-        deltanet,
-        gated_deltanet,
-        ttt_linear,
-        ttt_mlp,
-        moneta,
-        yaad,
-        memora,
+def omeganet(
+    dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, home: bool = False
+) -> Rule:
+    """M_t = keep_t M_{t-1} - rate_t sum_{t-c<i<=t} weight_i grad ||M(phi(k_i)) - v_i||^2, phi monomials (ATLAS)."""
+    return Rule(
+        architecture.featured(architecture.mlp(dim, depth, expansion), features.polynomial(dim, degree)),
+        bias.l2(),
+        retention.decay(home),
+        learner.gradient_descent(window=window),
     )
-}
+
+
+def atlas(
+    dim: int,
+    depth: int = 2,
+    expansion: int = 4,
+    window: int = 4,
+    degree: int = 2,
+    home: bool = False,
+    per: str = "chunk",
+) -> Rule:
+    """OmegaNet's gradients G_t: S_t = momentum_t S_{t-1} - G_t, M_t = keep_t M_{t-1} + rate_t NS5(S_t) (ATLAS).
+
+    per: "token" as written here, or orthogonalised once a "chunk"; see `learner.muon`.
+    """
+    return omeganet(dim, depth, expansion, window, degree, home)._replace(learner=learner.muon(per, window=window))
+
+
+def deep_transformer(dim: int, depth: int = 2, expansion: int = 4, degree: int = 2, home: bool = False) -> Rule:
+    """A_t = keep_t A_{t-1} + rate_t grad <M(phi(k)), v>, phi the terms of exp (ATLAS' DeepTransformers)."""
+    network = architecture.featured(architecture.mlp(dim, depth, expansion), features.exponential(dim, degree))
+    return dla(dim, depth, expansion, home)._replace(architecture=network)
+
+
+def dot(dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, home: bool = False) -> Rule:
+    """Deep Omega Transformer (ATLAS): OmegaNet with the terms of exp for phi."""
+    network = architecture.featured(architecture.mlp(dim, depth, expansion), features.exponential(dim, degree))
+    return omeganet(dim, depth, expansion, window, degree, home)._replace(architecture=network)
+
+
+def lact(dim: int, expansion: int = 4) -> Rule:
+    """W = norm(W + NS5(sum_i rate_i grad <f(k_i), v_i>)) a chunk, f a SwiGLU (LaCT, arXiv 2505.23884); keep 1."""
+    return Rule(architecture.swiglu(dim, expansion), bias.dot(), retention.renormalised(), learner.large_chunk())
+
+
+ROWS = (
+    titans,
+    titans_linear,
+    linear_attention,
+    retnet,
+    gla,
+    mamba2,
+    swla,
+    dla,
+    hgrn2,
+    mesa,
+    deltanet,
+    gated_deltanet,
+    deltaproduct,
+    longhorn,
+    rwkv7,
+    ttt_linear,
+    ttt_mlp,
+    moneta,
+    yaad,
+    memora,
+    omeganet,
+    atlas,
+    deep_transformer,
+    dot,
+    lact,
+)
+PRESETS: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in ROWS}

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, norm
+from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, Window, dense, losses, norm
+from titans_jax.memory.muon import orthogonal_step
 from titans_jax.memory.scan import (
     Call,
     Engine,
-    aim,
     boundary,
     chunks_of,
     combine,
@@ -19,6 +19,7 @@ from titans_jax.memory.scan import (
     moving,
     real_rows,
     responses,
+    seen,
     select,
     sources,
 )
@@ -28,8 +29,8 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
     """W_t = link(F_t z_{t-1} + G_t grad l(W; k_t, v_t)), y_t = M(W_t; q_t), by `lax.scan` over tokens: every rule."""
     apply, link = rule.architecture.apply, rule.retention.link
 
-    def loss(weights: Weights, k: Array, *aim: Array) -> Array:
-        return rule.bias.loss(apply(dense(weights), k[None])[0], *aim)
+    def loss(weights: Weights, token: Window) -> Array:
+        return losses(rule, dense(weights), jax.tree.map(lambda x: x[None], token))[0]
 
     def acting(z: Weights) -> Weights:
         return z if rule.retention.carries_weights else link(z)
@@ -41,16 +42,21 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         taken_at = weights[rule.learner.gradient]
         if residual is not None:
             taken_at = jax.tree.map(jnp.add, taken_at, residual)
-        surprise, gradient = jax.value_and_grad(loss)(taken_at, k, *aim(v, gates.threshold))
+        tokens, state = seen(state, *jax.tree.map(lambda x: x[None], (k, v, gates, real)))
+        surprises, gradients = jax.vmap(jax.value_and_grad(loss), (None, 0))(taken_at, tokens)
+        gradient = jax.tree.map(lambda g: jnp.tensordot(tokens.weight[:, 0], g, 1), gradients)
+        surprise, own = surprises[-1], jax.tree.map(lambda g: g[-1], gradients)
         z = [jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in zip(moving(state), decayed, strict=True)]
-        y = apply(dense(acting(z[0])), q[None])[0]
-
         new = moved(state, z, state.step + real)
+        if rule.learner.size is not None and rule.learner.per == "token":
+            new = orthogonal_step(new, real * rule.learner.size(gates))
+        y = apply(dense(acting(sources(new)[0])), q[None])[0]
+
         ends = real & (new.step % chunk == 0)
-        ended, cut = boundary(new, rule.retention, clip)
+        ended, cut = boundary(rule, new, gates, clip)
         new, cut = select(ends, ended, new), (ends & cut).astype(surprise.dtype)
         momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros_like(surprise)
-        return new, y, Info(surprise, norm(gradient), momentum_norm, norm(new.dual), cut)
+        return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut)
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
@@ -90,7 +96,7 @@ def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array)
         parts = {}
         for name, g in gradient.items():
             axis, r = response.of(rule.architecture, name)
-            parts[name] = combine(r.steps[0, i], axis, [g])
+            parts[name] = combine(r.steps[0, i, -1:], axis, [g])
         return parts
 
     return [{name: decayed(i, name) for name in state.dual} for i in moving(state)], write

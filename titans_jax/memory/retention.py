@@ -127,3 +127,15 @@ def _literal(q: float) -> tuple[Callable[[Array], Array], Callable[[Array], Arra
         return lambda x: x * _size(x, q) ** exponent
 
     return scaled((q - 2) / (3 - q) if q != 3 else 0.0), scaled(2 - q)
+
+
+def renormalised() -> Retention:
+    """At every chunk's end each unit's incoming weights get the norm they began with (LaCT); decay returns home."""
+
+    def squares(w: Array) -> Array:
+        return jnp.square(w).sum(0, keepdims=True) + 1e-12
+
+    def end(dual: Weights, home: Weights) -> Weights:
+        return jax.tree.map(lambda w, first: w * jnp.sqrt(squares(first) / squares(w)), dual, home)
+
+    return decay(home=True)._replace(end=end)

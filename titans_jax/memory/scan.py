@@ -7,7 +7,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Architecture, Gates, Info, Restart, Retention, Rule, Span, State, Weights, norm
+from titans_jax.memory.base import (
+    Architecture,
+    Gates,
+    Info,
+    Restart,
+    Retention,
+    Rule,
+    Span,
+    State,
+    Weights,
+    Window,
+    norm,
+)
+from titans_jax.memory.muon import orthogonal_step
 
 
 class Call(NamedTuple):
@@ -23,11 +36,6 @@ class Call(NamedTuple):
 
 
 Engine = Callable[[State, Call], tuple[Array, State, Info]]
-
-
-def aim(v: Array, threshold: Array | None) -> tuple[Array, ...]:
-    """What a bias compares a prediction with."""
-    return (v,) if threshold is None else (v, threshold)
 
 
 def place(tree: Any, first: Array | int, rows: int) -> Any:
@@ -58,7 +66,8 @@ def real_rows(span: Span, rows: int) -> Array:
 class Response(NamedTuple):
     """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
 
-    start: [b, n, n]. steps: [b, n, b], zero for j > t. For a keep per channel both have a last axis [D].
+    start: [b, n, n]. steps: [b, n, c-1 + b], zero for gradients to come: of the c-1 tokens before the chunk, which a
+    learner with a window takes again, and of its own. For a keep per channel both have a last axis [D].
     """
 
     start: Array
@@ -69,8 +78,16 @@ def begin(rule: Rule, dual: Weights) -> State:
     """The state of a memory that begins with this dual, each leaf an array of its own so that all may be donated."""
     traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
     anchor, home = (jax.tree.map(lambda x: x + 0, dual) for _ in range(2))
-    step = jnp.zeros((), jnp.int32)
-    return State(dual, traces, anchor, step, home if rule.retention.home else None, _carried(rule.retention, dual))
+    step, weights = jnp.zeros((), jnp.int32), _carried(rule.retention, dual)
+    return State(dual, traces, anchor, step, home if rule.retention.home else None, weights, _nothing_seen(rule, dual))
+
+
+def _nothing_seen(rule: Rule, like: Weights) -> Window | None:
+    if rule.learner.window == 1:
+        return None
+    assert rule.architecture.dim is not None
+    dtype, size = jax.tree.leaves(like)[0].dtype, (rule.learner.window - 1, rule.architecture.dim)
+    return Window(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((size[0], 1), dtype))
 
 
 def _carried(retention: Retention, dual: Weights) -> Weights | None:
@@ -123,15 +140,34 @@ def unroll(rule: Rule, gates: Gates, real: Array, position: Array) -> Response:
     """
     F, G = transitions(rule, gates, real, position)
     b, n = G.shape
+    c = rule.learner.window
+    age = jnp.arange(b)[:, None] + c - 1 - jnp.arange(c - 1 + b)  # of column j at row t
+    windows = ((age >= 0) & (age < c)).astype(F.dtype)
 
     def token(Z: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        F, G, unit = xs
-        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * unit
+        F, G, window = xs
+        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * window
         return Z, Z
 
-    start = jnp.eye(n, n + b, dtype=F.dtype)
-    _, Z = lax.scan(token, start, (F, G, jnp.eye(b, n + b, k=n, dtype=F.dtype)))
+    start = jnp.eye(n, n + c - 1 + b, dtype=F.dtype)
+    _, Z = lax.scan(token, start, (F, G, jnp.pad(windows, [(0, 0), (n, 0)])))
     return Response(Z[..., :n], Z[..., n:])
+
+
+def seen(state: State, k: Array, v: Array, gates: Gates, real: Array) -> tuple[Window, State]:
+    """The tokens of which a chunk's rows take gradients, [c-1 + b]: the window's and its own; the window moved on."""
+    weight = jnp.ones_like(k[:, :1]) if gates.weight is None else gates.weight[:, None]
+    own = Window(k, v, weight, gates.threshold)
+    if state.window is None:
+        return own, state
+    first, count, size = jnp.argmax(real), real.sum(), len(state.window.weight)
+
+    def both(before: Array, own: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(jnp.concatenate([jnp.zeros_like(before), own]), before, first, 0)
+
+    tokens = jax.tree.map(both, state.window, own)
+    window = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first + count, size), tokens)
+    return tokens, state._replace(window=window)
 
 
 class Responses(NamedTuple):
@@ -163,29 +199,41 @@ def combine(coefficients: Array, axis: str | None, leaves: list[Array]) -> Array
     return sum(c.reshape(shape) * leaf for c, leaf in zip(coefficients, leaves, strict=True))
 
 
-def boundary(state: State, retention: Retention, clip: float | None) -> tuple[State, Array]:
-    """End a chunk: bound what it may change and what momentum may carry, and move the anchor.
+def boundary(rule: Rule, state: State, gates: Gates, clip: float | None) -> tuple[State, Array]:
+    """End a chunk of which the last token had these gates; returns the state and whether anything was cut.
 
-    A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|): it acts at the chunk's end only,
-    so it is causal and the same under any split. A chunk that is not finite is undone. `clip=None` is the paper.
-    It bounds the dual: what that means for the weights is said with each retention. Weights that were carried beside
-    the dual become its link. Returns the state and whether anything was cut.
+    What the learner does once a chunk comes first. Then the clip bounds what the chunk may change and what momentum may
+    carry: A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|), but no S of which only the
+    directions count. It acts at the chunk's end only, so it is causal and the same under any split. A chunk that is not
+    finite is undone, and leaves no token in a window. `clip=None` is the paper. It bounds the dual: what that means for
+    the weights is said with each retention. Then the retention's end, the anchor, and weights carried beside the dual.
     """
-    if clip is None:
-        ended = state._replace(anchor=state.dual, weights=_carried(retention, state.dual))
-        return ended, jnp.zeros((), bool)
-    change, cut = _shrink(jax.tree.map(jnp.subtract, state.dual, state.anchor), clip)
-    traces = [_shrink(trace, clip) for trace in state.learner]
-    dual = jax.tree.map(jnp.add, state.anchor, change)
-    state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), anchor=dual)
-    return state._replace(weights=_carried(retention, dual)), jnp.stack([cut, *(c for _, c in traces)]).any()
+    learner, retention, cut = rule.learner, rule.retention, jnp.zeros((), bool)
+    if learner.size is not None and learner.per == "chunk":
+        state = orthogonal_step(state, learner.size(gates))
+    if clip is not None:
+        change = jax.tree.map(jnp.subtract, state.dual, state.anchor)
+        finite = jnp.isfinite(norm(change))
+        window = jax.tree.map(lambda x: jnp.where(finite, x, 0), state.window)
+        change, cut = _shrink(change, clip)
+        traces = [_shrink(trace, clip if learner.size is None else None) for trace in state.learner]
+        cut = jnp.stack([cut, *(c for _, c in traces)]).any()
+        dual = jax.tree.map(jnp.add, state.anchor, change)
+        state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), window=window)
+    if retention.end is not None:
+        assert state.home is not None
+        state = state._replace(dual=retention.end(state.dual, state.home))
+    return state._replace(anchor=state.dual, weights=_carried(retention, state.dual)), cut
 
 
-def _shrink(tree: Weights, bound: float) -> tuple[Weights, Array]:
+def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
     size = norm(tree)
     finite = jnp.isfinite(size)
+    tree = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), tree)
+    if bound is None:
+        return tree, ~finite
     scale = jnp.minimum(1.0, bound / jnp.where(finite, size, 1.0))
-    return jax.tree.map(lambda x: jnp.where(finite, x, 0.0) * scale, tree), ~finite | (size > bound)
+    return jax.tree.map(lambda x: x * scale, tree), ~finite | (size > bound)
 
 
 def where_any(real: Array, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
+CHOICES = ("depth", "expansion", "window", "degree", "writes", "home")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,12 @@ class MemoryConfig:
     """matrices of the memory network, where the rule has a choice"""
     expansion: int = 4
     """hidden over input size of the memory network, where the rule has a choice"""
+    window: int = 4
+    """tokens whose gradients a token takes together, where the rule has an Omega window"""
+    degree: int = 2
+    """of the feature map, where the rule has one"""
+    writes: int = 2
+    """keys and values a token, where the rule has several"""
     chunk: int = 64
     """tokens between two anchors of the gradient: part of the mathematics"""
     clip: float | None = 1.0
@@ -45,10 +52,10 @@ class MemoryConfig:
 
 
 def rule_of(config: MemoryConfig) -> Rule:
-    """The rule that a configuration names; depth, expansion and home go to those presets that have them."""
+    """The rule that a configuration names; each of CHOICES goes to those presets that have it."""
     preset = PRESETS[config.rule]
-    choices = {"depth": config.depth, "expansion": config.expansion, "home": config.home}
-    return preset(config.head_dim, **{k: v for k, v in choices.items() if k in inspect.signature(preset).parameters})
+    had = inspect.signature(preset).parameters
+    return preset(config.head_dim, **{name: getattr(config, name) for name in CHOICES if name in had})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +114,7 @@ class ModelConfig:
             _known("model.memory.implementation", memory.implementation, tuple(IMPLEMENTATIONS))
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
             _positive(f"model.{field}", getattr(self, field))
-        for field in ("depth", "expansion", "chunk", "heads", "head_dim", "max_rate"):
+        for field in ("depth", "expansion", "window", "degree", "writes", "chunk", "heads", "head_dim", "max_rate"):
             _positive(f"model.memory.{field}", getattr(memory, field))
         for field in ("momentum", "forget"):
             if not 0 < getattr(memory, field) < 1:

@@ -41,7 +41,7 @@ def over(kind: Callable[..., Any], *fields: Any) -> Any:
     return kind(*fields)
 
 
-STATE_AXES = over(State, 0, 0, 0, None, 0, 0)
+STATE_AXES = over(State, 0, 0, 0, None, 0, 0, 0)
 ROWS = ("batch", "heads")
 
 
@@ -57,12 +57,15 @@ class MemoryLayer(nnx.Module):
         c = config.memory
         self.config, self.dtype = c, config.dtype
         size = c.heads * c.head_dim
-        self.qkv = Linear(config.dim, 3 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
-        self.conv = Conv(c.conv, 3 * size) if c.conv else None
+        writes = self.rule.learner.writes  # keys and values a token
+        qkv = (1 + 2 * writes) * size
+        self.qkv = Linear(config.dim, qkv, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
+        self.conv = Conv(c.conv, qkv) if c.conv else None
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
-        self.rate = gate(c.heads, bias=0.0)
+        self.rate = gate(c.heads * writes, bias=0.0)
         self.momentum = gate(c.heads, bias=_logit(c.momentum))
         self.keep = gate(size if c.channel_keep else c.heads, bias=_logit(1 - c.forget))
+        self.weight = gate(c.heads, bias=_logit(0.9)) if self.rule.learner.window > 1 else None
         self.norm = RMSNorm(c.head_dim)
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
@@ -116,13 +119,23 @@ class MemoryLayer(nnx.Module):
         return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
 
     def gates(self, x: Array) -> Gates:
-        """Gates [B, H, T], keep [B, H, T, D] where it is per channel, in float32 whatever x is."""
+        """Gates [B, H, T] in float32 whatever x is, keep [B, H, T, D] where it is per channel, rate [B, H, T, writes]
+        where there are several."""
         x = x.astype(jnp.float32)
         c = self.config
-        rate, momentum, keep = (self.heads(jax.nn.sigmoid(gate(x))) for gate in (self.rate, self.momentum, self.keep))
+
+        def squashed(gate: Linear, several: bool = False) -> Array:
+            out = self.heads(jax.nn.sigmoid(gate(x)))
+            return out if several else out[..., 0]
+
         largest = c.max_rate * unit_rate(self.rule, c.chunk, c.momentum)
-        threshold = None if self.threshold is None else self.heads(jax.nn.softplus(self.threshold(x)))[..., 0]
-        return Gates(largest * rate[..., 0], momentum[..., 0], keep if c.channel_keep else keep[..., 0], threshold)
+        return Gates(
+            rate=largest * squashed(self.rate, several=self.rule.learner.writes > 1),
+            momentum=squashed(self.momentum),
+            keep=squashed(self.keep, several=c.channel_keep),
+            threshold=None if self.threshold is None else self.heads(jax.nn.softplus(self.threshold(x)))[..., 0],
+            weight=None if self.weight is None else squashed(self.weight),
+        )
 
     def __call__(
         self,
@@ -144,18 +157,26 @@ class MemoryLayer(nnx.Module):
         if self.conv is not None:
             assert conv is not None, "a layer with a convolution makes states with its inputs"
             qkv, conv = self.conv(qkv, conv, age, span)
-        q, k, v = jnp.split(self.heads(jax.nn.silu(qkv)), 3, -1)
+        q, k, v = self.split(self.heads(jax.nn.silu(qkv)))
         q, k = l2_normalise(q), l2_normalise(k)
         gates = self.gates(x)
         y, memory, info = self._update(state.memory, (q, k, v, gates), span, restart, residual)
         y = self.merge(y) * jax.nn.silu(self.gate(x))
-        keep = gates.keep.mean(-1) if self.config.channel_keep else gates.keep
-        look = Look(*info[:5], gates.rate, gates.momentum, keep)
+        rate, keep = (gate.mean(-1) if gate.ndim == 4 else gate for gate in (gates.rate, gates.keep))
+        look = Look(*info[:5], rate, gates.momentum, keep)
         learned = None
         if residual is not None:
             begun = self.rule.retention.link(self.initial())
             learned = jax.tree.map(lambda anchor, w: anchor - w[:, None], info.anchors, begun)
         return self.out(y), MemoryState(memory, conv), look, learned
+
+    def split(self, qkv: Array) -> tuple[Array, Array, Array]:
+        """[B, H, T, (1 + 2 writes) D] -> q [B, H, T, D] and k, v of its shape, or [B, H, T, writes, D] if several."""
+        D, writes = self.config.head_dim, self.rule.learner.writes
+        q, k, v = jnp.split(qkv, [D, (1 + writes) * D], -1)
+        if writes > 1:
+            k, v = (x.reshape(*x.shape[:-1], writes, D) for x in (k, v))
+        return q, k, v
 
     def merge(self, y: Array) -> Array:
         """[B, H, T, D] -> [B, T, H D], normalised by head."""
@@ -182,7 +203,7 @@ class MemoryLayer(nnx.Module):
         out = (0, STATE_AXES, 0)
         heads = jax.vmap(one, in_axes=(STATE_AXES, 0, None, beginning(None, STATE_AXES), 0), out_axes=out)
         batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None), 0), out_axes=out)
-        states, fresh = (over(State, rows, rows, rows, (), rows, rows) for rows in (ROWS, ROWS[1:]))
+        states, fresh = (over(State, rows, rows, rows, (), rows, rows, rows) for rows in (ROWS, ROWS[1:]))
         inputs = (states, ROWS, (), beginning(ROWS[:1], fresh), ROWS)
         return sharding.local(batch, (state, tokens, span, begin, residual), inputs, (ROWS, states, ROWS))
 

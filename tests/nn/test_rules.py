@@ -1,0 +1,40 @@
+"""Rules that read more than q, k, v and three gates, as layers: what the layer gives them, and their streams."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.nn.members import BATCH, VOCAB, config_of, jit, name_of, subject
+from tests.nn.test_laws import TOKENS, close, in_pieces, read, tokens
+
+RULES = [
+    "deltaproduct",
+    "swla",
+    *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("mesa", "omeganet", "atlas", "lact", "hgrn2")),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_stream_in_pieces_is_the_whole_and_every_gate_matters(rule: str) -> None:
+    model = subject(config_of({"block": "lmm", "rule": rule, "chunk": 4, "channel_keep": rule == "hgrn2"}, depth=1))
+    text = tokens()
+    want, state = read(model, text)
+    got, carried = in_pieces(model, text, [13, 13, TOKENS - 26])
+    close((got, carried), (want, state), 1e-4)
+
+    @jit
+    def gradient(params):
+        def objective(params):
+            logits, _, _ = nnx.merge(model.graphdef, params)(text, model.start)
+            return (logits * np.random.default_rng(0).normal(size=(BATCH, TOKENS, VOCAB))).sum()
+
+        return jax.grad(objective)(params)
+
+    unread = {"deltaproduct": "momentum", "swla": "momentum", "mesa": "momentum", "omeganet": "momentum"}
+    unread |= {"hgrn2": "momentum rate", "atlas": "", "lact": ""}
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(model.params)):
+        name = name_of(path)
+        if any(f"/{gate}/" in name for gate in ("rate", "momentum", "keep", "weight")):
+            idle = any(f"/{gate}/" in name for gate in unread[rule].split())
+            assert (np.abs(g) > 0).all() != idle, name
