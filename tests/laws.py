@@ -62,6 +62,7 @@ VARIANTS = {
     "titans_linear_fresh_home": presets.titans_linear(DIM, gradient="previous")._replace(
         retention=retention.decay(home=True)
     ),
+    "dgd_home": presets.dgd(DIM, expansion=2, home=True),
     "gated": variant(architecture.gated(DIM, 2)),
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests.laws import MEMBERS, RULES, close
-from tests.memory import oracles
+from tests.memory import oracles, oracles_delta
 from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
 
+ORACLES = oracles.ORACLES | {"dgd_linear": oracles_delta.dgd_linear, "dgd": oracles_delta.dgd}
 BY_NAME = {member.name: member for member in MEMBERS}
 
 
@@ -46,18 +47,18 @@ def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int =
 
 
 def test_every_preset_has_an_oracle() -> None:
-    assert set(oracles.ORACLES) == set(PRESETS)
+    assert set(ORACLES) == set(PRESETS)
 
 
 # a keep per channel that gets its own programs only in the slow lane of the laws
-ALIKE = ("linear_attention-channel", "deltanet-channel")
+ALIKE = ("linear_attention-channel", "deltanet-channel", "dgd_linear-channel")
 SERVED = [(m, i) for m in MEMBERS if m.preset and m.name not in ALIKE for i in m.implementations]
 
 
 @pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
 def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
     """At small steps, where the clip changes nothing: the oracle here is the paper's, clip None."""
-    oracle = oracles.ORACLES[member.name.removesuffix("-channel")]
+    oracle = ORACLES[member.name.removesuffix("-channel")]
     case = fresh(member, 0.002)
     y, state, *_ = jax.device_get(rowwise(member, implementation, CHUNK, True)(case))
     for r in (0, 2, 4, 5):
@@ -68,7 +69,7 @@ def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
 
 @pytest.mark.parametrize("member, implementation", SERVED, ids=[f"{m.name}-{i}" for m, i in SERVED])
 def test_preset_with_the_clip_is_its_recurrence_clipped(member: Member, implementation: str) -> None:
-    oracle, case = oracles.ORACLES[member.name.removesuffix("-channel")], fresh(member, 1.0)
+    oracle, case = ORACLES[member.name.removesuffix("-channel")], fresh(member, 1.0)
     agrees(member, oracle, implementation, case)
     free, bound = (by_hand(oracle, case, 4, CHUNK, clip)[0] for clip in (None, 1.0))
     assert np.abs(free - bound).max() > 1e-3, "the clip was meant to bind"
@@ -79,7 +80,7 @@ CHUNK_ONE = [m for m in MEMBERS if m.preset and not m.channel]
 
 @pytest.mark.parametrize("member", CHUNK_ONE, ids=[m.name for m in CHUNK_ONE])
 def test_chunk_of_one_takes_every_gradient_at_the_last_token(member: Member) -> None:
-    agrees(member, oracles.ORACLES[member.name], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
+    agrees(member, ORACLES[member.name], member.implementations[0], fresh(member, 1.0, tokens=5), chunk=1)
 
 
 VARIANTS = {
@@ -89,6 +90,7 @@ VARIANTS = {
     "titans_linear_fresh": (oracles.titans_linear_fresh, {}),
     "titans_home": (oracles.titans, {"home": True}),
     "titans_home-channel": (oracles.titans, {"home": True}),
+    "dgd_home": (oracles_delta.dgd, {"home": True}),
 }
 
 

@@ -127,8 +127,9 @@ class Learner(NamedTuple):
     """The recurrence of one token, linear in the state z = (dual, trace 1, ..., trace n-1) and in the gradient.
 
     transition: (Gates of one token, position in its chunk) -> F [n, n], G [n], for z_t = F z_{t-1} + G g_t.
-    traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; or at
-    those weights "decayed" by this token's transition. longest: tokens of the longest chunk it serves, None for any.
+    traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; at those
+    weights "decayed" by this token's transition; or, "erasing", at the anchor, with k_t^T k_t W_{t-1} added on the
+    matrices that read the key (see `delta`). longest: tokens of the longest chunk it serves, None for any.
     """
 
     transition: Callable[[Gates, Array], tuple[Array, Array]]

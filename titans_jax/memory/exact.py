@@ -27,7 +27,7 @@ def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
     name, slope = rule.architecture.linear, rule.bias.slope
     if name is None or slope is None:
         raise NotImplementedError("exact solves for one matrix with a squared loss")
-    if rule.learner.gradient == "anchor":
+    if rule.learner.gradient in ("anchor", "erasing"):
         raise NotImplementedError("exact takes a fresh gradient at every token, this learner takes the chunk's anchor")
     if rule.architecture.channels.get(name) == "out":
         raise NotImplementedError("exact has no decay per output channel")
@@ -47,16 +47,20 @@ def fresh(
     """Solve for all tokens' cotangents at the matrix `name`; the loss is that of the prediction before the write."""
     if residual is not None:
         raise NotImplementedError("exact has no weight residual: its gradients are not taken at the chunk's start")
-    axis, r = response.of(rule.architecture, name)
-    start, steps = _before(rule.learner.gradient, r)
-    error = -v
-    for i, z in enumerate(components(state)):
-        c = start[:, i, None] if axis is None else start[:, i]
-        error += (c * k) @ z[name]
-    system = jnp.eye(k.shape[0], dtype=k.dtype) - slope * scores(k, k, steps, axis)
-    delta = jax.scipy.linalg.solve_triangular(system, slope * error, lower=True, unit_diagonal=True)
+    delta = solve(name, slope, rule, state, response, k, -v)
     surprise = jax.vmap(rule.bias.loss)(delta / slope + v, v)
     return {name: k}, {name: delta}, surprise
+
+
+def solve(name: str, slope: float, rule: Rule, state: State, response: Responses, k: Array, rest: Array) -> Array:
+    """The cotangents Delta = slope (rest + k_t W_pre) of steps that depend on each other through W_pre. [b, out]."""
+    axis, r = response.of(rule.architecture, name)
+    start, steps = _before(rule.learner.gradient, r)
+    for i, z in enumerate(components(state)):
+        c = start[:, i, None] if axis is None else start[:, i]
+        rest += (c * k) @ z[name]
+    system = jnp.eye(k.shape[0], dtype=k.dtype) - slope * scores(k, k, steps, axis)
+    return jax.scipy.linalg.solve_triangular(system, slope * rest, lower=True, unit_diagonal=True)
 
 
 def _before(gradient: str, r: Response) -> tuple[Array, Array]:

@@ -11,8 +11,8 @@ from titans_jax.memory.base import Gates, Learner
 def gradient_descent(gradient: str = "anchor") -> Learner:
     """A_t = keep_t A_{t-1} - rate_t g_t (Titans Eq 8 and 16); the momentum gate has no part in it.
 
-    gradient: where g_t is taken: "anchor" (the chunk's start), "previous" (M_{t-1}, the delta rule) or "decayed"
-    (keep_t M_{t-1}, the gated delta rule).
+    gradient: where g_t is taken: "anchor" (the chunk's start), "previous" (M_{t-1}, the delta rule), "decayed"
+    (keep_t M_{t-1}, the gated delta rule) or "erasing" (the anchor; decay is by keep_t I - rate_t k_t^T k_t).
     """
 
     def transition(gates: Gates, position: Array) -> tuple[Array, Array]:

@@ -31,6 +31,17 @@ def gated_deltanet(dim: int) -> Rule:
     return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("decayed"))
 
 
+def dgd_linear(dim: int) -> Rule:
+    """M_t = (keep_t I - rate_t k_t^T k_t) M_{t-1} - rate_t k_t^T (k_t M_anchor - v_t) (Nested Learning Eq 93)."""
+    return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("erasing"))
+
+
+def dgd(dim: int, expansion: int = 4, home: bool = False) -> Rule:
+    """Delta gradient descent of M(x) = x + gelu(x W_1) W_2, as `dgd_linear`: W_1 decays by the matrix, W_2 by keep_t."""
+    network, descent = architecture.residual(dim, expansion), learner.gradient_descent("erasing")
+    return Rule(network, bias.l2(0.5), retention.decay(home), descent)
+
+
 def ttt_linear(dim: int, offsets: Sequence[float] | None = None) -> Rule:
     """TTT-Linear (arXiv 2407.04620): f(x) = x + LN(x W + b), 1/2 ||f(k) - v||^2 in mini-batches, v the value itself."""
     return Rule(architecture.ttt_linear(dim), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
@@ -43,5 +54,15 @@ def ttt_mlp(dim: int, expansion: int = 4, offsets: Sequence[float] | None = None
 
 PRESETS: dict[str, Callable[..., Rule]] = {
     rule.__name__: rule
-    for rule in (titans, titans_linear, linear_attention, deltanet, gated_deltanet, ttt_linear, ttt_mlp)
+    for rule in (
+        titans,
+        titans_linear,
+        linear_attention,
+        deltanet,
+        gated_deltanet,
+        dgd_linear,
+        dgd,
+        ttt_linear,
+        ttt_mlp,
+    )
 }

@@ -7,23 +7,28 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, dense, norm
+from titans_jax.memory.delta import add_erased, erased
 from titans_jax.memory.scan import Call, Engine, boundary, chunks_of, combine, components, real_rows, responses, select
 
 
 def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
     """W_t = link(F_t z_{t-1} + G_t grad l(W; k_t, v_t)), y_t = M(W_t; q_t), by `lax.scan` over tokens: every rule."""
     apply, link = rule.architecture.apply, rule.retention.link
+    erases = rule.learner.gradient == "erasing" and bool(erased(rule))
 
     def loss(weights: Weights, k: Array, v: Array) -> Array:
         return rule.bias.loss(apply(dense(weights), k[None])[0], v)
 
     def token(state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, residual: Weights | None) -> Any:
         decayed, write = _transition(rule, chunk, state, gates, real)
-        weights = {"anchor": state.anchor, "previous": link(state.dual), "decayed": link(decayed[0])}
+        before = link(state.dual)
+        weights = {"anchor": state.anchor, "previous": before, "decayed": link(decayed[0]), "erasing": state.anchor}
         taken_at = weights[rule.learner.gradient]
         if residual is not None:
             taken_at = jax.tree.map(jnp.add, taken_at, residual)
         surprise, gradient = jax.value_and_grad(loss)(taken_at, k, v)
+        if erases:
+            gradient = add_erased(rule, gradient, before, k)
         dual, *traces = (jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in enumerate(decayed))
         y = apply(dense(link(dual)), q[None])[0]
 
