@@ -21,8 +21,8 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
       rule: architecture, attentional bias, retention and learner; see `titans_jax.memory.PRESETS`.
       chunk: tokens between two anchors of the gradient, >= 1. It is part of the mathematics, not of the execution:
         keep it at decode. Where the learner takes fresh gradients it bounds only how far the clip reaches.
-      implementation: "exact", "delta", "chunked" or "recurrent"; None takes the first that serves the rule, and steps token by
-        token where a call has one.
+      implementation: "exact", "delta", "chunked" or "recurrent"; None takes the first that serves the rule, and steps
+        token by token where a call has one.
       clip: Frobenius norm that one chunk may move the memory, and that momentum may carry over its end, at most.
         None is the paper, which is not finite on hostile streams.
 

@@ -8,8 +8,8 @@ the erasing is a fresh gradient of ||k_t W||^2 / 2, so that E = Delta + k_t W_{t
 
     (I - steps' o (K K^T)) E = Delta + sum_i start'_i * (K z_i)
 
-For one matrix (Eq 93) this is Gated DeltaNet with beta = rate / keep and v' = keep (v - k W_anchor). At chunk 1 it takes
-away what is there twice: stable for |keep - 2 rate| < 1, unit keys and the loss ||k W - v||^2 / 2.
+For one matrix (Eq 93) this is Gated DeltaNet with beta = rate / keep and v' = keep (v - k W_anchor). At chunk 1 it
+takes away what is there twice: stable for |keep - 2 rate| < 1, unit keys and the loss ||k W - v||^2 / 2.
 """
 
 import jax.numpy as jnp

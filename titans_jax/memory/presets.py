@@ -37,7 +37,7 @@ def dgd_linear(dim: int) -> Rule:
 
 
 def dgd(dim: int, expansion: int = 4, home: bool = False) -> Rule:
-    """Delta gradient descent of M(x) = x + gelu(x W_1) W_2, as `dgd_linear`: W_1 decays by the matrix, W_2 by keep_t."""
+    """Delta gradient descent of M(x) = x + gelu(x W_1) W_2: W_1 decays by the matrix, W_2 by keep_t alone."""
     network, descent = architecture.residual(dim, expansion), learner.gradient_descent("erasing")
     return Rule(network, bias.l2(0.5), retention.decay(home), descent)
 

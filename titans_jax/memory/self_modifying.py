@@ -68,7 +68,7 @@ def self_modifying(
         """[5, T, D]: what each memory says to x."""
         return jax.vmap(lambda weights: rule.architecture.apply(dense(weights), x))(weights)
 
-    def write(state: State, tokens: tuple[Array, Array, Array], readout: Readout, span: Span | None) -> Any:
+    def write(state: State, tokens: tuple[Array, ...], readout: Readout, span: Span | None) -> Any:
         """Tokens of one chunk."""
         q, x, momentum = tokens
         said = all_of(state.anchor, x)
@@ -87,7 +87,7 @@ def self_modifying(
         y, new, info = jax.vmap(one, in_axes=(_AXES, 0), out_axes=(0, _AXES, 0))(state, targets)
         # row t of y was read with q_{t+1} after the write of t: all but the first row of the call
         first = 0 if span is None else span.first
-        last = State(*jax.tree.map(lambda leaf: leaf[-1], (state.dual, state.learner, state.anchor)), state.step)
+        last = jax.tree.map(lambda leaf: leaf[-1] if leaf.ndim else leaf, state)
         begun = memory.read(last, lax.dynamic_slice_in_dim(q, first, 1))
         y = lax.dynamic_update_slice_in_dim(jnp.roll(y[-1], 1, 0), begun, first, 0)
         return new, (y, (jax.tree.map(lambda leaf: leaf[-1], info), gates))

@@ -6,8 +6,9 @@ from typing import Literal
 
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule
 
-BLOCKS = ("lmm", "mac", "mag", "mal", "transformer")
+BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
+CMS_BLOCKS = ("hope", "hope_attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,34 @@ class MemoryConfig:
     """exact, chunked or recurrent; None picks"""
 
 
+@dataclasses.dataclass(frozen=True)
+class CMSConfig:
+    """HOPE's continuum of memories in place of a layer's MLP: networks that learn to predict while the model reads."""
+
+    periods: tuple[int, ...] = (64, 256)
+    """tokens between two writes of each level, multiples of the smallest; 0 for a level that stays as trained"""
+    variant: Literal["sequential", "nested", "independent"] = "sequential"
+    """a chain; a chain whose levels begin anew as the next one is written; or a sum of all levels"""
+    rate: float = 0.01
+    """step of the test-time gradient, of a loss summed over tokens; 0 is the static network"""
+    clip: float | None = 1.0
+    """largest gradient of one level's write, over all layers"""
+    first_order: bool = False
+    """whether training takes the test-time gradients as constants"""
+
+    def check(self) -> None:
+        """Raise ValueError, in one line, for what could not work."""
+        if not self.periods or min(self.periods) < 0:
+            raise ValueError(f"model.cms.periods: {self.periods}; it needs one number of tokens, or 0, for each level")
+        active = [period for period in self.periods if period]
+        if any(period % min(active) for period in active):
+            raise ValueError(f"model.cms.periods: {self.periods} are not all multiples of the smallest, {min(active)}")
+        if self.rate < 0:
+            raise ValueError(f"model.cms.rate: {self.rate}; it must be 0 or more")
+        if self.clip is not None:
+            _positive("model.cms.clip", self.clip)
+
+
 def rule_of(config: MemoryConfig) -> Rule:
     """The rule that a configuration names; depth, expansion and home go to those presets that have them."""
     preset = PRESETS[config.rule]
@@ -56,7 +85,7 @@ class ModelConfig:
     """A language model; `block` names what its layers are."""
 
     block: str = "mac"
-    """lmm, mac, mag, mal or transformer; or a repeating pattern of them: transformer,mac"""
+    """lmm, mac, mag, mal, transformer, hope or hope_attention; or a repeating pattern of them: transformer,mac"""
     vocab_size: int = 256
     """rows of the embedding"""
     dim: int = 256
@@ -91,11 +120,18 @@ class ModelConfig:
     """recompute a layer's activations in the backward pass"""
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     """the layers' memory"""
+    cms: CMSConfig = dataclasses.field(default_factory=CMSConfig)
+    """what hope and hope_attention layers have for an MLP"""
 
     @property
     def pattern(self) -> tuple[str, ...]:
         """The repeating blocks."""
         return tuple(self.block.split(","))
+
+    @property
+    def learns_inside(self) -> bool:
+        """Whether layers' networks learn while the model reads; see `titans_jax.inner_loop`."""
+        return any(name in CMS_BLOCKS for name in self.pattern) and self.cms.rate > 0 and any(self.cms.periods)
 
     def check(self) -> None:
         """Raise ValueError, in one line, for what could not work."""
@@ -122,6 +158,9 @@ class ModelConfig:
             raise ValueError(f"model.segment: {self.segment} is no multiple of model.memory.chunk {memory.chunk}")
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"model.head_dim: {self.head_dim} is odd; rotary positions turn pairs")
+        if "hope" in self.pattern and memory.channel_keep:
+            raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
+        self.cms.check()
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
             raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")
         if self.weight_residual and rule_of(memory).learner.gradient != "anchor":

@@ -60,8 +60,8 @@ class MemoryLayer(nnx.Module):
         self.conv = Conv(c.conv, 3 * size) if c.conv else None
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         self.rate = gate(c.heads, bias=0.0)
-        self.momentum = gate(c.heads, bias=_logit(c.momentum))
-        self.keep = gate(size if c.channel_keep else c.heads, bias=_logit(1 - c.forget))
+        self.momentum = gate(c.heads, bias=logit(c.momentum))
+        self.keep = gate(size if c.channel_keep else c.heads, bias=logit(1 - c.forget))
         self.norm = RMSNorm(c.head_dim)
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
@@ -103,12 +103,8 @@ class MemoryLayer(nnx.Module):
             memory = state.memory._replace(anchor=anchor, step=jnp.zeros((), jnp.int32), home=home)
             state = state._replace(memory=memory)
 
-        def spread(x: Array, *axes: str | None) -> Array:
-            shape = (batch, *x.shape[1:])
-            return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
-
-        memory = jax.tree.map(lambda x: spread(x, *ROWS, None, None) if x.ndim else x, state.memory)
-        return MemoryState(memory, None if state.conv is None else spread(state.conv, "batch", None, "heads"))
+        memory = jax.tree.map(lambda x: spread(x, batch, *ROWS) if x.ndim else x, state.memory)
+        return MemoryState(memory, None if state.conv is None else spread(state.conv, batch, "batch", None, "heads"))
 
     def heads(self, x: Array) -> Array:
         """[B, T, H D] -> [B, H, T, D]."""
@@ -208,5 +204,12 @@ class Retrieve(nnx.Module):
         return self.out(layer.merge(sharding.local(jax.vmap(jax.vmap(read)), (weights, q), (ROWS, ROWS), ROWS)))
 
 
-def _logit(p: float) -> float:
+def spread(x: Array, batch: int, *axes: str | None) -> Array:
+    """[1, ...] once for every sequence, [B, ...]: an array of its own, split over its logical axes."""
+    shape = (batch, *x.shape[1:])
+    return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
+
+
+def logit(p: float) -> float:
+    """The number whose sigmoid is p."""
     return math.log(p / (1 - p))
