@@ -143,7 +143,7 @@ class InnerLoop(LM):
         def write(state: InnerState) -> InnerState:
             targets = jnp.concatenate([state.read[:, 1:], following[:, None].astype(jnp.int32)], 1)
             gradient, _ = self._gradient(state.begun, state.read, targets, None)
-            now, sums = self._write(state.now, state.sums, gradient, state.step)
+            now, sums = self._write(state.now, state.sums, gradient, jnp.asarray(state.step))
             return state._replace(now=now, sums=sums)
 
         state = state._replace(step=jnp.asarray(state.step))
@@ -167,23 +167,19 @@ class InnerLoop(LM):
         if c.first_order:
             gradient = lax.stop_gradient(gradient)
         sums = jax.tree.map(jnp.add, sums, gradient)
-        levels = kernels_of(now.blocks)
-        written = []
-        for weights, total, period in zip(levels, sums, c.periods, strict=True):
-            due = step % period == 0 if period else False
-            written.append(_select(due, _descend(weights, total, c.rate, c.clip), weights))
-        sums = [
-            _select(step % period == 0 if period else False, jax.tree.map(jnp.zeros_like, total), total)
-            for total, period in zip(sums, c.periods, strict=True)
-        ]
-        if c.variant == "nested":
-            first = kernels_of(super().init_state(now.age.shape[0]).blocks)
-            slower = [next((p for p in c.periods[i + 1 :] if p), 0) for i in range(len(c.periods))]
-            written = [
-                _select(step % period == 0, begin, weights) if period else weights
-                for begin, weights, period in zip(first, written, slower, strict=True)
-            ]
-        return now._replace(blocks=with_kernels(now.blocks, written)), sums
+        levels, sums = list(kernels_of(now.blocks)), list(sums)
+        first = kernels_of(super().init_state(now.age.shape[0]).blocks) if c.variant == "nested" else None
+        faster: int | None = None
+        for level, period in enumerate(c.periods):
+            if not period:
+                continue
+            due = step % period == 0
+            levels[level] = _select(due, _descend(levels[level], sums[level], c.rate, c.clip), levels[level])
+            sums[level] = _select(due, jax.tree.map(jnp.zeros_like, sums[level]), sums[level])
+            if first is not None and faster is not None:
+                levels[faster] = _select(due, first[faster], levels[faster])
+            faster = level
+        return now._replace(blocks=with_kernels(now.blocks, levels)), sums
 
     def _begin(self, now: LMState, sums: Levels, restart: Array | None) -> tuple[LMState, Levels]:
         """Where a document begins with the chunk, the parameters and no sums."""
@@ -199,8 +195,6 @@ class InnerLoop(LM):
 
 def _descend(weights: list[Weights], gradient: list[Weights], rate: float, clip: float | None) -> list[Weights]:
     """One step of each sequence's kernels [layers, B, in, out] of a level, by a gradient of norm `clip` at most."""
-    if not gradient or not jax.tree.leaves(gradient):
-        return weights
     size = row_norm(gradient)
     finite = jnp.isfinite(size)
     scale = 1.0 if clip is None else jnp.minimum(1.0, clip / jnp.where(finite, size, 1.0))
@@ -214,6 +208,6 @@ def _select(condition: Any, new: Any, old: Any) -> Any:
 
 def _joined(x: Array, axis: int) -> Array:
     """Parts [n, ...] one after the other along an axis of each."""
-    x = jnp.moveaxis(x, 0, axis - 1 if axis < 0 else axis)
-    at = axis % x.ndim - (axis < 0)
-    return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+    axis %= x.ndim - 1
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])

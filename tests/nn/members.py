@@ -91,9 +91,9 @@ def layer_of(make: Callable[..., nnx.Module], config: ModelConfig) -> Any:
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, somewhere(shapes)))
 
 
-def subject(config: ModelConfig) -> Subject:
+def subject(config: ModelConfig, make: Callable[..., nnx.Module] = LM) -> Subject:
     """Hold few of these at a time: a process has room for some thousand compiled programs."""
-    graphdef, shapes = abstract(LM, config)
+    graphdef, shapes = abstract(make, config)
     params = somewhere(shapes)
     run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments))
     begin = jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH))
