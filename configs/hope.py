@@ -9,5 +9,5 @@ from titans_jax.nn import CMSConfig
 def get_config() -> Experiment:
     tiny = load("tiny")
     memory = replace(tiny.model.memory, rule="dgd", chunk=32, max_rate=0.1)
-    cms = CMSConfig(periods=(64, 128), rate=0.01)
+    cms = CMSConfig(periods=(64, 128), rate=0.01, first_order=True)
     return replace(tiny, name="hope", model=replace(tiny.model, block="hope", memory=memory, cms=cms))

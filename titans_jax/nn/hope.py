@@ -33,9 +33,8 @@ class SelfModifyingLayer(nnx.Module):
         self.conv = Conv(c.conv, 2 * size) if c.conv else None
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         self.momentum = gate(c.heads, bias=logit(c.momentum))
-        kernel = 0.1 * jax.random.normal(rngs.params(), (c.heads, 2, c.head_dim)) / c.head_dim**0.5
-        self.kernel = param(kernel, "heads", None, None)
-        self.bias = param(jnp.tile(jnp.array([0.0, logit(1 - c.forget)]), (c.heads, 1)), "heads", None)
+        self.rate = Signal(c.heads, c.head_dim, 0.0, rngs=rngs)
+        self.keep = Signal(c.heads, c.head_dim, logit(1 - c.forget), rngs=rngs)
         self.norm = RMSNorm(c.head_dim)
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
@@ -82,7 +81,9 @@ class SelfModifyingLayer(nnx.Module):
     def _update(self, state: State, tokens: tuple[Array, ...], restart: Array | None) -> tuple[Array, State, Any]:
         """`SelfModifying.update` over batch and heads; every sequence is at the same step."""
         begin = None if restart is None else Restart(restart, self.begin())
-        readout = Readout(self.kernel[...], self.bias[...])
+        rate, keep = self.rate, self.keep
+        kernel = jnp.stack([rate.kernel[...], keep.kernel[...]], 1)
+        readout = Readout(kernel, jnp.stack([rate.bias[...], keep.bias[...]], 1))
 
         def one(state: State, tokens: Any, readout: Readout, begin: Any) -> tuple[Array, State, tuple[Info, Any]]:
             return self.memories.update(state, *tokens, readout, begin)
@@ -96,6 +97,14 @@ class SelfModifyingLayer(nnx.Module):
         states, fresh = (over(State, rows, rows, rows, (), rows) for rows in (ROWS, ROWS[1:]))
         inputs = (states, ROWS, ROWS[1:], beginning(ROWS[:1], fresh))
         return sharding.local(batch, (state, tokens, readout, begin), inputs, (ROWS, states, ROWS))
+
+
+class Signal(nnx.Module):
+    """How what a head's memory says becomes a gate: sigmoid(kernel . M(x) + bias). kernel: [H, D]; bias: [H]."""
+
+    def __init__(self, heads: int, head_dim: int, bias: float, *, rngs: nnx.Rngs) -> None:
+        self.kernel = param(0.1 * jax.random.normal(rngs.params(), (heads, head_dim)) / head_dim**0.5, "heads", None)
+        self.bias = param(jnp.full(heads, bias), "heads")
 
 
 def _begin(config: ModelConfig, key: Array) -> Weights:
