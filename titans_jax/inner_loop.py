@@ -171,7 +171,7 @@ class InnerLoop(LM):
         first = kernels_of(super().init_state(now.age.shape[0]).blocks) if c.variant == "nested" else None
         faster: int | None = None
         for level, period in enumerate(c.periods):
-            if not period:
+            if not (period and c.rate):  # without kernels of its own
                 continue
             due = step % period == 0
             levels[level] = _select(due, _descend(levels[level], sums[level], c.rate, c.clip), levels[level])

@@ -99,7 +99,7 @@ def self_modifying(
         tokens = tuple(leaf.astype(dtype) for leaf in (q, x, momentum))
 
         def begin(state: State, here: Array) -> State:
-            return state if restart is None else select(here, restart.state._replace(step=state.step), state)
+            return state if restart is None else select(here, restart.state, state)._replace(step=state.step)
 
         if T == 1:
             if restart is not None:
