@@ -135,6 +135,7 @@ def test_a_stream_in_pieces_is_the_stream(learner):
         close(got[1], want[1], 1e-4)
 
 
+@pytest.mark.slow
 def test_no_token_changes_what_came_before_it(learner):
     text = tokens()
     before = learner.call(text, learner.start)[0]
@@ -182,6 +183,7 @@ def gradients(first_order: bool) -> tuple[Any, Any, Any]:
     return jit(loss), jit(jax.grad(loss))(jax.tree.map(jnp.asarray, model.params)), model.params
 
 
+@pytest.mark.slow
 def test_training_goes_through_the_writes():
     """The gradient against central differences along itself; of first order, it is another one, and no slope."""
     loss, found, params = gradients(first_order=False)
@@ -190,7 +192,7 @@ def test_training_goes_through_the_writes():
     def slopes(direction: Any) -> tuple[float, float]:
         """By differences and by the gradient, along a direction of length 1."""
         size = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(direction)))
-        ends = [float(loss(jax.tree.map(lambda x, d: x + h * d / size, params, direction))) for h in (5e-3, -5e-3)]
+        ends = [float(loss(jax.tree.map(lambda x, d, h=h: x + h * d / size, params, direction))) for h in (5e-3, -5e-3)]
         along = sum(float((g * d).sum()) for g, d in zip(*map(jax.tree.leaves, (found, direction)), strict=True))
         return (ends[0] - ends[1]) / 1e-2, along / size
 

@@ -51,7 +51,8 @@ def member(request):
     return Member(row, subject(config(request.param)))
 
 
-@pytest.mark.parametrize("row", [ROWS[0], *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS[1:3])], ids=label)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS[:3], ids=label)
 def test_every_parameter_learns(row):
     found = gradients(row | {"cms": CMS_STATIC}, remat=True)
     unread = {name for name in found if "/momentum/" in name and row.get("rule") != "titans"}
