@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from titans_jax.memory.api import miras
 from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, dense
-from titans_jax.memory.scan import grid, place, real_rows, select, where_any
+from titans_jax.memory.scan import by_chunks
 
 MEMORIES = ("key", "value", "rate", "keep", "memory")
 _AXES = State(0, 0, 0, None, 0)  # type: ignore[arg-type]  # vmap axes in place of arrays
@@ -95,35 +95,13 @@ def self_modifying(
     def update(
         state: State, q: Array, x: Array, momentum: Array, readout: Readout, restart: Restart | None = None
     ) -> tuple[Array, State, tuple[Info, Gates]]:
-        dtype, T = jax.tree.leaves(state.dual)[0].dtype, q.shape[0]
+        dtype = jax.tree.leaves(state.dual)[0].dtype
         tokens = tuple(leaf.astype(dtype) for leaf in (q, x, momentum))
 
-        def begin(state: State, here: Array) -> State:
-            return state if restart is None else select(here, restart.state, state)._replace(step=state.step)
+        def chunk_of(state: State, tokens: Any, span: Span | None) -> tuple[State, Any]:
+            return write(state, tokens, readout, span)
 
-        if T == 1:
-            if restart is not None:
-                state = begin(state, restart.mask[0] & (state.step % chunk == 0))
-            state, (y, seen) = write(state, tokens, readout, None)
-            return y.astype(q.dtype), state, seen
-        rows, span = grid(T, chunk, state.step)
-        real = real_rows(span, rows)
-        mask = real & place(restart.mask, span.first, rows) if restart is not None else real
-        xs = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (place(tokens, span.first, rows), mask, real)
-        )
-
-        @jax.checkpoint
-        def body(state: State, xs: Any) -> Any:
-            tokens, mask, real = xs
-            state = begin(state, mask[0])
-            return where_any(
-                real, lambda state: write(state, tokens, readout, Span(jnp.argmax(real), real.sum())), state
-            )
-
-        state, out = lax.scan(body, state, xs)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(rows, *leaf.shape[2:]), out)
-        y, seen = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, span.first, T), flat)
+        (y, seen), state = by_chunks(chunk_of, state, tokens, chunk=chunk, restart=restart)
         return y.astype(q.dtype), state, seen
 
     return SelfModifying(jax.vmap(memory.init, out_axes=_AXES), update)

@@ -41,6 +41,10 @@ class MemoryConfig:
     """where the forget gates, 1 - keep, start"""
     home: bool = True
     """whether a deep memory that forgets returns to its learned initial weights; to zero, as in the paper, if not"""
+    local_chunks: tuple[int, ...] = ()
+    """TNT: chunks of the local memories beside this one, which they are added to; none for a memory alone"""
+    shard: int = 64
+    """TNT: tokens between two beginnings of the local memories"""
     implementation: str | None = None
     """exact, chunked or recurrent; None picks"""
 
@@ -158,6 +162,11 @@ class ModelConfig:
             raise ValueError(f"model.segment: {self.segment} is no multiple of model.memory.chunk {memory.chunk}")
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"model.head_dim: {self.head_dim} is odd; rotary positions turn pairs")
+        if memory.local_chunks and (memory.chunk % memory.shard or any(memory.shard % c for c in memory.local_chunks)):
+            sizes = f"{memory.chunk}, shard {memory.shard} and local_chunks {memory.local_chunks}"
+            raise ValueError(f"model.memory.chunk: {sizes} must each be a multiple of the next")
+        if memory.local_chunks and (self.weight_residual or "hope" in self.pattern):
+            raise ValueError("model.memory.local_chunks: TNT has no weight residual, and hope has memories of its own")
         if "hope" in self.pattern and memory.channel_keep:
             raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
         self.cms.check()

@@ -12,7 +12,9 @@ from jax import Array
 
 from titans_jax import sharding
 from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, miras
-from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.memory.tnt import first_weights as tnt_weights
+from titans_jax.memory.tnt import tnt
+from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
 
 
@@ -66,7 +68,7 @@ class MemoryLayer(nnx.Module):
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
         self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, scale=scale, rngs=rngs)
-        fast = jax.vmap(self.rule.architecture.init)(jax.random.split(rngs.params(), c.heads))
+        fast = jax.vmap(functools.partial(_first_weights, c))(jax.random.split(rngs.params(), c.heads))
         self.fast = nnx.Dict({name: param(w, "heads", None, None) for name, w in fast.items()})
         tokens = jax.random.normal(rngs.params(), (persistent, config.dim))
         self.persistent = param(tokens, None, None) if persistent else None
@@ -79,9 +81,17 @@ class MemoryLayer(nnx.Module):
     @property
     def memory(self) -> Memory:
         """The pure functions of one sequence and one head."""
-        return miras(
-            self.rule, chunk=self.config.chunk, clip=self.config.clip, implementation=self.config.implementation
-        )
+        c = self.config
+        if c.local_chunks:
+            return tnt(
+                self.rule,
+                chunk=c.chunk,
+                local_chunks=c.local_chunks,
+                shard=c.shard,
+                clip=c.clip,
+                implementation=c.implementation,
+            )
+        return miras(self.rule, chunk=c.chunk, clip=c.clip, implementation=c.implementation)
 
     def initial(self) -> Weights:
         """The learned weights [H, in, out] with which every stream begins."""
@@ -202,6 +212,13 @@ class Retrieve(nnx.Module):
             return layer.memory.read(State(weights, (), weights, jnp.zeros((), jnp.int32)), q)
 
         return self.out(layer.merge(sharding.local(jax.vmap(jax.vmap(read)), (weights, q), (ROWS, ROWS), ROWS)))
+
+
+def _first_weights(config: MemoryConfig, key: Array) -> Weights:
+    rule = rule_of(config)
+    if config.local_chunks:
+        return tnt_weights(rule, key, len(config.local_chunks))
+    return rule.architecture.init(key)
 
 
 def spread(x: Array, batch: int, *axes: str | None) -> Array:
