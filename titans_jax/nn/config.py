@@ -46,7 +46,7 @@ class MemoryConfig:
     shard: int = 64
     """TNT: tokens between two beginnings of the local memories"""
     implementation: str | None = None
-    """exact, chunked or recurrent; None picks"""
+    """exact, delta, chunked or recurrent; None picks"""
 
 
 @dataclasses.dataclass(frozen=True)
