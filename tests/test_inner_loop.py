@@ -93,7 +93,7 @@ def by_hand(made: ModelConfig, text: np.ndarray) -> tuple[np.ndarray, Any]:
     "cms",
     [
         dict(),
-        dict(variant="nested", periods=(4, 8, 16)),
+        pytest.param(dict(variant="nested", periods=(4, 8, 16)), marks=pytest.mark.slow),
         pytest.param(dict(variant="independent", clip=None, rate=0.05), marks=pytest.mark.slow),
         pytest.param(dict(periods=(0, 8)), marks=pytest.mark.slow),
     ],
@@ -111,7 +111,7 @@ def test_it_writes_what_its_equations_say(cms):
     assert np.abs(logits - static)[:, chunk:].max() > 1e-2, "the writes were meant to show"
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-12])
+@pytest.mark.parametrize("rate", [0.0, pytest.param(1e-12, marks=pytest.mark.slow)])
 def test_rate_0_is_the_static_network(rate):
     """At 0 nothing is written, and what is written next to 0 does not show."""
     text = tokens()
@@ -147,6 +147,7 @@ def test_no_token_changes_what_came_before_it(learner):
         assert (after[:, at] != before[:, at]).any()
 
 
+@pytest.mark.slow
 def test_what_is_out_of_attentions_sight_is_remembered_and_rows_do_not_mix(learner):
     text, changed = tokens(), tokens()
     changed[1, :SEGMENT] = tokens(seed=3)[1, :SEGMENT]  # four windows before the end, in the second row alone

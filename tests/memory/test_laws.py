@@ -13,7 +13,7 @@ from tests.memory.situations import TOKENS, Member, pieced, results, row, situat
 SERVED = [(member, name) for member in MEMBERS for name in member.implementations]
 MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
 # whose channels take the same path through the engines, and are left to the slow lane
-ALIKE = ("linear_attention-channel", "deltanet-channel", "dgd_linear-channel")
+ALIKE = ("linear_attention-channel", "deltanet-channel", "dgd_linear-channel", "dgd-channel")
 
 
 def quick(law: Any, member: Member) -> bool:

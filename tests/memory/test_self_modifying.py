@@ -78,6 +78,7 @@ def test_no_token_changes_what_came_before_it_and_its_input_changes_what_comes_a
         assert (moved[t + 1 :] != y[t + 1 :]).any(-1).all()
 
 
+@pytest.mark.slow
 def test_a_restart_at_a_chunk_begins_anew():
     weights, (q, x, momentum, readout) = case()
     init, update = memories()
@@ -87,7 +88,7 @@ def test_a_restart_at_a_chunk_begins_anew():
     close(y, np.concatenate(parts), 1e-10)
 
 
-@pytest.mark.parametrize("through_targets", [False, True])
+@pytest.mark.parametrize("through_targets", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_are_those_of_single_steps(through_targets):
     """Chunks against token by token: whether the targets are constants is the same in both."""
     weights, (q, x, momentum, readout) = case(4)

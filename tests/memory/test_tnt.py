@@ -126,6 +126,7 @@ def test_any_split():
     close(y, read, 1e-6)
 
 
+@pytest.mark.slow
 def test_rows_that_are_no_tokens_are_passed_over():
     tokens = sequence(5)
     y, state, _ = memory().update(start(), *tokens)
@@ -134,6 +135,7 @@ def test_rows_that_are_no_tokens_are_passed_over():
     close((y1[:5], state1), (y, state), 1e-10)
 
 
+@pytest.mark.slow
 def test_a_restart_begins_anew():
     tokens = sequence()
     mask = np.arange(TOKENS) == CHUNK
