@@ -63,6 +63,7 @@ VARIANTS = {
     "titans_linear_fresh_home": presets.titans_linear(DIM, gradient="previous")._replace(
         retention=retention.decay(home=True)
     ),
+    "dgd_home": presets.dgd(DIM, expansion=2, home=True),
     "gated": variant(architecture.gated(DIM, 2)),
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),
@@ -93,8 +94,8 @@ SAME = ("retnet", "gla", "mamba2", "rwkv7")
 HEAVY = ("dla", "omeganet", "atlas", "deep_transformer", "dot", "lact", "atlas_token", "features", "memora_token")
 HEAVY += ("titans_elastic", "fresh_lq", "ttt_logistic")
 # whose channels, and pieces, take the same path through the engines
-MATRICES = ("linear_attention", "deltanet", "swla", "longhorn", "deltaproduct", "mesa")
-ALIKE = tuple(f"{row}-channel" for row in (*MATRICES, "moneta", "yaad", "memora"))
+MATRICES = ("linear_attention", "deltanet", "dgd_linear", "swla", "longhorn", "deltaproduct", "mesa")
+ALIKE = tuple(f"{row}-channel" for row in (*MATRICES, "dgd", "moneta", "yaad", "memora"))
 ALIKE_IN_PIECES = ("moneta", "yaad", "swla", "longhorn", "deltaproduct", "mesa")
 
 MEMBERS = [Member(name, rule) for name, rule in RULES.items()]

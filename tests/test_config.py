@@ -11,7 +11,7 @@ from titans_jax.config import Experiment
 
 def test_every_config_loads_fits_and_describes_itself():
     found = config.available()
-    assert {"tiny", "lmm", "mac", "mag", "mal", "transformer"} <= found.keys()
+    assert {"tiny", "lmm", "mac", "mag", "mal", "transformer", "hope", "tnt"} <= found.keys()
     assert {"titans_170m", "titans_340m", "titans_760m", "titans_1_3b"} <= found.keys()
     for name, line in found.items():
         experiment = config.load(name)

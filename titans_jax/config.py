@@ -8,6 +8,7 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -219,6 +220,8 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
             f"set --model.vocab-size {vocabulary}"
         )
     start = model.segment if "mac" in model.pattern else model.memory.chunk
+    if model.learns_inside:
+        start = math.lcm(start, *(period for period in model.cms.periods if period))
     if data.packing == "documents" and data.align % start and model.pattern != ("transformer",):
         raise ValueError(
             f"data.align is {data.align}, but the memory begins anew only at multiples of {start}; "

@@ -74,7 +74,7 @@ def test_chunk_longer_than_the_offsets() -> None:
         ({"chunk": 4, "clip": 0}, "clip: 0"),
         ({"chunk": 4, "clip": -1.0}, "clip: -1.0"),
         ({"chunk": 4, "clip": float("nan")}, "clip: nan"),
-        ({"chunk": 4, "implementation": "fast"}, "implementation: 'fast'; known are exact, chunked, recurrent"),
+        ({"chunk": 4, "implementation": "fast"}, "implementation: 'fast'; known are exact, delta, chunked, recurrent"),
     ],
 )
 def test_wrong_choices(choice, says) -> None:

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from tests.laws import ALIKE, HEAVY, MEMBERS, RULES, SAME, close, in_range
-from tests.memory import oracles, oracles_learners, oracles_miras
+from tests.memory import oracles, oracles_delta, oracles_learners, oracles_miras
 from tests.memory.oracles_learners import DeepMemory, l2, monomials, omega
 from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
 
+DELTA = {"dgd_linear": oracles_delta.dgd_linear, "dgd": oracles_delta.dgd}
 BY_NAME = {member.name: member for member in MEMBERS}
 ALIAS = dict.fromkeys(("retnet", "gla", "mamba2"), oracles.linear_attention) | {"rwkv7": oracles.deltanet}
-ORACLES = oracles.ORACLES | oracles_miras.ORACLES | oracles_learners.ORACLES | ALIAS
+ORACLES = oracles.ORACLES | oracles_miras.ORACLES | oracles_learners.ORACLES | DELTA | ALIAS
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,7 @@ VARIANTS = {
     "titans_home": (oracles.titans, {"home": True}),
     "titans_home-channel": (oracles.titans, {"home": True}),
     "atlas_token": (ATLAS_TOKEN, {}),
+    "dgd_home": (oracles_delta.dgd, {"home": True}),
 }
 
 

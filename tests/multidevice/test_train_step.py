@@ -74,3 +74,18 @@ def test_every_block_with_every_residual(run_python, block):
 def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
     """3 attention heads and 33 words over 2 devices."""
     check(run_python, MESHES[2:], dict(block="mal", positions="axial", persistent=3), heads=3, vocab_size=33)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row",
+    [
+        dict(block="hope", rule="dgd", max_rate=0.2, cms=dict(rate=0.1)),
+        dict(block="hope_attention", attention="sliding", cms=dict(rate=0.1, variant="nested")),
+        dict(block="mag", rule="titans", chunk=16, shard=8, local_chunks=(4,)),
+    ],
+    ids=["hope", "hope_attention", "tnt"],
+)
+def test_inner_loops_and_memories_of_memories(run_python, row):
+    """The kernels of an inner loop are split over rows and hidden units, and restart with the documents."""
+    check(run_python, MESHES[2:], row, optimizer="sgd", depth=1, heads=2)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from titans_jax.nn import LM, LMState, MemoryConfig, ModelConfig
+from titans_jax.nn import LM, CMSConfig, LMState, MemoryConfig, ModelConfig
 
 BATCH, TOKENS, SEGMENT, VOCAB = 2, 40, 8, 32
 OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -91,9 +91,9 @@ def layer_of(make: Callable[..., nnx.Module], config: ModelConfig) -> Any:
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, somewhere(shapes)))
 
 
-def subject(config: ModelConfig) -> Subject:
+def subject(config: ModelConfig, make: Callable[..., nnx.Module] = LM) -> Subject:
     """Hold few of these at a time: a process has room for some thousand compiled programs."""
-    graphdef, shapes = abstract(LM, config)
+    graphdef, shapes = abstract(make, config)
     params = somewhere(shapes)
     run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments))
     begin = jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH))
@@ -103,8 +103,10 @@ def subject(config: ModelConfig) -> Subject:
 def config_of(row: dict[str, Any], **changes: Any) -> ModelConfig:
     """A row of options as a configuration; None is whatever the default is, because it does not matter."""
     row = {key: value for key, value in row.items() if value is not None}
-    memory = {key: row.pop(key) for key in ("rule", "channel_keep", "conv", "chunk") if key in row}
+    fields = ("rule", "channel_keep", "conv", "chunk", "max_rate", "shard", "local_chunks")
+    memory = {key: row.pop(key) for key in fields if key in row}
     residual = row.pop("residual", "none")
+    cms = {"periods": (SEGMENT, 2 * SEGMENT)} | row.pop("cms", {})
     return ModelConfig(
         **dict(
             dim=16,
@@ -117,6 +119,7 @@ def config_of(row: dict[str, Any], **changes: Any) -> ModelConfig:
             vocab_size=VOCAB,
             value_residual=residual in ("value", "both"),
             weight_residual=residual in ("weight", "both"),
+            cms=CMSConfig(**cms),
             memory=MemoryConfig(**dict(chunk=SEGMENT, heads=2, head_dim=32) | memory),
         )
         | row

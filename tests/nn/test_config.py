@@ -9,7 +9,7 @@ from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 GOOD = ModelConfig(block="mac", segment=16, memory=MemoryConfig(chunk=8))
 WRONG = {
-    "block": (dict(block="mak"), r"model\.block: 'mak' is unknown; known are lmm, mac, mag, mal, transformer"),
+    "block": (dict(block="mak"), r"model\.block: 'mak' is unknown; known are lmm, mac, mag, mal, transformer, hope"),
     "pattern": (dict(block="mac,,mac"), r"model\.block: '' is unknown"),
     "depth": (dict(block="transformer,mac", depth=3), r"model\.depth: 3 layers are no multiple of the pattern"),
     "segment": (dict(segment=12), r"model\.segment: 12 is no multiple of model\.memory\.chunk 8"),
@@ -50,6 +50,20 @@ def test_a_weight_residual_needs_gradients_at_an_anchor():
     memory = dataclasses.replace(GOOD.memory, rule="deltanet")
     refused(
         dataclasses.replace(GOOD, memory=memory, weight_residual=True), r"model\.weight_residual: deltanet takes no"
+    )
+
+
+@pytest.mark.parametrize("sizes", [dict(chunk=12), dict(local_chunks=(3,))], ids=str)
+def test_memories_of_a_memory_divide_each_other(sizes):
+    memory = dataclasses.replace(GOOD.memory, **dict(chunk=16, shard=8, local_chunks=(4,)) | sizes)
+    refused(dataclasses.replace(GOOD, block="lmm", memory=memory), r"model\.memory\.chunk: .* a multiple of the next")
+
+
+@pytest.mark.parametrize("changes", [dict(weight_residual=True), dict(block="hope")], ids=str)
+def test_memories_of_a_memory_stand_alone(changes):
+    memory = dataclasses.replace(GOOD.memory, chunk=16, shard=8, local_chunks=(4,))
+    refused(
+        dataclasses.replace(GOOD, **dict(block="lmm", memory=memory) | changes), r"model\.memory\.local_chunks: TNT"
     )
 
 

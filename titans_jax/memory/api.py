@@ -6,11 +6,12 @@ from jax import Array
 
 from titans_jax.memory.base import Gates, Info, Learner, Memory, Restart, Rule, Span, State, Weights, dense
 from titans_jax.memory.chunked import chunked
+from titans_jax.memory.delta import delta
 from titans_jax.memory.exact import exact
 from titans_jax.memory.recurrent import recurrent
 from titans_jax.memory.scan import Call, Engine, begin, chunks_of, unroll
 
-IMPLEMENTATIONS = {"exact": exact, "chunked": chunked, "recurrent": recurrent}  # tried in this order
+IMPLEMENTATIONS = {"exact": exact, "delta": delta, "chunked": chunked, "recurrent": recurrent}  # tried in this order
 
 
 def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: float | None = 1.0) -> Memory:
@@ -20,8 +21,8 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
       rule: architecture, attentional bias, retention and learner; see `titans_jax.memory.PRESETS`.
       chunk: tokens between two anchors of the gradient, >= 1. It is part of the mathematics, not of the execution:
         keep it at decode. Where the learner takes fresh gradients it bounds only how far the clip reaches.
-      implementation: "exact", "chunked" or "recurrent"; None takes the first that serves the rule, and steps token by
-        token where a call has one.
+      implementation: "exact", "delta", "chunked" or "recurrent"; None takes the first that serves the rule, and steps
+        token by token where a call has one.
       clip: Frobenius norm that one chunk may move the memory, and that momentum may carry over its end, at most.
         None is the paper, which is not finite on hostile streams.
 
@@ -127,7 +128,7 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
         return 1.0
     if learner.size is not None:
         return 1 / (gain**0.5 * (chunk if learner.per == "token" else 1))
-    b = chunk if learner.gradient == "anchor" else 1
+    b = chunk if learner.gradient in ("anchor", "erasing") else 1
     with jax.ensure_compile_time_eval():
         ones = jnp.ones(b)
         gates = Gates(ones, momentum * ones, ones)

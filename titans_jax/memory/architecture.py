@@ -58,6 +58,16 @@ def mlp(dim: int, depth: int = 2, expansion: int = 4) -> Architecture:
     return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"}, dim=dim, gain=gain)
 
 
+def residual(dim: int, expansion: int = 4) -> Architecture:
+    """M(x) = x + gelu(x W_1) W_2 (the memories of self-modifying Titans, arXiv 2512.24695)."""
+    hidden = expansion * dim
+
+    def apply(linear: Linear, x: Array) -> Array:
+        return x + linear("w2", jax.nn.gelu(linear("w1", x), approximate=False))
+
+    return Architecture(_normal({"w1": (dim, hidden), "w2": (hidden, dim)}), apply, {"w1": "in", "w2": "out"})
+
+
 def gated(dim: int, expansion: int = 4) -> Architecture:
     """M(x) = x + LN((gelu(x W_1) * x W_3) W_2) (ATLAS' gated memory, with the residual's LN of `mlp`)."""
 

@@ -172,8 +172,9 @@ class Learner(NamedTuple):
     """The recurrence of one token, linear in the state z = (dual, trace 1, ..., trace n-1) and in the gradient.
 
     transition: (Gates of one token, position in its chunk) -> F [n, n], G [n], for z_t = F z_{t-1} + G g_t.
-    traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; or at
-    those weights "decayed" by this token's transition. longest: tokens of the longest chunk it serves, None for any.
+    traces: n - 1. gradient: where g_t is taken: at the chunk's "anchor"; at the "previous" token's weights; at those
+    weights "decayed" by this token's transition; or, "erasing", at the anchor, with k_t^T k_t W_{t-1} added on the
+    matrices that read the key (see `delta`). longest: tokens of the longest chunk it serves, None for any.
     inputs: (k [T, D], Gates) -> the key and gates that the memory learns by, where it reads others than it is given.
     size: (Gates) -> sigma, where the dual moves by sigma NS5(S), S the trace, and by no gradient of its own: after
     every "token" or at every "chunk"'s end, by the gates of its last token, as `per` says.

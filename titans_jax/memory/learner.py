@@ -11,8 +11,9 @@ from titans_jax.memory.base import Gates, Learner
 def gradient_descent(gradient: str = "anchor", *, window: int = 1, writes: int = 1) -> Learner:
     """A_t = keep_t A_{t-1} - rate_t g_t (Titans Eq 8 and 16); the momentum gate has no part in it.
 
-    gradient: where g_t is taken: "anchor" (the chunk's start), "previous" (M_{t-1}, the delta rule) or "decayed"
-    (keep_t M_{t-1}, the gated delta rule). window, writes: see `Learner`.
+    gradient: where g_t is taken: "anchor" (the chunk's start), "previous" (M_{t-1}, the delta rule), "decayed"
+    (keep_t M_{t-1}, the gated delta rule) or "erasing" (the anchor; decay is by keep_t I - rate_t k_t^T k_t).
+    window, writes: see `Learner`.
     """
 
     def transition(gates: Gates, position: Array) -> tuple[Array, Array]:

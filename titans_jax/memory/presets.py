@@ -92,6 +92,17 @@ def rwkv7(dim: int) -> Rule:
     return deltanet(dim)
 
 
+def dgd_linear(dim: int) -> Rule:
+    """M_t = (keep_t I - rate_t k_t^T k_t) M_{t-1} - rate_t k_t^T (k_t M_anchor - v_t) (Nested Learning Eq 93)."""
+    return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("erasing"))
+
+
+def dgd(dim: int, expansion: int = 4, home: bool = False) -> Rule:
+    """Delta gradient descent of M(x) = x + gelu(x W_1) W_2: W_1 decays by the matrix, W_2 by keep_t alone."""
+    network, descent = architecture.residual(dim, expansion), learner.gradient_descent("erasing")
+    return Rule(network, bias.l2(0.5), retention.decay(home), descent)
+
+
 def ttt_linear(dim: int, offsets: Sequence[float] | None = None) -> Rule:
     """TTT-Linear (arXiv 2407.04620): f(x) = x + LN(x W + b), 1/2 ||f(k) - v||^2 in mini-batches, v the value itself."""
     return Rule(architecture.ttt_linear(dim), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
@@ -192,6 +203,8 @@ ROWS = (
     deltaproduct,
     longhorn,
     rwkv7,
+    dgd_linear,
+    dgd,
     ttt_linear,
     ttt_mlp,
     moneta,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, Window, dense, losses, norm
+from titans_jax.memory.delta import add_erased, erased
 from titans_jax.memory.muon import orthogonal_step
 from titans_jax.memory.scan import (
     Call,
@@ -28,6 +29,7 @@ from titans_jax.memory.scan import (
 def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
     """W_t = link(F_t z_{t-1} + G_t grad l(W; k_t, v_t)), y_t = M(W_t; q_t), by `lax.scan` over tokens: every rule."""
     apply, link = rule.architecture.apply, rule.retention.link
+    erases = rule.learner.gradient == "erasing" and bool(erased(rule))
 
     def loss(weights: Weights, token: Window) -> Array:
         return losses(rule, dense(weights), jax.tree.map(lambda x: x[None], token))[0]
@@ -39,12 +41,15 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         decayed, write = _transition(rule, chunk, state, gates, real)
         previous = sources(state)[0]
         weights = {"anchor": link(state.anchor), "previous": acting(previous), "decayed": acting(decayed[0])}
+        weights["erasing"] = weights["anchor"]
         taken_at = weights[rule.learner.gradient]
         if residual is not None:
             taken_at = jax.tree.map(jnp.add, taken_at, residual)
         tokens, state = seen(state, *jax.tree.map(lambda x: x[None], (k, v, gates, real)))
         surprises, gradients = jax.vmap(jax.value_and_grad(loss), (None, 0))(taken_at, tokens)
         gradient = jax.tree.map(lambda g: jnp.tensordot(tokens.weight[:, 0], g, 1), gradients)
+        if erases:
+            gradient = add_erased(rule, gradient, acting(previous), k)
         surprise, own = surprises[-1], jax.tree.map(lambda g: g[-1], gradients)
         z = [jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in zip(moving(state), decayed, strict=True)]
         new = moved(state, z, state.step + real)

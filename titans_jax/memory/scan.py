@@ -245,3 +245,42 @@ def where_any(real: Array, run: Callable[[Any], tuple[Any, Any]], state: Any) ->
 def select(condition: Array, new: Any, old: Any) -> Any:
     """`jnp.where` over trees."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
+
+
+Write = Callable[[State, Any, Span | None], tuple[State, Any]]
+
+
+def by_chunks(
+    write: Write, state: State, tokens: Any, *, chunk: int, span: Span | None = None, restart: Restart | None = None
+) -> tuple[Any, State]:
+    """Call write(state, tokens, span) -> state, out on one chunk after another, where one depends on all before it.
+
+    tokens: leaves [T, ...], at any offset or, with a span, on the grid; a single token is handed on as it is, with no
+    span. `restart` is seen to here. Returns out as leaves [T, ...], and the state.
+    """
+    T = jax.tree.leaves(tokens)[0].shape[0]
+
+    def begin(state: State, here: Array) -> State:
+        return state if restart is None else select(here, restart.state, state)._replace(step=state.step)
+
+    if T == 1 and span is None:
+        if restart is not None:
+            state = begin(state, restart.mask[0] & (state.step % chunk == 0))
+        state, out = write(state, tokens, None)
+        return out, state
+    aligned = span is not None
+    rows, inside = (T, span) if span is not None else grid(T, chunk, state.step)
+    real = real_rows(inside, rows)
+    laid = (tokens, real if restart is None else restart.mask)
+    tokens, mask = laid if aligned else place(laid, inside.first, rows)
+    xs = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (tokens, mask, real))
+
+    @jax.checkpoint
+    def body(state: State, xs: Any) -> Any:
+        tokens, mask, real = xs
+        state = begin(state, mask[0] & real[0])
+        return where_any(real, lambda state: write(state, tokens, Span(jnp.argmax(real), real.sum())), state)
+
+    state, out = lax.scan(body, state, xs)
+    out = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), out)
+    return out if aligned else jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, inside.first, T), out), state

@@ -39,6 +39,11 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.norm = RMSNorm(config.dim)
+        self.add_network(rngs)
+
+    def add_network(self, rngs: nnx.Rngs) -> None:
+        """Make what follows the mixing."""
+        config = self.config
         self.mlp_norm = RMSNorm(config.dim)
         hidden = 8 * round(config.ff_mult * config.dim / 8)
         scale = (2 * config.depth) ** -0.5

@@ -6,9 +6,10 @@ from typing import Literal
 
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule
 
-BLOCKS = ("lmm", "mac", "mag", "mal", "transformer")
+BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
 CHOICES = ("depth", "expansion", "window", "degree", "writes", "home")
+CMS_BLOCKS = ("hope", "hope_attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,40 @@ class MemoryConfig:
     """where the forget gates, 1 - keep, start"""
     home: bool = True
     """whether a deep memory that forgets returns to its learned initial weights; to zero, as in the paper, if not"""
+    local_chunks: tuple[int, ...] = ()
+    """TNT: chunks of the local memories beside this one, which they are added to; none for a memory alone"""
+    shard: int = 64
+    """TNT: tokens between two beginnings of the local memories"""
     implementation: str | None = None
-    """exact, chunked or recurrent; None picks"""
+    """exact, delta, chunked or recurrent; None picks"""
+
+
+@dataclasses.dataclass(frozen=True)
+class CMSConfig:
+    """HOPE's continuum of memories in place of a layer's MLP: networks that learn to predict while the model reads."""
+
+    periods: tuple[int, ...] = (64, 256)
+    """tokens between two writes of each level, multiples of the smallest; 0 for a level that stays as trained"""
+    variant: Literal["sequential", "nested", "independent"] = "sequential"
+    """a chain; a chain whose levels begin anew as the next one is written; or a sum of all levels"""
+    rate: float = 0.01
+    """step of the test-time gradient, of a loss summed over tokens; 0 is the static network"""
+    clip: float | None = 1.0
+    """largest gradient of one level's write, over all layers"""
+    first_order: bool = False
+    """whether training takes the test-time gradients as constants"""
+
+    def check(self) -> None:
+        """Raise ValueError, in one line, for what could not work."""
+        if not self.periods or min(self.periods) < 0:
+            raise ValueError(f"model.cms.periods: {self.periods}; it needs one number of tokens, or 0, for each level")
+        active = [period for period in self.periods if period]
+        if any(period % min(active) for period in active):
+            raise ValueError(f"model.cms.periods: {self.periods} are not all multiples of the smallest, {min(active)}")
+        if self.rate < 0:
+            raise ValueError(f"model.cms.rate: {self.rate}; it must be 0 or more")
+        if self.clip is not None:
+            _positive("model.cms.clip", self.clip)
 
 
 def rule_of(config: MemoryConfig) -> Rule:
@@ -63,7 +96,7 @@ class ModelConfig:
     """A language model; `block` names what its layers are."""
 
     block: str = "mac"
-    """lmm, mac, mag, mal or transformer; or a repeating pattern of them: transformer,mac"""
+    """lmm, mac, mag, mal, transformer, hope or hope_attention; or a repeating pattern of them: transformer,mac"""
     vocab_size: int = 256
     """rows of the embedding"""
     dim: int = 256
@@ -98,11 +131,18 @@ class ModelConfig:
     """recompute a layer's activations in the backward pass"""
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     """the layers' memory"""
+    cms: CMSConfig = dataclasses.field(default_factory=CMSConfig)
+    """what hope and hope_attention layers have for an MLP"""
 
     @property
     def pattern(self) -> tuple[str, ...]:
         """The repeating blocks."""
         return tuple(self.block.split(","))
+
+    @property
+    def learns_inside(self) -> bool:
+        """Whether layers' networks learn while the model reads; see `titans_jax.inner_loop`."""
+        return any(name in CMS_BLOCKS for name in self.pattern) and self.cms.rate > 0 and any(self.cms.periods)
 
     def check(self) -> None:
         """Raise ValueError, in one line, for what could not work."""
@@ -129,6 +169,14 @@ class ModelConfig:
             raise ValueError(f"model.segment: {self.segment} is no multiple of model.memory.chunk {memory.chunk}")
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"model.head_dim: {self.head_dim} is odd; rotary positions turn pairs")
+        if memory.local_chunks and (memory.chunk % memory.shard or any(memory.shard % c for c in memory.local_chunks)):
+            sizes = f"{memory.chunk}, shard {memory.shard} and local_chunks {memory.local_chunks}"
+            raise ValueError(f"model.memory.chunk: {sizes} must each be a multiple of the next")
+        if memory.local_chunks and (self.weight_residual or "hope" in self.pattern):
+            raise ValueError("model.memory.local_chunks: TNT has no weight residual, and hope has memories of its own")
+        if "hope" in self.pattern and memory.channel_keep:
+            raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
+        self.cms.check()
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
             raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")
         if self.weight_residual and rule_of(memory).learner.gradient != "anchor":

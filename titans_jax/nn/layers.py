@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import sharding
-from titans_jax.memory import Span
+from titans_jax.memory import Span, Weights
 
 Axes = tuple[str | None, ...]
 
@@ -44,12 +44,21 @@ class Linear(nnx.Module):
         self.bias = None if bias is None else param(jnp.full(outputs, bias), axes[1])
         self.axes, self.dtype = axes, dtype
 
-    def __call__(self, x: Array) -> Array:
-        """x: [B, T, inputs] -> [B, T, outputs], of `dtype`."""
-        kernel = sharding.gather(self.kernel[...], *self.axes).astype(self.dtype)
+    def spread(self, batch: int) -> Array:
+        """The kernel once for every sequence, [B, inputs, outputs], where its place is as the activations'."""
+        kernel = sharding.gather(self.kernel[...], *self.axes)
+        axes = tuple(None if axis == "embed" else axis for axis in self.axes)
+        shape = (batch, *kernel.shape)
+        return jnp.broadcast_to(kernel, shape, out_sharding=sharding.out(shape, "batch", *axes)) + 0
+
+    def __call__(self, x: Array, kernel: Array | None = None) -> Array:
+        """x: [B, T, inputs] -> [B, T, outputs], of `dtype`; by each sequence's own kernel if one is given."""
+        own = kernel is None
+        kernel = sharding.gather(self.kernel[...], *self.axes) if kernel is None else kernel
         out = None if self.axes[1] == "embed" else self.axes[1]
-        placed = sharding.out((*x.shape[:2], kernel.shape[1]), "batch", None, out)
-        y = jnp.einsum("bti,io->bto", x.astype(self.dtype), kernel, out_sharding=placed)
+        placed = sharding.out((*x.shape[:2], kernel.shape[-1]), "batch", None, out)
+        form = "bti,io->bto" if own else "bti,bio->bto"
+        y = jnp.einsum(form, x.astype(self.dtype), kernel.astype(self.dtype), out_sharding=placed)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -74,9 +83,14 @@ class SwiGLU(nnx.Module):
         self.up = Linear(dim, hidden, ("embed", "hidden"), dtype=dtype, rngs=rngs)
         self.down = Linear(hidden, dim, ("hidden", "embed"), dtype=dtype, scale=scale, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """x: [B, T, E] -> [B, T, E]."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def spread(self, batch: int) -> Weights:
+        """Its kernels once for every sequence, each [B, in, out]."""
+        return {name: getattr(self, name).spread(batch) for name in ("gate", "up", "down")}
+
+    def __call__(self, x: Array, kernels: Weights | None = None) -> Array:
+        """x: [B, T, E] -> [B, T, E]; by each sequence's own kernels if some are given."""
+        own = kernels or {}
+        return self.down(jax.nn.silu(self.gate(x, own.get("gate"))) * self.up(x, own.get("up")), own.get("down"))
 
 
 class Conv(nnx.Module):

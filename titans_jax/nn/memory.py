@@ -12,7 +12,9 @@ from jax import Array
 
 from titans_jax import sharding
 from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, begin, miras, unit_rate
-from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.memory.tnt import first_weights as tnt_weights
+from titans_jax.memory.tnt import tnt
+from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
 
 
@@ -63,16 +65,15 @@ class MemoryLayer(nnx.Module):
         self.conv = Conv(c.conv, qkv) if c.conv else None
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         self.rate = gate(c.heads * writes, bias=0.0)
-        self.momentum = gate(c.heads, bias=_logit(c.momentum))
-        self.keep = gate(size if c.channel_keep else c.heads, bias=_logit(1 - c.forget))
-        self.weight = gate(c.heads, bias=_logit(0.9)) if self.rule.learner.window > 1 else None
+        self.momentum = gate(c.heads, bias=logit(c.momentum))
+        self.keep = gate(size if c.channel_keep else c.heads, bias=logit(1 - c.forget))
+        self.weight = gate(c.heads, bias=logit(0.9)) if self.rule.learner.window > 1 else None
         self.norm = RMSNorm(c.head_dim)
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
         self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, scale=scale, rngs=rngs)
         self.threshold = gate(c.heads, bias=c.head_dim**0.5) if self.rule.bias.threshold else None
-        weights = jax.vmap(self.rule.architecture.init)(jax.random.split(rngs.params(), c.heads))
-        fast = self.rule.retention.lift(weights)
+        fast = jax.vmap(functools.partial(_first_weights, c))(jax.random.split(rngs.params(), c.heads))
         self.fast = nnx.Dict({name: param(w, "heads", None, None) for name, w in fast.items()})
         tokens = jax.random.normal(rngs.params(), (persistent, config.dim))
         self.persistent = param(tokens, None, None) if persistent else None
@@ -85,9 +86,17 @@ class MemoryLayer(nnx.Module):
     @property
     def memory(self) -> Memory:
         """The pure functions of one sequence and one head."""
-        return miras(
-            self.rule, chunk=self.config.chunk, clip=self.config.clip, implementation=self.config.implementation
-        )
+        c = self.config
+        if c.local_chunks:
+            return tnt(
+                self.rule,
+                chunk=c.chunk,
+                local_chunks=c.local_chunks,
+                shard=c.shard,
+                clip=c.clip,
+                implementation=c.implementation,
+            )
+        return miras(self.rule, chunk=c.chunk, clip=c.clip, implementation=c.implementation)
 
     def initial(self) -> Weights:
         """The learned weights [H, in, out], as duals, with which every stream begins."""
@@ -95,7 +104,8 @@ class MemoryLayer(nnx.Module):
 
     def init_state(self, batch: int) -> MemoryState:
         """Every sequence's memory as the persistent tokens leave it, at the beginning of a chunk."""
-        heads = jax.vmap(functools.partial(begin, self.rule), out_axes=STATE_AXES)
+        start = self.memory.init if self.config.local_chunks else functools.partial(begin, self.rule)
+        heads = jax.vmap(start, out_axes=STATE_AXES)
         memory = jax.vmap(heads, in_axes=None, out_axes=STATE_AXES, axis_size=1)(self.initial())
         state = MemoryState(memory, self.conv.init_state(1, self.dtype) if self.conv else None)
         if self.persistent is not None:
@@ -103,15 +113,17 @@ class MemoryLayer(nnx.Module):
             rows = -(-count // chunk) * chunk  # on the grid of chunks: the call need not be shifted
             tokens = jnp.pad(self.persistent[...], [(0, rows - count), (0, 0)])[None].astype(self.dtype)
             _, state, _, _ = self(tokens, state, jnp.arange(rows)[None], span=Span(0, count))
-            memory = begin(self.rule, state.memory.dual)._replace(learner=state.memory.learner)
+            begun = state.memory
+            memory = begun._replace(
+                anchor=begun.dual,
+                step=jnp.zeros((), jnp.int32),
+                home=None if begun.home is None else begun.dual,
+                weights=None if begun.weights is None else self.rule.retention.link(begun.dual),
+            )
             state = state._replace(memory=memory)
 
-        def spread(x: Array, *axes: str | None) -> Array:
-            shape = (batch, *x.shape[1:])
-            return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
-
-        memory = jax.tree.map(lambda x: spread(x, *ROWS, None, None) if x.ndim else x, state.memory)
-        return MemoryState(memory, None if state.conv is None else spread(state.conv, "batch", None, "heads"))
+        memory = jax.tree.map(lambda x: spread(x, batch, *ROWS) if x.ndim else x, state.memory)
+        return MemoryState(memory, None if state.conv is None else spread(state.conv, batch, "batch", None, "heads"))
 
     def heads(self, x: Array) -> Array:
         """[B, T, H D] -> [B, H, T, D]."""
@@ -231,5 +243,19 @@ class Retrieve(nnx.Module):
         return self.out(layer.merge(sharding.local(jax.vmap(jax.vmap(read)), (weights, q), (ROWS, ROWS), ROWS)))
 
 
-def _logit(p: float) -> float:
+def _first_weights(config: MemoryConfig, key: Array) -> Weights:
+    rule = rule_of(config)
+    if config.local_chunks:
+        return tnt_weights(rule, key, len(config.local_chunks))
+    return rule.retention.lift(rule.architecture.init(key))
+
+
+def spread(x: Array, batch: int, *axes: str | None) -> Array:
+    """[1, ...] once for every sequence, [B, ...]: an array of its own, split over its logical axes."""
+    shape = (batch, *x.shape[1:])
+    return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
+
+
+def logit(p: float) -> float:
+    """The number whose sigmoid is p."""
     return math.log(p / (1 - p))

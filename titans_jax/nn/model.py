@@ -11,11 +11,20 @@ from titans_jax import sharding
 from titans_jax.memory.scan import grid
 from titans_jax.nn.blocks import LMM, MAG, MAL, Block, Stream, Transformer, no_values
 from titans_jax.nn.config import MEMORY_BLOCKS, ModelConfig
+from titans_jax.nn.hope import Hope, HopeAttention
 from titans_jax.nn.layers import Linear, RMSNorm, param, positions_of
 from titans_jax.nn.mac import MAC
 from titans_jax.nn.memory import Look
 
-BLOCKS: dict[str, type[Block]] = {"lmm": LMM, "mac": MAC, "mag": MAG, "mal": MAL, "transformer": Transformer}
+BLOCKS: dict[str, type[Block]] = {
+    "lmm": LMM,
+    "mac": MAC,
+    "mag": MAG,
+    "mal": MAL,
+    "transformer": Transformer,
+    "hope": Hope,
+    "hope_attention": HopeAttention,
+}
 
 
 class LMState(NamedTuple):

@@ -11,6 +11,7 @@ from jax import Array
 
 from titans_jax import sharding
 from titans_jax.config import TrainConfig
+from titans_jax.inner_loop import InnerLoop
 from titans_jax.loss import cross_entropy
 from titans_jax.nn import LM, ModelConfig
 from titans_jax.training.placement import Placement
@@ -47,9 +48,10 @@ class Definition(NamedTuple):
 def define(config: ModelConfig) -> Definition:
     """The model that a configuration describes, at no cost: nothing is computed."""
     static = []
+    make = InnerLoop if config.learns_inside else LM
 
     def build(key: Array) -> Any:
-        graphdef, params = nnx.split(LM(config, rngs=nnx.Rngs(key)))
+        graphdef, params = nnx.split(make(config, rngs=nnx.Rngs(key)))
         static.append((graphdef, jax.tree.map(_axes, params, is_leaf=_is_variable)))
         return nnx.to_pure_dict(params)
 

@@ -1,0 +1,13 @@
+"""HOPE: memories that write each other, and networks that learn at two paces, at the size of tiny."""
+
+from dataclasses import replace
+
+from titans_jax.config import Experiment, load
+from titans_jax.nn import CMSConfig
+
+
+def get_config() -> Experiment:
+    tiny = load("tiny")
+    memory = replace(tiny.model.memory, rule="dgd", chunk=32)
+    cms = CMSConfig(periods=(64, 128), rate=0.01, first_order=True)
+    return replace(tiny, name="hope", model=replace(tiny.model, block="hope", memory=memory, cms=cms))

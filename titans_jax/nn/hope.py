@@ -1,0 +1,162 @@
+"""HOPE: a memory that makes what it is written with, and a continuum of memories for an MLP (Nested Learning 79-97)."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from titans_jax import sharding
+from titans_jax.memory import Info, Restart, State, Weights, unit_rate
+from titans_jax.memory.self_modifying import MEMORIES, Readout, SelfModifying, self_modifying
+from titans_jax.nn.blocks import Block, Stream, Transformer
+from titans_jax.nn.cms import CMS, CMSState
+from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
+from titans_jax.nn.memory import ROWS, STATE_AXES, Look, MemoryState, logit, over, spread
+
+
+class SelfModifyingLayer(nnx.Module):
+    """y = W_O(RMSNorm(M_{t-1}(q_t)) * silu(x W_g)), M one of five memories that write each other.
+
+    q and what the memories read are SiLU(conv(x W)), q l2-normalised; all else is theirs (`memory.self_modifying`).
+    The memories' initial weights are parameters, [H, 5, in, out].
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        c = config.memory
+        self.config, self.dtype = c, config.dtype
+        size = c.heads * c.head_dim
+        self.inputs = Linear(config.dim, 2 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
+        self.conv = Conv(c.conv, 2 * size) if c.conv else None
+        gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
+        self.momentum = gate(c.heads, bias=logit(c.momentum))
+        self.rate = Signal(c.heads, c.head_dim, 0.0, rngs=rngs)
+        self.keep = Signal(c.heads, c.head_dim, logit(1 - c.forget), rngs=rngs)
+        self.norm = RMSNorm(c.head_dim)
+        self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
+        scale = (2 * config.depth) ** -0.5
+        self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, scale=scale, rngs=rngs)
+        keys = jax.random.split(rngs.params(), (c.heads, len(MEMORIES)))
+        fast = jax.vmap(jax.vmap(functools.partial(_begin, config)))(keys)
+        self.fast = nnx.Dict({name: param(w, "heads", None, None, None) for name, w in fast.items()})
+
+    @property
+    def memories(self) -> SelfModifying:
+        """The pure functions of one sequence and one head."""
+        c = self.config
+        rule = rule_of(c)
+        largest = c.max_rate * unit_rate(rule, c.chunk, c.momentum)
+        return self_modifying(rule, chunk=c.chunk, max_rate=largest, clip=c.clip, implementation=c.implementation)
+
+    def begin(self) -> State:
+        """The memories [H, 5, ...] of a document's first token."""
+        return jax.vmap(self.memories.init, out_axes=STATE_AXES)({name: w[...] for name, w in self.fast.items()})
+
+    def init_state(self, batch: int) -> MemoryState:
+        """Every sequence's memories as they begin."""
+        memory = jax.tree.map(lambda x: spread(x[None], batch, *ROWS) if x.ndim else x, self.begin())
+        return MemoryState(memory, self.conv.init_state(batch, self.dtype) if self.conv else None)
+
+    def heads(self, x: Array) -> Array:
+        """[B, T, H D] -> [B, H, T, D]."""
+        shape = (*x.shape[:2], self.config.heads, x.shape[2] // self.config.heads)
+        return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
+
+    def __call__(self, x: Array, state: MemoryState, age: Array, restart: Array | None) -> tuple[Array, Any, Look]:
+        """Read and write x [B, T, E]; age, restart: [B, T], as `MemoryLayer` has them. Returns y, state and a look."""
+        inputs, conv = self.inputs(x), state.conv
+        if self.conv is not None:
+            assert conv is not None, "a layer with a convolution makes states with its inputs"
+            inputs, conv = self.conv(inputs, conv, age, None)
+        q, z = jnp.split(self.heads(jax.nn.silu(inputs)), 2, -1)
+        momentum = self.heads(jax.nn.sigmoid(self.momentum(x.astype(jnp.float32))))[..., 0]
+        y, memory, (info, gates) = self._update(state.memory, (l2_normalise(q), z, momentum), restart)
+        y = self.norm(y).swapaxes(1, 2)
+        y = y.reshape(*y.shape[:2], -1) * jax.nn.silu(self.gate(x))
+        return self.out(y), MemoryState(memory, conv), Look(*info[:5], *gates)
+
+    def _update(self, state: State, tokens: tuple[Array, ...], restart: Array | None) -> tuple[Array, State, Any]:
+        """`SelfModifying.update` over batch and heads; every sequence is at the same step."""
+        begin = None if restart is None else Restart(restart, self.begin())
+        rate, keep = self.rate, self.keep
+        kernel = jnp.stack([rate.kernel[...], keep.kernel[...]], 1)
+        readout = Readout(kernel, jnp.stack([rate.bias[...], keep.bias[...]], 1))
+
+        def one(state: State, tokens: Any, readout: Readout, begin: Any) -> tuple[Array, State, tuple[Info, Any]]:
+            return self.memories.update(state, *tokens, readout, begin)
+
+        def beginning(mask: Any, state: Any) -> Any:
+            return None if begin is None else over(Restart, mask, state)
+
+        out = (0, STATE_AXES, 0)
+        heads = jax.vmap(one, in_axes=(STATE_AXES, 0, 0, beginning(None, STATE_AXES)), out_axes=out)
+        batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None)), out_axes=out)
+        states, fresh = (over(State, rows, rows, rows, (), rows) for rows in (ROWS, ROWS[1:]))
+        inputs = (states, ROWS, ROWS[1:], beginning(ROWS[:1], fresh))
+        return sharding.local(batch, (state, tokens, readout, begin), inputs, (ROWS, states, ROWS))
+
+
+class Signal(nnx.Module):
+    """How what a head's memory says becomes a gate: sigmoid(kernel . M(x) + bias). kernel: [H, D]; bias: [H]."""
+
+    def __init__(self, heads: int, head_dim: int, bias: float, *, rngs: nnx.Rngs) -> None:
+        self.kernel = param(0.1 * jax.random.normal(rngs.params(), (heads, head_dim)) / head_dim**0.5, "heads", None)
+        self.bias = param(jnp.full(heads, bias), "heads")
+
+
+def _begin(config: ModelConfig, key: Array) -> Weights:
+    """A memory's first weights: as its rule has them, but no empty matrix, which would make keys of zeros."""
+    network = rule_of(config.memory).architecture
+    weights = network.init(key)
+    if network.linear is None:
+        return weights
+    return {name: jax.random.normal(key, w.shape) / w.shape[0] ** 0.5 for name, w in weights.items()}
+
+
+class Nested(Block):
+    """Mix over time, then a continuum of memories in place of the MLP."""
+
+    def add_network(self, rngs: nnx.Rngs) -> None:
+        """The chain of levels."""
+        self.cms = CMS(self.config, rngs=rngs)
+
+    def begin(self, batch: int) -> Any:
+        """What the mixing carries before the first token."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it carries")
+
+    def init_state(self, batch: int) -> CMSState:
+        """The mixing's state and the levels' kernels."""
+        return CMSState(self.begin(batch), self.cms.kernels(batch))
+
+    def __call__(self, stream: Stream, state: CMSState) -> tuple[Stream, CMSState, Look | None]:
+        """Any T at any offset; the kernels stay."""
+        stream, mixed, look = self.mix(stream, state.mixed)
+        return stream._replace(x=self.cms(stream.x, state.kernels)), state._replace(mixed=mixed), look
+
+
+class Hope(Nested):
+    """HOPE: x + the self-modifying memory of norm(x), then the CMS."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
+        self.memory = SelfModifyingLayer(config, rngs=rngs)
+
+    def begin(self, batch: int) -> MemoryState:
+        """The memories."""
+        return self.memory.init_state(batch)
+
+    def mix(self, stream: Stream, state: MemoryState) -> tuple[Stream, MemoryState, Look]:
+        """The memory alone."""
+        y, state, look = self.memory(self.norm(stream.x), state, stream.age, stream.restart)
+        return stream._replace(x=stream.x + y), state, look
+
+
+class HopeAttention(Nested, Transformer):
+    """HOPE-Attention: x + Attn(norm(x)), then the CMS; with a sliding window and one level, TTT-E2E."""
+
+    def begin(self, batch: int) -> Any:
+        """The attention's cache."""
+        return Transformer.init_state(self, batch)
