@@ -76,7 +76,7 @@ class SelfModifyingLayer(nnx.Module):
         y, memory, (info, gates) = self._update(state.memory, (l2_normalise(q), z, momentum), restart)
         y = self.norm(y).swapaxes(1, 2)
         y = y.reshape(*y.shape[:2], -1) * jax.nn.silu(self.gate(x))
-        return self.out(y), MemoryState(memory, conv), Look(*info[:5], *gates)
+        return self.out(y), MemoryState(memory, conv), Look(*info[:5], *gates[:3])
 
     def _update(self, state: State, tokens: tuple[Array, ...], restart: Array | None) -> tuple[Array, State, Any]:
         """`SelfModifying.update` over batch and heads; every sequence is at the same step."""
