@@ -88,15 +88,18 @@ def reads_keep(rule: Rule) -> bool:
     return not np.array_equal(F(0.2), F(0.7))
 
 
-# Left to the slow lane: rows that are one rule with another, told apart by their gates; and deep ones whose parts are
-# tried one by one in cheaper members.
+# Rows that are one rule with another, told apart by their gates: their recurrences are tried, the laws once.
 SAME = ("retnet", "gla", "mamba2", "rwkv7")
-HEAVY = ("dla", "omeganet", "atlas", "deep_transformer", "dot", "lact", "atlas_token", "features", "memora_token")
-HEAVY += ("titans_elastic", "fresh_lq", "ttt_logistic")
-# whose channels, and pieces, take the same path through the engines
-MATRICES = ("linear_attention", "deltanet", "dgd_linear", "swla", "longhorn", "deltaproduct", "mesa")
-ALIKE = tuple(f"{row}-channel" for row in (*MATRICES, "dgd", "moneta", "yaad", "memora"))
-ALIKE_IN_PIECES = ("moneta", "yaad", "swla", "longhorn", "deltaproduct", "mesa")
+# What the fast lane can pay for, since every member is a program of its own to compile: each kind of engine, learner,
+# link and window once. The slow lane has all rows.
+FAST = ("titans", "titans_linear", "linear_attention", "deltanet", "gated_deltanet", "ttt_linear", "memora", "swla")
+FAST += ("dgd_linear", "titans_home", "titans_linear_fresh", "titans_order2", "given")
+FAST_CHANNELS = ("titans", "gated_deltanet")
+
+
+def in_fast_lane(member: Member) -> bool:
+    return member.row in (FAST_CHANNELS if member.channel else FAST)
+
 
 MEMBERS = [Member(name, rule) for name, rule in RULES.items()]
 MEMBERS += [Member(name, rule, channel=True) for name, rule in RULES.items() if reads_keep(rule)]

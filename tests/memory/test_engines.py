@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.laws import MEMBERS, RULES, close, same
+from tests.laws import MEMBERS, RULES, close, in_fast_lane, same
 from tests.memory.situations import CHUNK, QUICK, Case, row, situations
 from titans_jax.memory import PRESETS, Gates, Restart, Span, State, miras
 
@@ -141,14 +141,14 @@ def largest_of(name: str, channel: bool, implementation: str, length: int, dim: 
 
 
 MATMULS = [
-    (m.name.removesuffix("-channel"), m.channel, i)
+    pytest.param(m.row, m.channel, i, id=f"{m.name}-{i}", marks=() if in_fast_lane(m) else pytest.mark.slow)
     for m in MEMBERS
     for i in m.implementations
     if m.preset and i != "recurrent"
 ]
 
 
-@pytest.mark.parametrize("name, channel, implementation", MATMULS, ids=["-".join(map(str, m)) for m in MATMULS])
+@pytest.mark.parametrize("name, channel, implementation", MATMULS)
 def test_no_array_of_tokens_times_weights(name: str, channel: bool, implementation: str) -> None:
     """Forward and backward of many chunks: nothing reaches T |W| elements, |W| the smallest weight matrix."""
     found, weight = largest_of(name, channel, implementation, length=256, dim=32, chunk=4)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.laws import HEAVY, RULES, SAME
+from tests.laws import FAST, RULES
 from tests.memory.situations import QUICK, with_writes
 from titans_jax.memory import PRESETS, Gates, Info, State, miras
 
@@ -16,7 +16,7 @@ DIM, CHUNK, TOKENS = 4, 16, 2048
 SETTINGS = [(momentum, rate) for momentum in (0.0, 0.5, 0.9, 0.99) for rate in (0.05, 0.3, 1.0)]
 POISONED = slice(64, 80)  # the chunk of token 70
 
-NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SAME + HEAVY else ()) for name in PRESETS]
+NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in PRESETS]
 
 
 def streams(tokens: int) -> np.ndarray:

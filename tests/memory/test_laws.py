@@ -7,22 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from tests.laws import ALIKE, ALIKE_IN_PIECES, HEAVY, LAWS, MEMBERS, SAME, any_split, close, equal_to_recurrent
+from tests.laws import FAST_CHANNELS, LAWS, MEMBERS, SAME, any_split, close, equal_to_recurrent, in_fast_lane
 from tests.memory.situations import TOKENS, Member, pieced, results, row, situations
 
-SERVED = [(member, name) for member in MEMBERS for name in member.implementations]
+SERVED = [(member, name) for member in MEMBERS if member.row not in SAME for name in member.implementations]
 MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
 
 
 def quick(law: Any, member: Member) -> bool:
-    """What the fast lane can pay for: to compile the rest takes minutes, and it seldom says anything new."""
-    if member.row in SAME + HEAVY:
-        return False
-    if member.preset:
-        if law is any_split:
-            return not member.channel and member.name not in ALIKE_IN_PIECES
-        return not member.channel or member.name not in ALIKE
-    return not member.channel and law is not any_split
+    """Whether it is in the fast lane; a law that compiles anew for every length, for presets alone."""
+    return in_fast_lane(member) and (law is not any_split or (member.preset and not member.channel))
 
 
 def params(pairs: Any, law: Any = None) -> list[Any]:
@@ -40,7 +34,12 @@ def _float64() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("law, member, implementation", [p for law in LAWS for p in params(SERVED, law)])
+def served(law: Any) -> list[Any]:
+    """Whom a law is tried on: pieces of a keep per channel take the same path as those of others."""
+    return [(m, i) for m, i in SERVED if law is not any_split or not m.channel or m.row in FAST_CHANNELS]
+
+
+@pytest.mark.parametrize("law, member, implementation", [p for law in LAWS for p in params(served(law), law)])
 def test_law(law: Any, member: Member, implementation: str) -> None:
     law(member, implementation)
 

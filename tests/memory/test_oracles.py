@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.laws import ALIKE, HEAVY, MEMBERS, RULES, SAME, close, in_range
+from tests.laws import FAST, MEMBERS, RULES, close, in_fast_lane, in_range
 from tests.memory import oracles, oracles_delta, oracles_learners, oracles_miras
 from tests.memory.oracles_learners import DeepMemory, l2, monomials, omega
 from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
@@ -58,7 +58,7 @@ def test_every_preset_has_an_oracle() -> None:
 
 def param(member: Member, *more):
     """Rows whose programs only the slow lane of the laws compiles are left to it here too."""
-    marks = pytest.mark.slow if member.row in SAME + HEAVY or member.name in ALIKE else ()
+    marks = () if in_fast_lane(member) else pytest.mark.slow
     return pytest.param(member, *more, marks=marks, id="-".join((member.name, *more)))
 
 
@@ -104,7 +104,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in VARIANTS])
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 def test_variant_is_its_recurrence(name: str) -> None:
     oracle, choices = VARIANTS[name]
     agrees(BY_NAME[name], oracle, BY_NAME[name].implementations[0], fresh(BY_NAME[name], 1.0), **choices)

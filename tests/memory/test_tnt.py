@@ -58,7 +58,7 @@ def by_hand(state: Any, tokens: Any, local: tuple[int, ...] = LOCAL) -> tuple[np
     y, last = np.zeros_like(q), {}
     whole = under(state.dual, "global_")
     for at in range(0, len(q), CHUNK):
-        anchor = oracles.titans(whole, q[:at], k[:at], v[:at], *part(gates, slice(at)), CHUNK, 1.0)[1] if at else whole
+        anchor = oracles.titans(whole, q[:at], k[:at], v[:at], *part(gates, slice(at))[:3], CHUNK, 1.0)[1] if at else whole
         y[at : at + CHUNK] += [oracles.residual_mlp(anchor, x) for x in q[at : at + CHUNK]]
     for at in range(0, len(q), SHARD):
         q1, k1, v1, gates1 = part(tokens, slice(at, at + SHARD))
@@ -66,7 +66,7 @@ def by_hand(state: Any, tokens: Any, local: tuple[int, ...] = LOCAL) -> tuple[np
         last["pi"] = k1.T @ k1
         for i, chunk in enumerate(local):
             weights = under(state.dual, f"local_{i}_")
-            y1, weights = oracles.titans(weights, seen, k1, v1, *gates1, chunk, 1.0)
+            y1, weights = oracles.titans(weights, seen, k1, v1, *gates1[:3], chunk, 1.0)
             y[at : at + SHARD] += y1
             last |= {f"local_{i}_{name}": w for name, w in weights.items()}
     return y, last

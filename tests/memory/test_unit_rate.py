@@ -19,6 +19,7 @@ NETWORKS: dict[str, Callable[[int], Architecture]] = {
     "gated": architecture.gated,
     "ttt_linear": architecture.ttt_linear,
     "ttt_mlp": architecture.ttt_mlp,
+    "residual": architecture.residual,
 }
 
 
@@ -64,13 +65,15 @@ def test_a_matrix_learns_a_chunk_of_one_token_in_one_go(momentum: float) -> None
         assert second < 1e-2 * first
 
 
-CORRECTING = [name for name in PRESETS if PRESETS[name](16).bias.curvature]
+# but not what first erases: where the anchor erases what was there, it does so twice, and comes half the way
+RULES = {name: PRESETS[name](16) for name in PRESETS}
+CORRECTING = [name for name, rule in RULES.items() if rule.bias.curvature and rule.learner.gradient != "erasing"]
 DEAR = ("atlas", "omeganet", "dot")  # to compile
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in DEAR else ()) for n in CORRECTING])
 def test_every_rule_comes_closer_with_each_chunk_at_its_unit_rate(name: str) -> None:
-    rule = PRESETS[name](16)
+    rule = RULES[name]
     seen = same_token_again(rule, unit_rate(rule, 8), 12)
     assert seen[-1] < 0.3 * seen[0]  # robust losses take steps of one length
     assert np.diff(seen).max() < 1e-3 * seen[0]

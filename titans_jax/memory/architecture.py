@@ -65,7 +65,8 @@ def residual(dim: int, expansion: int = 4) -> Architecture:
     def apply(linear: Linear, x: Array) -> Array:
         return x + linear("w2", jax.nn.gelu(linear("w1", x), approximate=False))
 
-    return Architecture(_normal({"w1": (dim, hidden), "w2": (hidden, dim)}), apply, {"w1": "in", "w2": "out"})
+    shapes = {"w1": (dim, hidden), "w2": (hidden, dim)}
+    return Architecture(_normal(shapes), apply, {"w1": "in", "w2": "out"}, dim=dim, gain=2.0)
 
 
 def gated(dim: int, expansion: int = 4) -> Architecture:

@@ -48,9 +48,9 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         tokens, state = seen(state, *jax.tree.map(lambda x: x[None], (k, v, gates, real)))
         surprises, gradients = jax.vmap(jax.value_and_grad(loss), (None, 0))(taken_at, tokens)
         gradient = jax.tree.map(lambda g: jnp.tensordot(tokens.weight[:, 0], g, 1), gradients)
-        if erases:
-            gradient = add_erased(rule, gradient, acting(previous), k)
         surprise, own = surprises[-1], jax.tree.map(lambda g: g[-1], gradients)
+        if erases:
+            own = gradient = add_erased(rule, gradient, acting(previous), k)
         z = [jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in zip(moving(state), decayed, strict=True)]
         new = moved(state, z, state.step + real)
         if rule.learner.size is not None and rule.learner.per == "token":
