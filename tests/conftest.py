@@ -16,6 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist's `--dist loadgroup`, a member's tests, or a file's, run in one process and share its programs."""
+    for item in items:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        member = given.get("member")
+        shared = getattr(member, "name", None) or (member and str(member)) or item.path.name
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(autouse=True)
 def room_for_programs() -> Iterator[None]:
     """Let go of compiled programs before they use up the process' memory maps: at 65,530 of them LLVM crashes."""

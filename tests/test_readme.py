@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from titans_jax.memory.table import table
+
 ROOT = Path(__file__).resolve().parents[1]
 TOP = [".ci", "LICENSE", "README.md", "colab", "configs", "pyproject.toml", "tests", "titans_jax", "train.py"]
 IN_FULL = ("titans_jax/", "configs/")  # elsewhere one line may stand for a whole folder
@@ -50,6 +52,11 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     for line, source in found:
         # The empty lines make a traceback name README's own line.
         exec(compile("\n" * line + source, str(ROOT / "README.md"), "exec"), {"__name__": "__main__"})
+
+
+def test_the_table_of_rules_is_what_the_command_prints():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split("<!-- titans-jax rules -->\n")[1].split("<!-- end -->")[0].strip() == table()
 
 
 def test_tree_lists_every_file_and_nothing_else():

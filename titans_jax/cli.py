@@ -1,4 +1,4 @@
-"""The command line, `titans-jax train | eval | generate | bench`: each a parser and a function of its options."""
+"""The command line, `titans-jax train | eval | generate | bench | rules`: each a parser and what it runs."""
 
 import argparse
 import contextlib
@@ -16,6 +16,7 @@ import numpy as np
 from titans_jax import config, data, metrics, training
 from titans_jax.decode import Sampling, Text, generate
 from titans_jax.evaluation import RESETS, evaluate
+from titans_jax.memory.table import table
 from titans_jax.optim import OPTIMIZERS
 from titans_jax.training import bench
 
@@ -233,8 +234,14 @@ def _first_line(run: Callable[..., Any]) -> str:
     return (run.__doc__ or "").partition("\n")[0]
 
 
+def print_rules(options: argparse.Namespace) -> None:
+    """Print the table of rules: what each is made of, and which engines serve it."""
+    print(table())
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
     "bench": (_bench_options, run_benchmark),
     "eval": (_eval_options, evaluate_checkpoint),
     "generate": (_generate_options, generate_text),
+    "rules": (lambda parser: None, print_rules),
 }

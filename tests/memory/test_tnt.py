@@ -58,7 +58,8 @@ def by_hand(state: Any, tokens: Any, local: tuple[int, ...] = LOCAL) -> tuple[np
     y, last = np.zeros_like(q), {}
     whole = under(state.dual, "global_")
     for at in range(0, len(q), CHUNK):
-        anchor = oracles.titans(whole, q[:at], k[:at], v[:at], *part(gates, slice(at))[:3], CHUNK, 1.0)[1] if at else whole
+        before = (q[:at], k[:at], v[:at], *part(gates, slice(at))[:3])
+        anchor = oracles.titans(whole, *before, CHUNK, 1.0)[1] if at else whole
         y[at : at + CHUNK] += [oracles.residual_mlp(anchor, x) for x in q[at : at + CHUNK]]
     for at in range(0, len(q), SHARD):
         q1, k1, v1, gates1 = part(tokens, slice(at, at + SHARD))
