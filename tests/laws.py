@@ -101,8 +101,18 @@ def in_fast_lane(member: Member) -> bool:
     return member.row in (FAST_CHANNELS if member.channel else FAST)
 
 
-# A keep per channel takes the same path through an engine whatever the rule: one row for each engine, link and learner.
-CHANNELS = (*FAST_CHANNELS, "linear_attention", "titans_home", "memora", "dgd_linear", "muon", "mesa", "hgrn2")
+# A keep per channel takes the same path whatever the rule: a row for each engine, link and learner.
+CHANNELS = (
+    *FAST_CHANNELS,
+    "linear_attention",
+    "deltanet",
+    "titans_home",
+    "memora",
+    "dgd_linear",
+    "muon",
+    "mesa",
+    "hgrn2",
+)
 
 MEMBERS = [Member(name, rule) for name, rule in RULES.items()]
 MEMBERS += [Member(name, rule, channel=True) for name, rule in RULES.items() if name in CHANNELS and reads_keep(rule)]
