@@ -28,12 +28,14 @@ class InnerState(NamedTuple):
     """A stream's state. now: the model's, after every token; its kernels are the sequences' own.
 
     begun: the model's as the chunk began, to take its gradient from. read: [B, C] the chunk's tokens so far.
+    anew: [B] bool, whether a document began with the chunk.
     sums: gradients since each level's last write, as its kernels. step: tokens read, int32 scalar.
     """
 
     now: LMState
     begun: LMState
     read: Array
+    anew: Array
     sums: Levels
     step: Array | np.int32
 
@@ -62,7 +64,7 @@ class InnerLoop(LM):
         begun = jax.tree.map(lambda x: x + 0, now)
         sums = jax.tree.map(jnp.zeros_like, kernels_of(now.blocks))
         read = jnp.zeros((batch, self.chunk), jnp.int32) + 0 * now.age[:, None]
-        return InnerState(now, begun, read, sums, np.int32(0))
+        return InnerState(now, begun, read, now.age < 0, sums, np.int32(0))
 
     def __call__(  # type: ignore[override]
         self, tokens: Array, state: InnerState, restart: Array | None = None
@@ -112,7 +114,8 @@ class InnerLoop(LM):
         read = lax.dynamic_update_slice(jnp.zeros_like(state.read), rest.astype(jnp.int32), (0, 0))
         logits = jnp.concatenate([logits for logits, _ in parts], 1)
         look = jax.tree.map(lambda *x: jnp.concatenate(x, -1), *(look for _, look in parts))
-        return logits, InnerState(now, begun, read, sums, step + rest.shape[1]), look
+        anew = jnp.zeros_like(state.anew) if again is None else again[:, 0]
+        return logits, InnerState(now, begun, read, anew, sums, step + rest.shape[1]), look
 
     def _tokens(self, tokens: Array, state: InnerState, restart: Array | None) -> Any:
         """Token by token."""
@@ -129,20 +132,23 @@ class InnerLoop(LM):
         """One token [B, 1]: it settles the chunk that was complete but for it."""
         state = self._settled(state, token[:, 0])
         at = state.step % self.chunk
+        anew = jnp.zeros_like(state.anew)
         if restart is not None:
             begun, sums = self._begin(state.now, state.sums, restart & (at == 0))
-            state = state._replace(now=begun, sums=sums)
+            state, anew = state._replace(now=begun, sums=sums), restart[:, 0]
+        anew = jnp.where(at == 0, anew, state.anew)
         begun = jax.tree.map(lambda new, old: jnp.where(at == 0, new, old), state.now, state.begun)
         logits, now, look = super().__call__(token, state.now, restart)
         read = lax.dynamic_update_slice(state.read, token.astype(jnp.int32), (0, at))
-        return logits, InnerState(now, begun, read, state.sums, state.step + 1), look
+        return logits, InnerState(now, begun, read, anew, state.sums, state.step + 1), look
 
     def _settled(self, state: InnerState, following: Array) -> InnerState:
         """The state with the write of a chunk that was read to its end, before the token `following` [B] it."""
 
         def write(state: InnerState) -> InnerState:
             targets = jnp.concatenate([state.read[:, 1:], following[:, None].astype(jnp.int32)], 1)
-            gradient, _ = self._gradient(state.begun, state.read, targets, None)
+            restart = jnp.pad(state.anew[:, None], [(0, 0), (0, self.chunk - 1)])
+            gradient, _ = self._gradient(state.begun, state.read, targets, restart)
             now, sums = self._write(state.now, state.sums, gradient, jnp.asarray(state.step))
             return state._replace(now=now, sums=sums)
 
