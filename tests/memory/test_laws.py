@@ -58,9 +58,9 @@ CORE = [(m, i) for m, i in SCALAR_PRESETS if in_fast_lane(m)]
 
 @pytest.mark.parametrize("member, implementation", params(SCALAR_PRESETS))
 def test_float32_of_every_preset(member: Member, implementation: str) -> None:
-    # Newton-Schulz multiplies roundings by up to 3.4^5; cubed errors, softmax weights and a gate's threshold by some 4
-    steep = member.rule.learner.size is not None or member.row in ("moneta", "yaad", "memora")
-    tolerance = 1e-4 if steep else 1e-5
+    # Newton-Schulz multiplies roundings by up to 3.4^5; a cubed error and a threshold by 2, softmax weights by 10
+    steep = {"moneta": 3e-5, "yaad": 3e-5, "memora": 2e-4}
+    tolerance = 1e-4 if member.rule.learner.size is not None else steep.get(member.row, 1e-5)
     equal_to_recurrent(member, implementation, tolerance=tolerance, dtype="float32")
 
 

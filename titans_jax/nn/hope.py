@@ -28,6 +28,7 @@ class SelfModifyingLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         c = config.memory
         self.config, self.dtype = c, config.dtype
+        self.max_rate = c.max_rate * unit_rate(rule_of(c), c.chunk, c.momentum)
         size = c.heads * c.head_dim
         self.inputs = Linear(config.dim, 2 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         self.conv = Conv(c.conv, 2 * size) if c.conv else None
@@ -47,9 +48,9 @@ class SelfModifyingLayer(nnx.Module):
     def memories(self) -> SelfModifying:
         """The pure functions of one sequence and one head."""
         c = self.config
-        rule = rule_of(c)
-        largest = c.max_rate * unit_rate(rule, c.chunk, c.momentum)
-        return self_modifying(rule, chunk=c.chunk, max_rate=largest, clip=c.clip, implementation=c.implementation)
+        return self_modifying(
+            rule_of(c), chunk=c.chunk, max_rate=self.max_rate, clip=c.clip, implementation=c.implementation
+        )
 
     def begin(self) -> State:
         """The memories [H, 5, ...] of a document's first token."""
