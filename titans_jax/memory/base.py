@@ -20,7 +20,7 @@ Notation, used throughout `titans_jax.memory` (one sequence, one head; rows are 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax import Array
@@ -74,6 +74,11 @@ class State(NamedTuple):
     home: Weights | None = None
     weights: Weights | None = None
     window: Window | None = None
+
+
+def state_axes(each: Any, step: Any = None) -> State:
+    """A State that holds, in place of arrays, `each` (a vmap axis, logical axes) for every field but its step."""
+    return State(**{field: step if field == "step" else each for field in State._fields})
 
 
 class Info(NamedTuple):

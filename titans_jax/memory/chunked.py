@@ -20,14 +20,13 @@ from titans_jax.memory.scan import (
     Call,
     Engine,
     Responses,
+    anew,
     boundary,
     combine,
     components,
-    grid,
+    lay,
     moved,
     moving,
-    place,
-    real_rows,
     responses,
     seen,
     select,
@@ -142,23 +141,14 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
-        T, tokens = k.shape[0], (q, k, v, gates, restart.mask if restart else None)
-        if aligned := span is not None:
-            rows = T
-        else:
-            rows, span = grid(T, chunk, state.step)
-            tokens = place(tokens, span.first, rows)
-        q, k, v, gates, begin, real = jax.tree.map(
-            lambda x: x.reshape(rows // chunk, chunk, *x.shape[1:]), (*tokens, real_rows(span, rows))
-        )
+        mask = jnp.zeros(k.shape[0], bool) if restart is None else restart.mask
+        (q, k, v, gates, mask), real, _, back = lay((q, k, v, gates, mask), chunk, state.step, span)
         # the learner's response depends on the gates alone: all chunks at once, before the scan
         unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, real, jnp.arange(chunk))
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            q, k, v, gates, real, response, begin, residual = xs
-            if restart is not None:
-                fresh = restart.state._replace(home=None)
-                state = select(begin[0] & real[0], fresh, state)._replace(step=state.step)
+            q, k, v, gates, real, response, mask, residual = xs
+            state = anew(restart, mask[0] & real[0], state)
 
             def run(state: State) -> tuple[State, tuple[Array, Info]]:
                 new, out = block(state._replace(home=home), q, k, v, gates, real, response, residual)
@@ -167,16 +157,14 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
             new, (y, info) = run(state) if alone else where_any(real, run, state)
             return new, (y, info, None if residual is None else rule.retention.link(state.anchor))
 
-        xs = (q, k, v, gates, real, unrolled, begin, residual)
+        xs = (q, k, v, gates, real, unrolled, mask, residual)
         home, state = state.home, state._replace(home=None)  # it never changes: no part of the scan's carry
-        if alone := rows == chunk:  # neither a loop nor a second forward pass for it
+        if alone := len(real) == 1:  # neither a loop nor a second forward pass for it
             state, out = body(state, jax.tree.map(lambda x: x[0], xs))
             y, info, anchors = jax.tree.map(lambda x: x[None], out)
         else:
             state, (y, info, anchors) = lax.scan(jax.checkpoint(body), state, xs)
-        y, info = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (y, info))
-        if not aligned:
-            y, info = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, span.first, T), (y, info))
+        y, info = back((y, info))
         return y, state._replace(home=home), info._replace(anchors=anchors)
 
     return engine

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.base import Gates, Memory, Rule, Weights, dense
+from titans_jax.memory.base import Gates, Memory, Rule, Weights, Window, dense, losses
 
 
 def read(rule: Rule, weights: Weights, query: Array) -> Array:
@@ -46,7 +46,7 @@ def surprise(rule: Rule, weights: Weights, key: Array, value: Array) -> Array:
     >>> surprise(rule, {"w": jnp.zeros((2, 2))}, jnp.ones((1, 2)), jnp.array([[3.0, 4.0]])).tolist()
     [12.5]
     """
-    return jax.vmap(rule.bias.loss)(read(rule, weights, key), value)
+    return losses(rule, dense(weights), Window(key, value, jnp.ones_like(key[:, :1])))
 
 
 def gradient(rule: Rule, weights: Weights, key: Array, value: Array) -> Weights:

@@ -12,6 +12,7 @@ from titans_jax.memory.muon import orthogonal_step
 from titans_jax.memory.scan import (
     Call,
     Engine,
+    anew,
     boundary,
     chunks_of,
     combine,
@@ -21,7 +22,6 @@ from titans_jax.memory.scan import (
     real_rows,
     responses,
     seen,
-    select,
     sources,
 )
 
@@ -58,10 +58,10 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         y = apply(dense(acting(sources(new)[0])), q[None])[0]
 
         ends = real & (new.step % chunk == 0)
-        ended, cut = boundary(rule, new, gates, clip)
-        new, cut = select(ends, ended, new), (ends & cut).astype(surprise.dtype)
+        end = lambda state: boundary(rule, state, gates, clip)  # noqa: E731
+        new, cut = lax.cond(ends, end, lambda state: (state, jnp.zeros((), bool)), new)
         momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros_like(surprise)
-        return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut)
+        return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut.astype(surprise.dtype))
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
@@ -71,9 +71,7 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
 
         def step(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, gates, real, begin, row = xs
-            if restart is not None:
-                begins = begin & real & (state.step % chunk == 0)
-                state = select(begins, restart.state, state)._replace(step=state.step)
+            state = anew(restart, begin & real & (state.step % chunk == 0), state)
             at = None if residual is None else jax.tree.map(lambda r: r[(offset + row - first) // chunk], residual)
             new, y, info = token(state, q, k, v, gates, real, at)
             return new, (y, info, link(state.anchor) if residual is not None else None)

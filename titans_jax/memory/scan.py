@@ -63,6 +63,23 @@ def real_rows(span: Span, rows: int) -> Array:
     return (row >= span.first) & (row < span.first + span.length)
 
 
+def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, Array, Span, Callable[[Any], Any]]:
+    """Lay a call's leaves [T, ...] on the grid of chunks, where they lie already if they have a span.
+
+    Returns them [chunks, chunk, ...], which rows are tokens [chunks, chunk], their span, and the way back to [T, ...].
+    """
+    T = jax.tree.leaves(tokens)[0].shape[0]
+    rows, inside = (T, span) if span is not None else grid(T, chunk, step)
+    laid = tokens if span is not None else place(tokens, inside.first, rows)
+
+    def back(out: Any) -> Any:
+        out = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), out)
+        return out if span is not None else jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, inside.first, T), out)
+
+    laid, real = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (laid, real_rows(inside, rows)))
+    return laid, real, inside, back
+
+
 class Response(NamedTuple):
     """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
 
@@ -247,6 +264,13 @@ def select(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
 
 
+def anew(restart: Restart | None, here: Array, state: State) -> State:
+    """The state, or where a memory begins anew `here` its beginning; the count of tokens, and the home, stay."""
+    if restart is None:
+        return state
+    return select(here, restart.state._replace(home=state.home), state)._replace(step=state.step)
+
+
 Write = Callable[[State, Any, Span | None], tuple[State, Any]]
 
 
@@ -259,28 +283,17 @@ def by_chunks(
     span. `restart` is seen to here. Returns out as leaves [T, ...], and the state.
     """
     T = jax.tree.leaves(tokens)[0].shape[0]
-
-    def begin(state: State, here: Array) -> State:
-        return state if restart is None else select(here, restart.state, state)._replace(step=state.step)
-
+    mask = jnp.zeros(T, bool) if restart is None else restart.mask
     if T == 1 and span is None:
-        if restart is not None:
-            state = begin(state, restart.mask[0] & (state.step % chunk == 0))
-        state, out = write(state, tokens, None)
+        state, out = write(anew(restart, mask[0] & (state.step % chunk == 0), state), tokens, None)
         return out, state
-    aligned = span is not None
-    rows, inside = (T, span) if span is not None else grid(T, chunk, state.step)
-    real = real_rows(inside, rows)
-    laid = (tokens, real if restart is None else restart.mask)
-    tokens, mask = laid if aligned else place(laid, inside.first, rows)
-    xs = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (tokens, mask, real))
+    laid, real, _, back = lay((tokens, mask), chunk, state.step, span)
 
     @jax.checkpoint
     def body(state: State, xs: Any) -> Any:
-        tokens, mask, real = xs
-        state = begin(state, mask[0] & real[0])
+        (tokens, mask), real = xs
+        state = anew(restart, mask[0] & real[0], state)
         return where_any(real, lambda state: write(state, tokens, Span(jnp.argmax(real), real.sum())), state)
 
-    state, out = lax.scan(body, state, xs)
-    out = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), out)
-    return out if aligned else jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, inside.first, T), out), state
+    state, out = lax.scan(body, state, (laid, real))
+    return back(out), state

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.api import miras
-from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, dense
+from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, dense, state_axes
 from titans_jax.memory.scan import by_chunks
 
 MEMORIES = ("key", "value", "rate", "keep", "memory")
-_AXES = State(0, 0, 0, None, 0, 0, 0)  # type: ignore[arg-type]  # vmap axes in place of arrays
+_AXES = state_axes(0)
 
 
 class Readout(NamedTuple):

@@ -16,7 +16,7 @@ from jax import Array
 
 from titans_jax.memory.api import miras
 from titans_jax.memory.base import Gates, Info, Memory, Restart, Rule, Span, State, Weights, dense
-from titans_jax.memory.scan import by_chunks, grid, place, real_rows, select
+from titans_jax.memory.scan import by_chunks, lay, real_rows, select
 
 GLOBAL, PI = "global_", "pi"
 
@@ -103,9 +103,7 @@ def tnt(
         fresh = _beginning(state)
         if T == 1 and span is None:
             return write_parts(select(at == 0, fresh, state)._replace(step=at), tokens, None)
-        rows, inside = (T, span) if span is not None else grid(T, shard, state.step)
-        laid = tokens if span is not None else place(tokens, inside.first, rows)
-        tokens, real = jax.tree.map(lambda x: x.reshape(-1, shard, *x.shape[1:]), (laid, real_rows(inside, rows)))
+        tokens, real, inside, back = lay(tokens, shard, state.step, span)
         first, last = inside.first // shard, (inside.first + inside.length - 1) // shard
 
         def one(number: Array, tokens: Any, real: Array) -> tuple[Array, State]:
@@ -113,10 +111,8 @@ def tnt(
             goes_on = (number == first) & (at != 0)
             return write_parts(select(goes_on, state, fresh)._replace(step=here.first), tokens, here)
 
-        y, states = jax.vmap(one)(jnp.arange(rows // shard), tokens, real)
-        y = y.reshape(rows, -1)
-        y = y if span is not None else jax.lax.dynamic_slice_in_dim(y, inside.first, T)
-        return y, jax.tree.map(lambda x: x[last], states)
+        y, states = jax.vmap(one)(jnp.arange(len(real)), tokens, real)
+        return back(y), jax.tree.map(lambda x: x[last], states)
 
     def update(
         state: State,

@@ -15,7 +15,19 @@ from titans_jax.nn.blocks import Block, Stream, Transformer
 from titans_jax.nn.cms import CMS, CMSState
 from titans_jax.nn.config import ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
-from titans_jax.nn.memory import ROWS, STATE_AXES, Look, MemoryState, logit, over, spread
+from titans_jax.nn.memory import (
+    FRESH,
+    ROWS,
+    STATE_AXES,
+    STATES,
+    Look,
+    MemoryState,
+    by_head,
+    logit,
+    merged,
+    over,
+    spread,
+)
 
 
 class SelfModifyingLayer(nnx.Module):
@@ -61,22 +73,16 @@ class SelfModifyingLayer(nnx.Module):
         memory = jax.tree.map(lambda x: spread(x[None], batch, *ROWS) if x.ndim else x, self.begin())
         return MemoryState(memory, self.conv.init_state(batch, self.dtype) if self.conv else None)
 
-    def heads(self, x: Array) -> Array:
-        """[B, T, H D] -> [B, H, T, D]."""
-        shape = (*x.shape[:2], self.config.heads, x.shape[2] // self.config.heads)
-        return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
-
     def __call__(self, x: Array, state: MemoryState, age: Array, restart: Array | None) -> tuple[Array, Any, Look]:
         """Read and write x [B, T, E]; age, restart: [B, T], as `MemoryLayer` has them. Returns y, state and a look."""
-        inputs, conv = self.inputs(x), state.conv
+        inputs, conv, heads = self.inputs(x), state.conv, self.config.heads
         if self.conv is not None:
             assert conv is not None, "a layer with a convolution makes states with its inputs"
             inputs, conv = self.conv(inputs, conv, age, None)
-        q, z = jnp.split(self.heads(jax.nn.silu(inputs)), 2, -1)
-        momentum = self.heads(jax.nn.sigmoid(self.momentum(x.astype(jnp.float32))))[..., 0]
+        q, z = jnp.split(by_head(jax.nn.silu(inputs), heads), 2, -1)
+        momentum = by_head(jax.nn.sigmoid(self.momentum(x.astype(jnp.float32))), heads)[..., 0]
         y, memory, (info, gates) = self._update(state.memory, (l2_normalise(q), z, momentum), restart)
-        y = self.norm(y).swapaxes(1, 2)
-        y = y.reshape(*y.shape[:2], -1) * jax.nn.silu(self.gate(x))
+        y = merged(self.norm(y)) * jax.nn.silu(self.gate(x))
         return self.out(y), MemoryState(memory, conv), Look(*info[:5], *gates[:3])
 
     def _update(self, state: State, tokens: tuple[Array, ...], restart: Array | None) -> tuple[Array, State, Any]:
@@ -95,9 +101,8 @@ class SelfModifyingLayer(nnx.Module):
         out = (0, STATE_AXES, 0)
         heads = jax.vmap(one, in_axes=(STATE_AXES, 0, 0, beginning(None, STATE_AXES)), out_axes=out)
         batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None)), out_axes=out)
-        states, fresh = (over(State, rows, rows, rows, (), rows) for rows in (ROWS, ROWS[1:]))
-        inputs = (states, ROWS, ROWS[1:], beginning(ROWS[:1], fresh))
-        return sharding.local(batch, (state, tokens, readout, begin), inputs, (ROWS, states, ROWS))
+        inputs = (STATES, ROWS, ROWS[1:], beginning(ROWS[:1], FRESH))
+        return sharding.local(batch, (state, tokens, readout, begin), inputs, (ROWS, STATES, ROWS))
 
 
 class Signal(nnx.Module):

@@ -12,6 +12,7 @@ from jax import Array
 
 from titans_jax import sharding
 from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, begin, miras, unit_rate
+from titans_jax.memory.base import state_axes
 from titans_jax.memory.tnt import first_weights as tnt_weights
 from titans_jax.memory.tnt import tnt
 from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
@@ -43,8 +44,9 @@ def over(kind: Callable[..., Any], *fields: Any) -> Any:
     return kind(*fields)
 
 
-STATE_AXES = over(State, 0, 0, 0, None, 0, 0, 0)
+STATE_AXES = state_axes(0)
 ROWS = ("batch", "heads")
+STATES, FRESH = (state_axes(rows, ()) for rows in (ROWS, ROWS[1:]))  # of all sequences, and of a beginning
 
 
 class MemoryLayer(nnx.Module):
@@ -58,6 +60,7 @@ class MemoryLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, persistent: int = 0, rngs: nnx.Rngs) -> None:
         c = config.memory
         self.config, self.dtype = c, config.dtype
+        self.max_rate = c.max_rate * unit_rate(self.rule, c.chunk, c.momentum)
         size = c.heads * c.head_dim
         writes = self.rule.learner.writes  # keys and values a token
         qkv = (1 + 2 * writes) * size
@@ -127,24 +130,21 @@ class MemoryLayer(nnx.Module):
 
     def heads(self, x: Array) -> Array:
         """[B, T, H D] -> [B, H, T, D]."""
-        shape = (*x.shape[:2], self.config.heads, x.shape[2] // self.config.heads)
-        return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
+        return by_head(x, self.config.heads)
 
     def gates(self, x: Array) -> Gates:
         """Gates [B, H, T] in float32 whatever x is, keep [B, H, T, D] where it is per channel, rate [B, H, T, writes]
         where there are several."""
         x = x.astype(jnp.float32)
-        c = self.config
 
         def squashed(gate: Linear, several: bool = False) -> Array:
             out = self.heads(jax.nn.sigmoid(gate(x)))
             return out if several else out[..., 0]
 
-        largest = c.max_rate * unit_rate(self.rule, c.chunk, c.momentum)
         return Gates(
-            rate=largest * squashed(self.rate, several=self.rule.learner.writes > 1),
+            rate=self.max_rate * squashed(self.rate, several=self.rule.learner.writes > 1),
             momentum=squashed(self.momentum),
-            keep=squashed(self.keep, several=c.channel_keep),
+            keep=squashed(self.keep, several=self.config.channel_keep),
             threshold=None if self.threshold is None else self.heads(jax.nn.softplus(self.threshold(x)))[..., 0],
             weight=None if self.weight is None else squashed(self.weight),
         )
@@ -192,8 +192,7 @@ class MemoryLayer(nnx.Module):
 
     def merge(self, y: Array) -> Array:
         """[B, H, T, D] -> [B, T, H D], normalised by head."""
-        y = self.norm(y).swapaxes(1, 2)
-        return y.reshape(*y.shape[:2], -1)
+        return merged(self.norm(y))
 
     def _update(
         self,
@@ -215,9 +214,8 @@ class MemoryLayer(nnx.Module):
         out = (0, STATE_AXES, 0)
         heads = jax.vmap(one, in_axes=(STATE_AXES, 0, None, beginning(None, STATE_AXES), 0), out_axes=out)
         batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None), 0), out_axes=out)
-        states, fresh = (over(State, rows, rows, rows, (), rows, rows, rows) for rows in (ROWS, ROWS[1:]))
-        inputs = (states, ROWS, (), beginning(ROWS[:1], fresh), ROWS)
-        return sharding.local(batch, (state, tokens, span, begin, residual), inputs, (ROWS, states, ROWS))
+        inputs = (STATES, ROWS, (), beginning(ROWS[:1], FRESH), ROWS)
+        return sharding.local(batch, (state, tokens, span, begin, residual), inputs, (ROWS, STATES, ROWS))
 
     def memory_at_start(self) -> State:
         """The state [H, ...] of a memory whose document begins."""
@@ -248,6 +246,18 @@ def _first_weights(config: MemoryConfig, key: Array) -> Weights:
     if config.local_chunks:
         return tnt_weights(rule, key, len(config.local_chunks))
     return rule.retention.lift(rule.architecture.init(key))
+
+
+def by_head(x: Array, heads: int) -> Array:
+    """[B, T, H D] -> [B, H, T, D]."""
+    shape = (*x.shape[:2], heads, x.shape[2] // heads)
+    return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
+
+
+def merged(y: Array) -> Array:
+    """[B, H, T, D] -> [B, T, H D]."""
+    y = y.swapaxes(1, 2)
+    return y.reshape(*y.shape[:2], -1)
 
 
 def spread(x: Array, batch: int, *axes: str | None) -> Array:
