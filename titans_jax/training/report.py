@@ -1,12 +1,13 @@
 """What a finished run leaves behind: a result, a sample, two pictures, and a few lines that say where they are."""
 
+import importlib.util
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from titans_jax import data, metrics
+from titans_jax import data, metrics, plots
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.decode import generate
@@ -46,9 +47,7 @@ def _sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str
 
 def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[str]:
     """The pictures' names; none where matplotlib is not installed, and no memory where there is none."""
-    try:
-        from titans_jax import plots
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         return []
     folder = experiment.output
     plots.loss_curve(metrics.read_records(folder), folder / "loss_curve.png")

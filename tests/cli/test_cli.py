@@ -9,7 +9,7 @@ import pytest
 
 from titans_jax import cli, config, training
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("--model.block", "transformer", "--model.dim", "16", "--model.depth", "1", "--model.heads", "1"),
     *("--model.head-dim", "8", "--model.window", "16", "--data.sequence", "32", "--data.batch", "4"),

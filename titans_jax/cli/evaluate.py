@@ -1,0 +1,54 @@
+"""`titans-jax eval`: a checkpoint on held-out text."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from titans_jax import data, metrics, training
+from titans_jax.cli.options import checkpoint_options, output, positive
+from titans_jax.evaluation import RESETS, evaluate
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """What is read, and when the memory begins anew."""
+    checkpoint_options(parser)
+    parser.add_argument("--corpus", help="what to read, as data.corpus; by default what it was trained on")
+    parser.add_argument("--batch", type=positive, help="rows read side by side; by default as in training")
+    parser.add_argument("--sequence", type=positive, help="tokens of a sequence; by default as in training")
+    parser.add_argument("--limit", type=positive, help="read at most so many batches; by default all held-out text")
+    policies = "; ".join(f"{name}: {text}" for name, text in RESETS.items())
+    parser.add_argument("--reset", choices=list(RESETS), default="sequence", help=f"{policies} (default sequence)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score a checkpoint on held-out text: loss, perplexity, bits per byte, accuracy."""
+    experiment, model, step = training.load(options.checkpoint, options.which)
+    given = {name: getattr(options, name) for name in ("corpus", "batch", "sequence") if getattr(options, name)}
+    source = replace(experiment.data, **given)
+    stream_, tokenizer = data.load_streams(source)[1:]
+    batches = data.held_out_batches(source, limit=options.limit)
+    total = len(stream_.tokens) - 1 if stream_ else 0
+    if options.limit:
+        total = min(total, options.limit * source.batch * source.sequence)
+    with training.memory_advice(), metrics.progress(total, "eval") as bar:
+        result = evaluate(model, _counted(batches, bar), tokenizer.byte_lengths, reset=options.reset)
+    result |= {
+        "corpus": source.corpus,
+        "sequence": source.sequence,
+        "checkpoint": str(options.checkpoint),
+        "step": step,
+    }
+    folder = output(options, "eval")
+    metrics.write_result(folder, result)
+    shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
+    lines = [f"{name:<14} {value}" for name, value in shown.items()]
+    (folder / "result.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join([*lines, f"{'written':<14} {folder}/: result.json, result.txt"]))
+
+
+def _counted(batches: Iterator[dict[str, Any]], bar: metrics.Progress) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        yield batch
+        count = int(batch["mask"].sum())
+        bar.advance(count, tokens=count)

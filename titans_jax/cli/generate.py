@@ -1,0 +1,70 @@
+"""`titans-jax generate`: text from a checkpoint."""
+
+import argparse
+import contextlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from titans_jax import data, metrics, training
+from titans_jax.cli.options import checkpoint_options, output, positive
+from titans_jax.decode import Sampling, Text, generate
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """What to go on from, how far, and how tokens are drawn."""
+    checkpoint_options(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", action="append", help="what to go on from; repeatable; none begins a document")
+    prompt.add_argument("--prompt-file", type=Path, help="a UTF-8 file to go on from")
+    parser.add_argument("--length", type=positive, default=256, help="tokens to write (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this much probability")
+    parser.add_argument("--min-p", type=float, help="draw from tokens at least this many times as likely as the best")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal text (default 0)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--batch", type=positive, default=1, help="samples of each prompt (default 1)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Go on from a prompt with a checkpoint; a single sample is shown as it is written."""
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
+    prompts = options.prompt or [options.prompt_file.read_text(encoding="utf-8") if options.prompt_file else ""]
+    prompts = [prompt for prompt in prompts for _ in range(options.batch)]
+    experiment, model, step = training.load(options.checkpoint, options.which)
+    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
+    rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
+    texts = [Text(tokenizer.decode, options.stop) for _ in rows]
+    alone = len(rows) == 1
+    times: list[float] = []
+    with training.memory_advice(), contextlib.ExitStack() as stack:
+        bar = None if alone else stack.enter_context(metrics.progress(options.length * len(rows), "generate"))
+
+        def heard(row: int, token: int) -> bool:
+            times.append(time.perf_counter())
+            piece = texts[row].add(token)
+            if bar is None:
+                print(piece, end="", flush=True)
+            else:
+                bar.advance(1, tokens=1)
+            return texts[row].ended
+
+        print(prompts[0] if alone else "", end="", flush=True)
+        key = jax.random.key(options.seed)
+        generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=heard)
+    rest = [text.finish() for text in texts]
+    samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
+    print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
+    folder = output(options, "generate")
+    (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "samples.txt").write_text("\n\n".join(samples) + "\n", encoding="utf-8")
+    # From the first token on: before it, the prompt is read and the model compiled.
+    rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    result = {"samples": len(rows), "tokens": len(times), "tokens_per_second": rate, "seed": options.seed}
+    result |= {**asdict(sampling), "checkpoint": str(options.checkpoint), "step": step}
+    metrics.write_result(folder, result)

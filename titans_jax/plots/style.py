@@ -1,0 +1,87 @@
+"""What the pictures share: a figure without a window, one style, numbers as JSON beside each picture."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1d2433", "#6b7280", "#e5e7eb"
+BLUE, ORANGE = "#4f7cc4", "#d9622b"
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#9ca3af",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+}
+
+
+def figure_of(width: float, height: float) -> "Figure":
+    """An empty figure, in inches, that no window knows."""
+    matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    figure = Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def matplotlib() -> Any:
+    """The module; raises ImportError that says how to get it."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("pictures need matplotlib: pip install titans-jax[plot]") from None
+    return matplotlib
+
+
+def style() -> Any:
+    """A context in which things are drawn our way; nothing outside it changes."""
+    return matplotlib().rc_context(_STYLE)
+
+
+def layer_colours(layers: int) -> list[Any]:
+    """A colour for each layer, from the first to the last."""
+    if layers == 1:
+        return [BLUE]
+    return list(matplotlib().colormaps["plasma"](np.linspace(0.08, 0.85, layers)))
+
+
+def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> "Figure":
+    """Write the picture, and its numbers beside it with the ending .json; returns the figure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    path.with_suffix(".json").write_text(json.dumps(_rounded(numbers)) + "\n", encoding="utf-8")
+    return figure
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,85 @@
+"""The picture of a run: its learning curve."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from titans_jax.plots.style import BLUE, ORANGE, figure_of, style, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def loss_curve(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws train and held-out bits per byte (or loss, where a record has no other) against the step.
+
+    `records` as `metrics.read_records` returns them. Writes `path` and the JSON beside it; returns the figure.
+    Raises ValueError if no record has a loss, ImportError without matplotlib.
+    """
+    chosen = [r for r in records if r["split"] in ("train", "held_out") and {"loss", "bits_per_byte"} & r.keys()]
+    if not chosen:
+        raise ValueError("records: none of split 'train' or 'held_out' has a loss or bits_per_byte")
+    name = "bits_per_byte" if all("bits_per_byte" in r for r in chosen) else "loss"
+    unit = "bits per byte" if name == "bits_per_byte" else "loss (nats a token)"
+    chosen = [r for r in chosen if name in r]
+    numbers = {
+        split: {"step": [r["step"] for r in chosen if r["split"] == split],
+                name: [r[name] for r in chosen if r["split"] == split]}
+        for split in ("train", "held_out")
+    }  # fmt: skip
+    figure = figure_of(7.5, 4.2)
+    with style():
+        axes = figure.subplots()
+        steps, values = (np.asarray(numbers["train"][key], float) for key in ("step", name))
+        if len(steps):
+            many = len(steps) > 40
+            axes.plot(steps, values, color=BLUE, lw=0.8 if many else 1.6, alpha=0.35 if many else 1.0,
+                      label=None if many else "train")  # fmt: skip
+            if many:
+                axes.plot(steps, _smooth(values), color=BLUE, lw=1.8, label="train, smoothed")
+        steps, values = (np.asarray(numbers["held_out"][key], float) for key in ("step", name))
+        if len(steps):
+            axes.plot(steps, values, color=ORANGE, lw=1.4, marker="o", ms=4, label="held out")
+            _mark_lowest(axes, steps, values)
+        axes.set(xlabel="step", ylabel=unit, title="Learning curve")
+        axes.locator_params(axis="x", integer=True)
+        every = np.concatenate([np.asarray(numbers[split][name], float) for split in numbers])
+        _cut_the_start(axes, every)
+        axes.legend(loc="upper right")
+        return write(figure, path, numbers)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """A centred moving average over a fiftieth of the run, over what there is at the ends and without nan."""
+    window = np.ones(2 * max(1, len(values) // 100) + 1)
+    finite = np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
+    count = np.convolve(finite.astype(float), window, mode="same")
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _mark_lowest(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
+    if not np.isfinite(values).any():
+        return
+    at = int(np.nanargmin(values))
+    axes.annotate(
+        f"{values[at]:.3f}",
+        (steps[at], values[at]),
+        xytext=(0, -12),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        color=ORANGE,
+        fontweight="bold",
+    )
+
+
+def _cut_the_start(axes: "Axes", values: np.ndarray) -> None:
+    """Lets the first steps of a long run leave the picture at the top, so that the rest can be told apart."""
+    finite = values[np.isfinite(values)]
+    if len(finite) > 40:
+        low, high = finite.min(), np.quantile(finite, 0.98)
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
