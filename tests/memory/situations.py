@@ -18,11 +18,11 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 
 
 class Member:
-    """A rule, and whether its keep gate is per channel."""
+    """A rule; whether its keep gate is per channel, and its shared program has gradients (dear, so not for all)."""
 
-    def __init__(self, name: str, rule: Rule, channel: bool = False):
+    def __init__(self, name: str, rule: Rule, channel: bool = False, gradients: bool = True):
         self.row, self.name, self.rule, self.channel = name, name + "-channel" * channel, rule, channel
-        self.preset = name in PRESETS
+        self.preset, self.gradients = name in PRESETS, gradients
         self.implementations = [i for i in IMPLEMENTATIONS if serves(rule, i)]
 
 
@@ -128,8 +128,8 @@ def row(tree: Any, r: int) -> Any:
 
 
 def results(member: Member, implementation: str, case: Case) -> tuple[Any, State, Any, Any]:
-    """y, state, info, gradients, by the program that most laws share: a preset's has gradients, a variant's None."""
-    return jax.device_get(rowwise(member, implementation, CHUNK, member.preset)(case))
+    """y, state, info, and gradients or None, by the program that most laws share."""
+    return jax.device_get(rowwise(member, implementation, CHUNK, member.gradients)(case))
 
 
 def pieced(member: Member, implementation: str, stepwise: str, case: Case, lengths: Any) -> tuple[np.ndarray, State]:

@@ -46,7 +46,7 @@ def by_hand(oracle, case: Case, r: int, chunk: int, clip: float | None, **choice
 
 
 def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int = CHUNK, **choices) -> None:
-    y, state, *_ = jax.device_get(rowwise(member, implementation, chunk, member.preset and chunk == CHUNK)(case))
+    y, state, *_ = jax.device_get(rowwise(member, implementation, chunk, member.gradients and chunk == CHUNK)(case))
     for r in range(len(y)):
         want, weights = by_hand(oracle, case, r, chunk, 1.0, **choices)
         close((y[r], row(state.dual, r)), (want, weights), 1e-9, f"row {r}: ")
