@@ -7,14 +7,17 @@ import pytest
 
 from tests.nn.members import BATCH, SEGMENT, config_of, label, layer_of, subject
 from tests.nn.test_laws import (  # noqa: F401  # pytest collects the laws from here
+    GREEDY,
     Member,
+    amounts,
     close,
     gradients,
+    greedy,
+    made,
     read,
     same,
-    test_a_stream_in_pieces_is_the_stream,
+    streams,
     test_a_token_four_windows_back_is_remembered,
-    test_greedy_decoding_is_what_one_call_predicts,
     test_no_token_changes_what_came_before_it,
     test_packed_documents_are_read_apart,
     test_rows_do_not_mix_and_calls_repeat,
@@ -47,7 +50,17 @@ def member(request):
     row = request.param
     if row["block"] == "hope_attention":  # for the law that says who remembers
         row = row | {"block": "transformer"}
-    return Member(row, subject(config(request.param)))
+    return made(row, config(request.param))
+
+
+@amounts("count", 4, 20, ROWS[:1], ROWS)
+def test_a_stream_in_pieces_is_the_stream(member, count):
+    streams(member, count)
+
+
+@amounts("length", GREEDY, 256, ROWS[:1], ROWS)
+def test_greedy_decoding_is_what_one_call_predicts(member, length):
+    greedy(member, length)
 
 
 @pytest.mark.slow

@@ -27,9 +27,10 @@ from tests.nn.members import (
     subject,
 )
 from titans_jax.loss import cross_entropy
+from titans_jax.nn import ModelConfig
 
 PIECES = (1, 13)  # a token, and more than a segment: from every offset in one
-MORE_PIECES = (1, 3, 5, 13)
+GREEDY = TOKENS - SEGMENT + 1  # tokens to decode after a segment, in which one call of TOKENS predicts
 
 
 def params(fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> list[Any]:
@@ -40,6 +41,13 @@ def params(fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
+def amounts(name: str, few: int, many: int, fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> Any:
+    """Parametrises a law by how much of it is tried: few on the fast lane's rows, many on all of the slow lane's."""
+    rows = [pytest.param(row, few, id=f"{label(row)}-{few}") for row in fast]
+    rows += [pytest.param(row, many, id=f"{label(row)}-{many}", marks=pytest.mark.slow) for row in slow]
+    return pytest.mark.parametrize(f"member, {name}", rows, indirect=["member"])
+
+
 class Member(NamedTuple):
     row: dict[str, Any]
     model: Subject
@@ -47,7 +55,18 @@ class Member(NamedTuple):
 
 @pytest.fixture(scope="module", params=params(FEW, MEMBERS))
 def member(request: pytest.FixtureRequest) -> Member:
-    return Member(request.param, subject(config_of(request.param)))
+    return made(request.param, config_of(request.param))
+
+
+def made(row: dict[str, Any], config: ModelConfig) -> Member:
+    """The member of a row; the last one is kept for the tests that come next, whatever order they come in."""
+    if config not in _LAST:
+        _LAST.clear()
+        _LAST[config] = subject(config)
+    return Member(row, _LAST[config])
+
+
+_LAST: dict[ModelConfig, Subject] = {}
 
 
 def tokens(seed: int = 0, length: int = TOKENS) -> np.ndarray:
@@ -81,12 +100,12 @@ def same(got: Any, want: Any) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def splits(count: int, pieces: tuple[int, ...]) -> list[list[int]]:
+def splits(count: int) -> list[list[int]]:
     rng, made = np.random.default_rng(1), []
     for _ in range(count):
         sizes: list[int] = []
         while (rest := TOKENS - sum(sizes)) > 0:
-            sizes.append(int(rng.choice([size for size in pieces if size <= rest])))
+            sizes.append(int(rng.choice([size for size in PIECES if size <= rest])))
         made.append(sizes)
     return made
 
@@ -102,16 +121,25 @@ def test_no_token_changes_what_came_before_it(member):
         assert (after[:, at] != before[:, at]).any()
 
 
-@pytest.mark.parametrize("count, pieces", [(4, PIECES), pytest.param(20, MORE_PIECES, marks=pytest.mark.slow)])
-def test_a_stream_in_pieces_is_the_stream(member, count, pieces):
+@amounts("count", 4, 20, FEW, MEMBERS)
+def test_a_stream_in_pieces_is_the_stream(member, count):
+    streams(member, count)
+
+
+def streams(member: Member, count: int, tolerance: float = 1e-4) -> None:
+    """The logits and the state of one call, from the text in pieces."""
     model, text = member.model, tokens()
     whole = read(model, text)
-    for sizes in splits(count, pieces):
-        close(in_pieces(model, text, sizes), whole, 1e-4)
+    for sizes in splits(count):
+        close(in_pieces(model, text, sizes), whole, tolerance)
 
 
-@pytest.mark.parametrize("length", [32, pytest.param(256, marks=pytest.mark.slow)])
+@amounts("length", GREEDY, 256, FEW, MEMBERS)
 def test_greedy_decoding_is_what_one_call_predicts(member, length):
+    greedy(member, length)
+
+
+def greedy(member: Member, length: int) -> None:
     """The tokens decoded one at a time are those that one call over all of them predicts at each place."""
     model, made = member.model, tokens()[:, :SEGMENT]
     state, parts = model.start, []

@@ -18,11 +18,7 @@ TOLERANCE = {"memora": 2e-3}
 
 
 def streams(member: laws.Member) -> None:
-    text = laws.tokens()
-    whole = laws.read(member.model, text)
-    for sizes in laws.splits(4, laws.PIECES):
-        got = laws.in_pieces(member.model, text, sizes)
-        laws.close(got, whole, TOLERANCE.get(member.row["rule"], 1e-4))
+    laws.streams(member, 4, TOLERANCE.get(member.row["rule"], 1e-4))
 
 
 LAWS: dict[str, Callable[..., None]] = {
