@@ -67,6 +67,12 @@ def test_memories_of_a_memory_stand_alone(changes):
     )
 
 
+def test_a_rule_decays_by_channel_where_its_paper_does():
+    assert [MemoryConfig(rule=rule).per_channel for rule in ("gla", "hgrn2", "rwkv7", "retnet")] == [True] * 3 + [False]
+    assert not MemoryConfig(rule="gla", channel_keep=False).per_channel
+    assert MemoryConfig(rule="titans", channel_keep=True).per_channel
+
+
 def refused(config: ModelConfig, message: str) -> None:
     GOOD.check()
     with pytest.raises(ValueError, match=message) as error:

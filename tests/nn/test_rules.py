@@ -17,7 +17,7 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_stream_in_pieces_is_the_whole_and_every_gate_matters(rule: str) -> None:
-    model = subject(config_of({"block": "lmm", "rule": rule, "chunk": 4, "channel_keep": rule == "hgrn2"}, depth=1))
+    model = subject(config_of({"block": "lmm", "rule": rule, "chunk": 4}, depth=1))
     text = tokens()
     want, state = read(model, text)
     got, carried = in_pieces(model, text, [13, 13, TOKENS - 26])

@@ -217,3 +217,5 @@ ROWS = (
     lact,
 )
 PRESETS: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in ROWS}
+PER_CHANNEL = ("gla", "hgrn2", "rwkv7")
+"""Those whose papers have a decay of its own for every channel, keep [T, D]."""

@@ -5,6 +5,7 @@ import inspect
 from typing import Literal
 
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule
+from titans_jax.memory.presets import PER_CHANNEL
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
@@ -38,8 +39,8 @@ class MemoryConfig:
     """size of a head's keys and values"""
     conv: int = 4
     """width of the causal convolution on queries, keys and values; 0 for none"""
-    channel_keep: bool = False
-    """a decay of its own for every channel, meant for chunk 16"""
+    channel_keep: bool | None = None
+    """a decay of its own for every channel, meant for chunk 16; None has it where the rule's paper does"""
     max_rate: float = 1.0
     """the largest test-time step in units of titans_jax.memory.unit_rate; rates start at half of it"""
     momentum: float = 0.5
@@ -54,6 +55,11 @@ class MemoryConfig:
     """TNT: tokens between two beginnings of the local memories"""
     implementation: str | None = None
     """exact, delta, chunked or recurrent; None picks"""
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether a token's keep is a vector."""
+        return self.rule in PER_CHANNEL if self.channel_keep is None else self.channel_keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +180,7 @@ class ModelConfig:
             raise ValueError(f"model.memory.chunk: {sizes} must each be a multiple of the next")
         if memory.local_chunks and (self.weight_residual or "hope" in self.pattern):
             raise ValueError("model.memory.local_chunks: TNT has no weight residual, and hope has memories of its own")
-        if "hope" in self.pattern and memory.channel_keep:
+        if "hope" in self.pattern and memory.per_channel:
             raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
         self.cms.check()
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:

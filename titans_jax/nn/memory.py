@@ -69,7 +69,7 @@ class MemoryLayer(nnx.Module):
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         self.rate = gate(c.heads * writes, bias=0.0)
         self.momentum = gate(c.heads, bias=logit(c.momentum))
-        self.keep = gate(size if c.channel_keep else c.heads, bias=logit(1 - c.forget))
+        self.keep = gate(size if c.per_channel else c.heads, bias=logit(1 - c.forget))
         self.weight = gate(c.heads, bias=logit(0.9)) if self.rule.learner.window > 1 else None
         self.norm = RMSNorm(c.head_dim)
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
@@ -144,7 +144,7 @@ class MemoryLayer(nnx.Module):
         return Gates(
             rate=self.max_rate * squashed(self.rate, several=self.rule.learner.writes > 1),
             momentum=squashed(self.momentum),
-            keep=squashed(self.keep, several=self.config.channel_keep),
+            keep=squashed(self.keep, several=self.config.per_channel),
             threshold=None if self.threshold is None else self.heads(jax.nn.softplus(self.threshold(x)))[..., 0],
             weight=None if self.weight is None else squashed(self.weight),
         )
