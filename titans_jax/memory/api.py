@@ -9,7 +9,8 @@ from titans_jax.memory.chunked import chunked
 from titans_jax.memory.delta import delta
 from titans_jax.memory.exact import exact
 from titans_jax.memory.recurrent import recurrent
-from titans_jax.memory.scan import Call, Engine, begin, chunks_of, unroll
+from titans_jax.memory.response import unroll
+from titans_jax.memory.scan import Call, Engine, begin, chunks_of
 
 IMPLEMENTATIONS = {"exact": exact, "delta": delta, "chunked": chunked, "recurrent": recurrent}  # tried in this order
 

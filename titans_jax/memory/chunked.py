@@ -5,7 +5,7 @@ Per weight matrix, with inputs a_j and cotangents delta_j of the chunk's tokens,
     read    x_t W_t = sum_i start_ti (x_t z_i) + sum_{j<=t} steps_tj (x_t . a_j) delta_j
     carry   z_b     = sum_i start_bi z_i       + A^T diag(steps_b) Delta
 
-with the learner's response (start, steps) of `scan.unroll`; for momentum they are the c, d and -C of Titans' dual form.
+with the learner's response (start, steps) of `response.unroll`; for momentum they are the c, d and -C of Titans' dual form.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, State, Weights, Window, losses, norm
+from titans_jax.memory.response import Responses, responses
 from titans_jax.memory.scan import (
     Call,
     Engine,
-    Responses,
     anew,
     boundary,
     combine,
@@ -27,7 +27,6 @@ from titans_jax.memory.scan import (
     lay,
     moved,
     moving,
-    responses,
     seen,
     select,
     sources,
@@ -78,7 +77,7 @@ def scores(x: Array, a: Array, steps: Array, axis: str | None) -> Array:
     """[t, j] how much of delta_j answers x_t; an "out" axis is left to `answer`."""
     if axis == "in":
         return jnp.einsum("ti,tji,ji->tj", x, steps, a)
-    return x @ a.T * (steps if axis is None else 1.0)
+    return jnp.einsum("ti,ji->tj", x, a) * (steps if axis is None else 1.0)
 
 
 def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights) -> Callable[..., Array]:
@@ -108,7 +107,7 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
         axis, r = response.of(rule.architecture, name)
         steps = r.steps[-1, i, :, None] if axis is None else r.steps[-1, i]
         a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
-        return combine(r.start[-1, i], axis, [leaf[name] for leaf in z]) + a.T @ d
+        return combine(r.start[-1, i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
 
     return [{name: leaf(i, name) for name in state.dual} for i in moving(state)]
 

@@ -18,7 +18,8 @@ from jax import Array
 from titans_jax.memory.base import Rule, State, Weights, Window
 from titans_jax.memory.chunked import anchored, blocks
 from titans_jax.memory.exact import solve
-from titans_jax.memory.scan import Engine, Responses
+from titans_jax.memory.response import Responses
+from titans_jax.memory.scan import Engine
 
 
 def delta(rule: Rule, chunk: int, clip: float | None) -> Engine:

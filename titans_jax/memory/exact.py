@@ -19,7 +19,8 @@ from jax import Array
 
 from titans_jax.memory.base import Rule, State, Weights, Window
 from titans_jax.memory.chunked import blocks, scores
-from titans_jax.memory.scan import Engine, Response, Responses, sources
+from titans_jax.memory.response import Response, Responses
+from titans_jax.memory.scan import Engine, sources
 
 
 def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:

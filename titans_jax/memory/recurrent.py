@@ -9,6 +9,7 @@ from jax import Array, lax
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, Window, dense, losses, norm
 from titans_jax.memory.delta import add_erased, erased
 from titans_jax.memory.muon import orthogonal_step
+from titans_jax.memory.response import responses
 from titans_jax.memory.scan import (
     Call,
     Engine,
@@ -20,7 +21,6 @@ from titans_jax.memory.scan import (
     moved,
     moving,
     real_rows,
-    responses,
     seen,
     sources,
 )

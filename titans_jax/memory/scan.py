@@ -1,4 +1,4 @@
-"""What the engines share: the grid of chunks, the recurrence unrolled over a chunk, and the chunk's end."""
+"""What the engines share: the grid of chunks, a memory's state as components, and the chunk's end."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import (
-    Architecture,
     Gates,
     Info,
     Restart,
@@ -80,17 +79,6 @@ def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, A
     return laid, real, inside, back
 
 
-class Response(NamedTuple):
-    """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
-
-    start: [b, n, n]. steps: [b, n, c-1 + b], zero for gradients to come: of the c-1 tokens before the chunk, which a
-    learner with a window takes again, and of its own. For a keep per channel both have a last axis [D].
-    """
-
-    start: Array
-    steps: Array
-
-
 def begin(rule: Rule, dual: Weights) -> State:
     """The state of a memory that begins with this dual, each leaf an array of its own so that all may be donated."""
     traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
@@ -136,41 +124,6 @@ def moved(state: State, z: list[Weights], step: Array) -> State:
     return state._replace(weights=first, learner=traces, dual=last, step=step)
 
 
-def transitions(rule: Rule, gates: Gates, real: Array, position: Array) -> tuple[Array, Array]:
-    """F [b, n, n] and G [b, n] of every row; a row that is not a token is the identity."""
-    F, G = jax.vmap(rule.learner.transition)(gates, position)
-    if rule.retention.home:  # one more component, which stays, and has what the dual loses of itself
-        n = F.shape[-1]
-        F = jnp.pad(F, [(0, 0), (0, 1), (0, 1)]).at[:, 0, n].set(1 - F[:, 0, 0]).at[:, n, n].set(1)
-        G = jnp.pad(G, [(0, 0), (0, 1)])
-    if rule.retention.carries_weights:  # the dual moves as the weights do, from where it stands itself
-        n = F.shape[-1]
-        F = jnp.pad(F, [(0, 0), (0, 1), (0, 1)]).at[:, n, 1:n].set(F[:, 0, 1:]).at[:, n, n].set(F[:, 0, 0])
-        G = jnp.pad(G, [(0, 0), (0, 1)]).at[:, n].set(G[:, 0])
-    return jnp.where(real[:, None, None], F, jnp.eye(F.shape[-1], dtype=F.dtype)), jnp.where(real[:, None], G, 0)
-
-
-def unroll(rule: Rule, gates: Gates, real: Array, position: Array) -> Response:
-    """Step the recurrence on unit states and gradients: every product of decays, without a logarithm or a division.
-
-    The products are exact where a gate is zero, and so are their gradients. gates, real, position in chunk: [b].
-    """
-    F, G = transitions(rule, gates, real, position)
-    b, n = G.shape
-    c = rule.learner.window
-    age = jnp.arange(b)[:, None] + c - 1 - jnp.arange(c - 1 + b)  # of column j at row t
-    windows = ((age >= 0) & (age < c)).astype(F.dtype)
-
-    def token(Z: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        F, G, window = xs
-        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * window
-        return Z, Z
-
-    start = jnp.eye(n, n + c - 1 + b, dtype=F.dtype)
-    _, Z = lax.scan(token, start, (F, G, jnp.pad(windows, [(0, 0), (n, 0)])))
-    return Response(Z[..., :n], Z[..., n:])
-
-
 def seen(state: State, k: Array, v: Array, gates: Gates, real: Array) -> tuple[Window, State]:
     """The tokens of which a chunk's rows take gradients, [c-1 + b]: the window's and its own; the window moved on."""
     weight = jnp.ones_like(k[:, :1]) if gates.weight is None else gates.weight[:, None]
@@ -185,29 +138,6 @@ def seen(state: State, k: Array, v: Array, gates: Gates, real: Array) -> tuple[W
     tokens = jax.tree.map(both, state.window, own)
     window = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first + count, size), tokens)
     return tokens, state._replace(window=window)
-
-
-class Responses(NamedTuple):
-    """The unrolled recurrence of a memory: for one decay, and where keep is per channel, for every channel [..., D]."""
-
-    scalar: Response
-    channel: Response | None
-
-    def of(self, architecture: Architecture, name: str) -> tuple[str | None, Response]:
-        """The axis on which the weight `name` decays by channel, or None, and its response."""
-        axis = architecture.channels.get(name)
-        return (None, self.scalar) if axis is None or self.channel is None else (axis, self.channel)
-
-
-def responses(rule: Rule, gates: Gates, real: Array, position: Array) -> Responses:
-    """Unroll for every decay there is: keep [b], or [b, D] per channel (its mean where a weight has no channel)."""
-    if gates.keep.ndim == 1:
-        return Responses(unroll(rule, gates, real, position), None)
-
-    def channel(keep: Array) -> Response:
-        return unroll(rule, gates._replace(keep=keep), real, position)
-
-    return Responses(channel(gates.keep.mean(-1)), jax.vmap(channel, in_axes=1, out_axes=-1)(gates.keep))
 
 
 def combine(coefficients: Array, axis: str | None, leaves: list[Array]) -> Array:
