@@ -60,9 +60,9 @@ def _conditions(options: argparse.Namespace, base: config.Experiment) -> str:
     grid = f"rates {', '.join(f'{rate:g}' for rate in options.rates)} tried on seed 0, " if options.rates else ""
     text = data.provenance(base.data.corpus)["source"]
     return (
-        f"{text}; {options.steps} steps of {base.data.batch} x {base.data.sequence} tokens ({read:,} in all), the same "
-        f"batches for every model; matched by {options.match}; {grid}results of {options.seeds} seeds, mean +- standard "
-        f"deviation."
+        f"{text}; {options.steps} steps of {base.data.batch} x {base.data.sequence} tokens ({read:,} in all), the "
+        f"same batches for every model; matched by {options.match}; {grid}results of {options.seeds} seeds, mean +- "
+        "standard deviation."
     )
 
 

@@ -72,8 +72,8 @@ def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLik
     """Draws bars of training and decode speed, of a training step's memory and of the parameters.
 
     `costs` has for each model numbers named train_tokens_per_second, decode_tokens_per_second (a list, its first
-    is drawn), step_bytes (None where it is not known) and parameters. Writes `path` and the JSON beside it; returns the figure.
-    Raises ValueError if there is no model, ImportError without matplotlib.
+    is drawn), parameters and step_bytes (None where it is not known). Writes `path` and the JSON beside it; returns
+    the figure. Raises ValueError if there is no model, ImportError without matplotlib.
     """
     colours = _colours(costs)
     bars = {

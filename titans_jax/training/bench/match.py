@@ -56,8 +56,11 @@ def matched(experiments: Mapping[str, Experiment], by: str) -> tuple[dict[str, E
 
 
 def _measure(by: str, experiment: Experiment) -> Callable[[ModelConfig], float]:
-    count = functools.partial(flops_per_token, sequence=experiment.data.sequence)
-    return functools.cache({"parameters": parameters, "state": state_bytes, "flops": count}[by])
+    def flops(model: ModelConfig) -> float:
+        return flops_per_token(model, experiment.data.sequence)
+
+    counts: dict[str, Callable[[ModelConfig], float]] = {"parameters": parameters, "state": state_bytes, "flops": flops}
+    return functools.cache(counts[by])
 
 
 def _nearest(measure: Callable[[int], float], start: int, target: float) -> int | None:
@@ -85,7 +88,7 @@ def _reach(model: ModelConfig) -> Dial:
     """What attention holds, or the size of a memory that is alone."""
     if attends(model):
         field = {"full": "context", "sliding": "window", "segmented": "segment"}[model.attention]
-        return field, getattr(model, field), lambda slots: dataclasses.replace(model, **{field: slots})  # type: ignore[arg-type]
+        return field, getattr(model, field), lambda slots: dataclasses.replace(model, **{field: slots})
     memory = model.memory
 
     def turned(size: int) -> ModelConfig:

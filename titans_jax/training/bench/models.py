@@ -63,8 +63,9 @@ def compare_models(
 ) -> dict[str, Row]:
     """Tune, train, measure; what was found by name.
 
-    changed: of each model, what was changed to match it, for the table. Where there are several rates, each model takes the one of least held-out loss on seed 0; all results are of seeds
-    1, 2, ..., at which every model reads the same batches. Raises ValueError for what cannot be trained.
+    changed: of each model, what was changed to match it, for the table. Where there are several rates, each model
+    takes the one of least held-out loss on seed 0; all results are of seeds 1, 2, ..., at which every model reads the
+    same batches. Raises ValueError for what cannot be trained.
     """
     found = {}
     steps = next(iter(experiments.values())).train.steps
@@ -145,7 +146,7 @@ def tables(found: Mapping[str, Row]) -> str:
     """What was found by name, in markdown: how well the models predict, what they cost, what their memories did."""
     contexts = next(iter(found.values()))["contexts"]
     memories = {name: row["memory"] for name, row in found.items() if row["memory"]}
-    looks = next(iter(memories.values()), {})
+    looks: Row = next(iter(memories.values()), {})
     parts = {
         "Held-out text": markdown(QUALITY, found, "model"),
         "Costs": markdown(COSTS, found, "model"),

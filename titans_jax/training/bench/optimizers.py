@@ -12,7 +12,7 @@ import jax
 
 from titans_jax import data, metrics, sharding
 from titans_jax.config import Experiment
-from titans_jax.training.bench.fit import fit, forget, held_out, model_of, program
+from titans_jax.training.bench.fit import fit, held_out, model_of, program
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
 from titans_jax.training.bench.tuning import at_edge, mean_and_spread, medians, trainings, tuned
 from titans_jax.training.placement import Placement
@@ -34,7 +34,6 @@ def compare_optimizers(
         for name, experiment in experiments.items():
             best, seen = tuned(rows, name, experiment, rates, seeds, bar, _row)
             found[name] = _summary(best, rates, [row["loss"] for row in seen])
-            forget()
     costs = rows.get(f"cost of {', '.join(names)}", lambda: step_costs(experiments, base))
     shown = {name: found[name] | costs[name] for name in names}
     return markdown(COLUMNS, shown, "optimizer"), shown

@@ -39,8 +39,10 @@ def tuned(
         changed = dataclasses.replace(experiment, optim=optim, train=dataclasses.replace(experiment.train, seed=seed))
         return rows.get(key, lambda: train(changed, bar))
 
-    tried = {rate: run(rate, 0)["loss"] for rate in rates} if len(rates) > 1 else dict.fromkeys(rates)
-    best = min(tried, key=lambda rate: math.inf if tried[rate] is None else tried[rate])
+    best = rates[0]
+    if len(rates) > 1:
+        tried: dict[float, float | None] = {rate: run(rate, 0)["loss"] for rate in rates}
+        best = min(rates, key=lambda rate: math.inf if (loss := tried[rate]) is None else loss)
     return best, [run(best, seed) for seed in range(1, seeds + 1)]
 
 
