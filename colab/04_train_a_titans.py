@@ -5,6 +5,7 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -26,8 +27,9 @@ import importlib.util
 import subprocess
 import sys
 
+SOURCE = ".."  # of titans_jax, if it is not installed: the checkout around this notebook, or "git+https://..."
 if importlib.util.find_spec("titans_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "titans-jax[plot]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
 
 # %%
 import tempfile

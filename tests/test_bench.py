@@ -68,8 +68,11 @@ def test_rules_says_what_happened_to_each(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rules, "fit", trained)
     monkeypatch.setattr(rules, "state_bytes", lambda done: 1234)
+    forgotten = []
+    monkeypatch.setattr(rules, "forget", lambda: forgotten.append(True))
     rows = Rows(tmp_path, {})
     table = bench.compare_rules(small(), ["titans", "deltanet", "ttt_mlp"], [], rows)
+    assert len(forgotten) == 3  # each row's programs, before the next row compiles
     titans = rows.rows["titans"]
     assert (titans["first_loss"], titans["final_loss"], titans["fall"]) == (4.0, 1.0, 0.75)
     assert (titans["tokens_per_second"], titans["state_bytes"], titans["parameters"]) == (200, 1234, 6)
