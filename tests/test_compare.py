@@ -88,6 +88,20 @@ def test_models_share_all_but_the_model():
     assert bench.experiments_of(longer, ["transformer"], [])["transformer"].model.context == len("Call") + 100
 
 
+def test_the_flags_of_the_systems_that_are_reproduced_have_their_place(tmp_path, trained):
+    """S1.40 to S1.42 and S3.20, by the names that README's table gives them."""
+    seen, _ = trained
+    model = "--model.dim 512 --model.depth 6 --model.heads 8 --model.head-dim 64 --model.segment 512 --model.ff-mult 4"
+    memory = "--model.memory.head-dim 16 --model.window 64 --data.sequence 128 --data.corpus moby-dick"
+    train = "--optim.peak-rate 5e-5 --optim.warmup 1000 --optim.clip 0.5 --train.label-smoothing 0.1 --data.batch 16"
+    often = "--train.eval-every 500 --train.log-every 100 --train.save-every 1000 --train.eval-batches 4"
+    run(tmp_path, "mac", "transformer", "--seeds", "1", "--steps", "10", *f"{model} {memory} {train} {often}".split())
+    held = json.loads((tmp_path / "rows.json").read_text())["settings"]
+    assert (held["models"]["mac"]["segment"], held["models"]["transformer"]["ff_mult"]) == (512, 4)
+    assert held["experiment"]["optim"]["clip"] == 0.5 and held["experiment"]["train"]["steps"] == 10
+    assert [at[:2] for at in seen if at != "forgotten"] == [("mac", 5e-5), ("transformer", 5e-5)]
+
+
 def test_rates_are_chosen_on_seed_0_and_results_are_of_others(tmp_path, trained, capsys):
     seen, _ = trained
     run(tmp_path, "lmm", "sliding", "--steps", "20", "--rates", "2,1,3", "--seeds", "2")
