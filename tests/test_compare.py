@@ -62,7 +62,6 @@ def trained(monkeypatch):
     monkeypatch.setattr(models, "fit", fit)
     monkeypatch.setattr(models, "held_out", held_out)
     monkeypatch.setattr(models, "program", lambda experiment: Program)
-    monkeypatch.setattr(models, "model_of", lambda done: None)
     monkeypatch.setattr(models, "_by_place", lambda experiment, model: [2.0, 1.0])
     monkeypatch.setattr(models, "_sample", lambda experiment, model: f"{experiment.name} of {experiment.train.seed}")
     monkeypatch.setattr(models, "costs", lambda experiments: dict.fromkeys(experiments, COSTS))
@@ -76,12 +75,12 @@ def run(folder, *arguments, code=0):
 
 def test_models_share_all_but_the_model():
     base = config.override(config.load("tiny"), SMALL)
-    found = bench.experiments_of(base, [*bench.MODELS, "tnt"], SMALL)
-    assert list(found) == ["lmm", "mac", "mag", "mal", "transformer", "sliding", "tnt"]
+    found = bench.experiments_of(base, [*bench.MODELS, "atlas"], SMALL)
+    assert list(found) == ["lmm", "mac", "mag", "mal", "transformer", "sliding", "atlas"]
     for name, experiment in found.items():
         assert replace(experiment, model=base.model, name=base.name) == base, name
     assert found["mag"].model == replace(base.model, block="mag")
-    assert found["tnt"].model.memory.local_chunks and found["tnt"].model.dim == 16  # its own memory, our size
+    assert (found["atlas"].model.memory.rule, found["atlas"].model.dim) == ("atlas", 16)  # its own memory, our size
     full = replace(base.model, block="transformer", attention="full", context=32)  # the sequence
     assert found["transformer"].model == full and found["sliding"].model.attention == "sliding"
     longer = replace(base, train=replace(base.train, sample=100))

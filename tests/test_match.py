@@ -92,5 +92,6 @@ def test_what_cannot_be_matched_is_said():
     assert match.matched(plain, "none") == (plain, {"a": "-", "b": "-"})
     with pytest.raises(ValueError, match="match is 'size'; it must be one of parameters, state, flops, none"):
         match.matched(plain, "size")
-    assert match._nearest(lambda value: 3, 1, 4) is None
+    with pytest.raises(ValueError, match="nothing that could be changed changes it; leave it out"):
+        match._nearest(lambda value: 3, 1, 4)
     assert match._nearest(lambda value: 2 * value * value + value, 2, 1000) == 22  # 903, 990, 1,081

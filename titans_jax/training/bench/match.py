@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from titans_jax import metrics
 from titans_jax.config import Experiment
 from titans_jax.loss import cross_entropy
 from titans_jax.nn import ModelConfig
@@ -40,19 +41,33 @@ def matched(experiments: Mapping[str, Experiment], by: str) -> tuple[dict[str, E
         raise ValueError(f"match is {by!r}; it must be one of {', '.join(MATCHES)}")
     if by == "none":
         return dict(experiments), dict.fromkeys(experiments, "-")
-    found, words = {}, {}
     measures = {name: _measure(by, experiment) for name, experiment in experiments.items()}
-    target = max(measure(experiments[name].model) for name, measure in measures.items())
-    for name, experiment in experiments.items():
-        field, start, turned = _width(experiment.model) if by != "state" else _reach(experiment.model)
-        value = _nearest(lambda at, m=measures[name], turned=turned: m(turned(at)), start, target)  # type: ignore[misc]
-        if value is None:
-            raise ValueError(f"{name}: {field} does not change its {by}; leave it out, or give another --match")
-        model = experiment.model if value == start else turned(value)
-        found[name] = dataclasses.replace(experiment, model=model)
-        unit = 8 if field == "hidden" else 1
-        words[name] = "-" if value == start else f"{field} {unit * start:,} -> {unit * value:,}"
+    found, words = {}, {}
+    with metrics.progress(2 * len(experiments), f"matching {by}") as bar:
+        target = 0.0
+        for name, experiment in experiments.items():
+            target = max(target, measures[name](experiment.model))
+            bar.advance()
+        for name, experiment in experiments.items():
+            try:
+                model, words[name] = _turned(experiment.model, by, measures[name], target)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            found[name] = dataclasses.replace(experiment, model=model)
+            bar.advance()
     return found, words
+
+
+def _turned(
+    model: ModelConfig, by: str, measure: Callable[[ModelConfig], float], target: float
+) -> tuple[ModelConfig, str]:
+    """The model nearest the target, and in words what was changed."""
+    field, start, turned = _reach(model) if by == "state" else _width(model)
+    value = _nearest(lambda value: measure(model if value == start else turned(value)), start, target)
+    if value == start:
+        return model, "-"
+    unit = 8 if field == "hidden" else 1
+    return turned(value), f"{field} {unit * start:,} -> {unit * value:,}"
 
 
 def _measure(by: str, experiment: Experiment) -> Callable[[ModelConfig], float]:
@@ -63,13 +78,13 @@ def _measure(by: str, experiment: Experiment) -> Callable[[ModelConfig], float]:
     return functools.cache(counts[by])
 
 
-def _nearest(measure: Callable[[int], float], start: int, target: float) -> int | None:
+def _nearest(measure: Callable[[int], float], start: int, target: float) -> int:
     """The whole number whose measure, which grows with it, is nearest the target; by secants from `start` on."""
     (last, before), (value, here) = (start + 1, None), (start, measure(start))
     while here != target:
         before = measure(last) if before is None else before
         if before == here:
-            return None
+            raise ValueError("nothing that could be changed changes it; leave it out, or give another --match")
         step = round((target - here) * (value - last) / (here - before))
         if step == 0:
             break

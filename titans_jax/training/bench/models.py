@@ -18,10 +18,11 @@ from titans_jax.decode import generate
 from titans_jax.loss import cross_entropy
 from titans_jax.nn import LM
 from titans_jax.training.bench.costs import costs
-from titans_jax.training.bench.fit import fit, forget, held_out, model_of, program
+from titans_jax.training.bench.fit import fit, forget, held_out, program
 from titans_jax.training.bench.match import grows
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
 from titans_jax.training.bench.tuning import at_edge, mean_and_spread, trainings, tuned
+from titans_jax.training.placement import Placement
 
 MODELS = {name: {"block": name} for name in ("lmm", "mac", "mag", "mal")} | {
     "transformer": {"block": "transformer", "attention": "full"},
@@ -40,10 +41,10 @@ def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str
 
     Text, optimizer and training are base's, so that all read the same batches in the same order. Full attention is
     given the context that a training sequence or a sample needs, since it computes on every slot that it has.
-    Raises ValueError for a name that is neither a model nor a config.
+    Raises ValueError for a name that is neither a model nor a config, and for a model that cannot be trained.
     """
-    prompt = data.load_tokenizer(base.data.tokenizer).encode(base.train.prompt)
-    context = max(base.data.sequence, len(prompt) + base.train.sample)
+    tokenizer, shards = data.load_tokenizer(base.data.tokenizer), Placement.of(base.mesh).shards
+    context = max(base.data.sequence, len(tokenizer.encode(base.train.prompt)) + base.train.sample)
     found = {}
     for name in names:
         if name in MODELS:
@@ -55,6 +56,7 @@ def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str
         if grows(model):
             model = replace(model, context=context)
         found[name] = replace(base, name=name, model=model)
+        configs.validate(found[name], vocabulary=tokenizer.vocab_size, shards=shards)
     return found
 
 
@@ -99,7 +101,7 @@ def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
     done = fit(experiment, bar, look)
     if not done.finite or curve["step"][-1:] != [experiment.train.steps]:
         return {"loss": None, "curve": curve}
-    model = model_of(done)
+    model = definition.model(jax.device_put(jax.device_get(done.params), jax.local_devices()[0]))
     end = {name: curve[name][-1] for name in SCORES}
     said = {"by_place": _by_place(experiment, model), "memory": memory, "sample": _sample(experiment, model)}
     return end | {"curve": curve} | said
