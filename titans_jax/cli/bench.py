@@ -38,11 +38,9 @@ def run(options: argparse.Namespace) -> None:
     base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
     folder: Path = options.output_dir
     rows = bench.Rows(folder, {"experiment": config.to_json(base)})
-    try:
-        with training.memory_advice():
-            table, result = options.measure(options, base, rows)
-    except KeyboardInterrupt:
-        raise training.Stopped(f"stopped; {folder} keeps the finished rows, and the same command goes on") from None
+    goes_on = f"stopped; {folder} keeps the finished rows, and the same command goes on"
+    with training.stopping(goes_on), training.memory_advice():
+        table, result = options.measure(options, base, rows)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     if options.json:
         rows.write(options.json)

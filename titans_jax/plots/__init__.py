@@ -3,7 +3,15 @@
 Needs matplotlib, the optional extra `plot`. Only its object interface is used: no window, no global state.
 """
 
+from titans_jax.plots.compare import compare_contexts, compare_costs, compare_curves, compare_places
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.training import loss_curve
 
-__all__ = ["loss_curve", "memory_picture"]
+__all__ = [
+    "compare_contexts",
+    "compare_costs",
+    "compare_curves",
+    "compare_places",
+    "loss_curve",
+    "memory_picture",
+]

@@ -1,7 +1,7 @@
 """Training: one pure step, the loop around it, and what a run leaves behind."""
 
 from titans_jax.training.command import command, guard
-from titans_jax.training.guards import Diverged, Stopped, memory_advice
+from titans_jax.training.guards import Diverged, Stopped, memory_advice, stopping
 from titans_jax.training.loop import load, run
 from titans_jax.training.step import TrainState, define, make_step
 
@@ -16,4 +16,5 @@ __all__ = [
     "make_step",
     "memory_advice",
     "run",
+    "stopping",
 ]

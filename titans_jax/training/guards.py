@@ -3,8 +3,9 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import jax
 
@@ -27,12 +28,28 @@ def stop_requested() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handled_by(handle):
         yield stop
+
+
+@contextlib.contextmanager
+def stopping(message: str) -> Iterator[None]:
+    """Turn SIGTERM or SIGINT into Stopped(message), at once, and where the shell has SIGINT ignored (`&`) too."""
+    try:
+        with _handled_by(signal.default_int_handler):
+            yield
+    except KeyboardInterrupt:
+        raise Stopped(message) from None
+
+
+@contextlib.contextmanager
+def _handled_by(handle: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

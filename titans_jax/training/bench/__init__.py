@@ -1,7 +1,21 @@
-"""Short trainings side by side: every rule of memory, every optimizer, in tables that survive an interruption."""
+"""Short trainings side by side: rules of memory, optimizers, models, in tables that survive an interruption."""
 
+from titans_jax.training.bench.match import MATCHES, matched
+from titans_jax.training.bench.models import MODELS, SCORES, compare_models, experiments_of, tables
 from titans_jax.training.bench.optimizers import compare_optimizers
 from titans_jax.training.bench.rows import Rows
 from titans_jax.training.bench.rules import compare_rules, default_rules
 
-__all__ = ["Rows", "compare_optimizers", "compare_rules", "default_rules"]
+__all__ = [
+    "MATCHES",
+    "MODELS",
+    "SCORES",
+    "Rows",
+    "compare_models",
+    "compare_optimizers",
+    "compare_rules",
+    "default_rules",
+    "experiments_of",
+    "matched",
+    "tables",
+]

@@ -5,6 +5,7 @@ import functools
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jax import Array
 from titans_jax import config as configs
 from titans_jax import data, optim
 from titans_jax.config import Experiment, TrainConfig
+from titans_jax.evaluation import evaluate
 from titans_jax.metrics import Progress
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
@@ -81,10 +83,20 @@ def _rated(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: (inner.init(params), jnp.ones(())), update)
 
 
-def fit(experiment: Experiment, bar: Progress) -> Fit:
+def forget() -> None:
+    """Let go of every compiled program: a process that compiles one model after another would hold them all."""
+    _program.cache_clear()
+    jax.clear_caches()
+
+
+Look = Callable[[int, Any, Any], None]
+
+
+def fit(experiment: Experiment, bar: Progress, look: Look | None = None) -> Fit:
     """Train for train.steps steps, on the numbers that `training.run` would train on, or until a loss is not finite.
 
-    Raises ValueError and NotImplementedError for what cannot be trained.
+    look: called with the step's number, the parameters and the step's metrics after each step whose loss is finite;
+    its time is not the step's. Raises ValueError and NotImplementedError for what cannot be trained.
     """
     placement = Placement.of(experiment.mesh)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
@@ -95,7 +107,7 @@ def fit(experiment: Experiment, bar: Progress) -> Fit:
     seconds: list[float] = []
     with placement.active():
         state = parts.start(experiment, placement)
-        for _ in range(experiment.train.steps):
+        for n in range(1, experiment.train.steps + 1):
             batch = placement.device_batch(next(batches), experiment.data)
             begun = time.perf_counter()
             state, seen = parts.step(state, batch)
@@ -104,9 +116,20 @@ def fit(experiment: Experiment, bar: Progress) -> Fit:
             bar.advance(1, tokens=tokens, loss=losses[-1])
             if not math.isfinite(losses[-1]):
                 break
+            if look is not None:
+                look(n, state.params, seen)
     return Fit(losses, seconds, tokens, parts.definition, state.params)
 
 
 def model_of(done: Fit) -> Any:
     """The trained model."""
     return nnx.merge(done.definition.graphdef, done.params)
+
+
+def held_out(experiment: Experiment, model: Any) -> dict[str, Any]:
+    """What `evaluate` says of train.eval_batches batches of held-out text."""
+    placement = Placement.of(experiment.mesh)
+    batches = data.held_out_batches(experiment.data, limit=experiment.train.eval_batches)
+    lengths = data.load_tokenizer(experiment.data.tokenizer).byte_lengths
+    with placement.active():
+        return evaluate(model, batches, lengths, sharding=placement.batch)

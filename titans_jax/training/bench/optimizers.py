@@ -5,8 +5,6 @@ The rate is chosen on seed 0 by held-out loss; losses are of seeds 1, 2, ..., wh
 
 import dataclasses
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,15 +12,13 @@ import jax
 
 from titans_jax import data, metrics, sharding
 from titans_jax.config import Experiment
-from titans_jax.evaluation import evaluate
-from titans_jax.training.bench.fit import fit, model_of, program
+from titans_jax.training.bench.fit import fit, held_out, model_of, program
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.tuning import at_edge, mean_and_spread, medians, trainings, tuned
 from titans_jax.training.placement import Placement
 
 REFERENCE = "muon"
 """Whose step counts as 1."""
-BLOCKS = 5
-"""Blocks of steps timed for each optimizer, in turn."""
 
 
 def compare_optimizers(
@@ -34,60 +30,29 @@ def compare_optimizers(
     """
     experiments = {name: dataclasses.replace(base, optim=dataclasses.replace(base.optim, name=name)) for name in names}
     found = {}
-    with metrics.progress(base.train.steps * len(names) * (len(rates) + seeds), "optimizers") as bar:
+    with metrics.progress(base.train.steps * len(names) * trainings(rates, seeds), "optimizers") as bar:
         for name, experiment in experiments.items():
-            tried = {rate: _run(rows, experiment, rate, 0, bar) for rate in rates}
-            best = min(tried, key=lambda rate, tried=tried: _or_inf(tried[rate]))  # type: ignore[misc]
-            losses = [_run(rows, experiment, best, seed, bar) for seed in range(1, seeds + 1)]
-            found[name] = _summary(best, rates, losses)
+            best, seen = tuned(rows, name, experiment, rates, seeds, bar, _row)
+            found[name] = _summary(best, rates, [row["loss"] for row in seen])
     costs = rows.get(f"cost of {', '.join(names)}", lambda: step_costs(experiments, base))
     shown = {name: found[name] | costs[name] for name in names}
     return markdown(COLUMNS, shown, "optimizer"), shown
 
 
-def _run(rows: Rows, experiment: Experiment, rate: float, seed: int, bar: metrics.Progress) -> float | None:
+def _row(experiment: Experiment, bar: metrics.Progress) -> Row:
     """The held-out loss after training, None where it was not finite."""
-
-    changed = dataclasses.replace(
-        experiment,
-        optim=dataclasses.replace(experiment.optim, peak_rate=rate),
-        train=dataclasses.replace(experiment.train, seed=seed),
-    )
-    key = f"{experiment.optim.name} rate {rate:g} seed {seed}"
-    if key in rows.rows:
-        bar.advance(experiment.train.steps)
-
-    def make() -> Row:
-        done = fit(changed, bar)
-        return {"loss": _held_out(changed, model_of(done)) if done.finite else None}
-
-    loss: float | None = rows.get(key, make)["loss"]
-    return loss
+    done = fit(experiment, bar)
+    return {"loss": _held_out(experiment, model_of(done)) if done.finite else None}
 
 
 def _held_out(experiment: Experiment, model: Any) -> float | None:
-    placement = Placement.of(experiment.mesh)
-    batches = data.held_out_batches(experiment.data, limit=experiment.train.eval_batches)
-    lengths = data.load_tokenizer(experiment.data.tokenizer).byte_lengths
-    with placement.active():
-        loss: float = evaluate(model, batches, lengths, sharding=placement.batch)["loss"]
+    loss: float = held_out(experiment, model)["loss"]
     return loss if math.isfinite(loss) else None
 
 
-def _or_inf(loss: float | None) -> float:
-    return math.inf if loss is None else loss
-
-
 def _summary(best: float, rates: Sequence[float], losses: Sequence[float | None]) -> Row:
-    finite = [loss for loss in losses if loss is not None]
-    whole = len(finite) == len(losses)
-    return {
-        "rate": best,
-        "at_edge": best in (min(rates), max(rates)),
-        "losses": list(losses),
-        "loss": statistics.mean(finite) if whole else None,
-        "spread": statistics.stdev(finite) if whole and len(finite) > 1 else None,
-    }
+    loss, spread = mean_and_spread(losses)
+    return {"rate": best, "at_edge": at_edge(best, rates), "losses": list(losses), "loss": loss, "spread": spread}
 
 
 def step_costs(experiments: dict[str, Experiment], base: Experiment) -> Row:
@@ -103,8 +68,8 @@ def step_costs(experiments: dict[str, Experiment], base: Experiment) -> Row:
         batch = placement.device_batch(next(data.train_batches(base.data, seed=0)), base.data)
         steps = {name: _stepper(experiment, placement, batch) for name, experiment in each.items()}
         updates = {name: _updater(experiment, placement) for name, experiment in each.items()}
-        step = _medians(steps, base.optim.chunk, "cost of steps")
-        update = _medians(updates, base.optim.chunk, "cost of updates")
+        step = medians(steps, base.optim.chunk, "cost of steps")
+        update = medians(updates, base.optim.chunk, "cost of updates")
     return {
         name: {
             "step_seconds": step[name],
@@ -139,23 +104,6 @@ def _updater(experiment: Experiment, placement: Placement) -> Callable[[], Any]:
         return updates
 
     return step
-
-
-def _medians(run: dict[str, Callable[[], Any]], block: int, what: str) -> dict[str, float]:
-    """Seconds of one call, as the median over BLOCKS blocks of calls, taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for call in run.values():
-        jax.block_until_ready(call())  # compiles
-    with metrics.progress(BLOCKS * len(run), what) as bar:
-        for _ in range(BLOCKS):
-            for name, call in run.items():
-                begun = time.perf_counter()
-                for _ in range(block):
-                    out = call()
-                jax.block_until_ready(out)
-                seconds[name].append((time.perf_counter() - begun) / block)
-                bar.advance()
-    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def _loss(row: Row) -> str:

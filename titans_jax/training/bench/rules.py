@@ -11,7 +11,7 @@ from titans_jax import metrics
 from titans_jax.config import Experiment
 from titans_jax.memory import PRESETS
 from titans_jax.nn.attention import KV
-from titans_jax.training.bench.fit import Fit, fit, model_of
+from titans_jax.training.bench.fit import Fit, fit, forget, model_of
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
 
 CONFIGS = ("hope", "tnt", "atlas")
@@ -34,6 +34,7 @@ def compare_rules(base: Experiment, names: Sequence[str], changes: Sequence[str]
     with metrics.progress(base.train.steps * len(names), "rules", initial=base.train.steps * done) as bar:
         for name, experiment in experiments.items():
             rows.get(name, lambda experiment=experiment: _row(experiment, bar))  # type: ignore[misc]
+            forget()
     return markdown(COLUMNS, {name: rows.rows[name] for name in names}, "rule")
 
 

@@ -1,0 +1,98 @@
+"""`titans-jax compare`: models side by side on the same batches."""
+
+import argparse
+import importlib.util
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from titans_jax import config, data, metrics, plots, training
+from titans_jax.cli.options import positive, rates
+from titans_jax.training import bench
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Which models, matched by what, and how long each is trained."""
+    parser.usage = "titans-jax compare [MODEL ...] [options] [--section.field value ...]"
+    parser.epilog = f"MODEL is {', '.join(bench.MODELS)}, or a config that lends its model (default: those six)"
+    base = "what they share, changed by --section.field value (default %(default)s)"
+    parser.add_argument("--config", default="tiny", help=base)
+    by = "what is made equal, in the largest model's favour (default %(default)s)"
+    parser.add_argument("--match", choices=bench.MATCHES, default=bench.MATCHES[0], help=by)
+    parser.add_argument("--steps", type=positive, default=200, help="of each training (default %(default)s)")
+    parser.add_argument("--seeds", type=positive, default=3, help="trainings of each model (default %(default)s)")
+    grid = "a grid, such as 3e-3,1e-2, from which each model takes its best (default: the config's rate)"
+    parser.add_argument("--rates", type=rates, help=grid)
+    folder = Path("outputs/compare")
+    parser.add_argument("--output-dir", type=Path, default=folder, help="where all of it goes (default %(default)s)")
+    parser.set_defaults(changes=[])
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train models side by side on the same batches: losses over seeds, speed, memory, state, samples."""
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), options.changes))
+    changes = options.changes[len(named) :]
+    base = config.override(config.load(options.config), changes, prog="titans-jax compare")
+    base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
+    plain = bench.experiments_of(base, list(dict.fromkeys(named)) or list(bench.MODELS), changes)
+    experiments, changed = bench.matched(plain, options.match)
+    folder: Path = options.output_dir
+    models = {name: config.to_json(experiment)["model"] for name, experiment in experiments.items()}
+    rows = bench.Rows(folder, {"experiment": config.to_json(base), "models": models})
+    goes_on = f"stopped; {folder} keeps the finished rows, and the same command goes on"
+    with training.stopping(goes_on), training.memory_advice():
+        found = bench.compare_models(experiments, changed, options.rates or [base.optim.peak_rate], options.seeds, rows)
+    table = f"{_conditions(options, base)}\n\n{bench.tables(found)}"
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    (folder / "samples.txt").write_text(_samples(found), encoding="utf-8")
+    drawn = _draw(found, folder)
+    metrics.write_result(folder, _result(options, found))
+    print(
+        f"{table}\n\nwritten: {folder}/: {', '.join(['table.md', 'result.json', 'rows.json', 'samples.txt', *drawn])}"
+    )
+
+
+def _conditions(options: argparse.Namespace, base: config.Experiment) -> str:
+    """What the numbers were found under, for those who read the table alone."""
+    read = options.steps * base.data.batch * base.data.sequence
+    grid = f"rates {', '.join(f'{rate:g}' for rate in options.rates)} tried on seed 0, " if options.rates else ""
+    text = data.provenance(base.data.corpus)["source"]
+    return (
+        f"{text}; {options.steps} steps of {base.data.batch} x {base.data.sequence} tokens ({read:,} in all), the "
+        f"same batches for every model; matched by {options.match}; {grid}results of {options.seeds} seeds, mean +- "
+        "standard deviation."
+    )
+
+
+def _samples(found: Mapping[str, dict[str, Any]]) -> str:
+    """What each model writes, of the first seed."""
+    said = {name: row["seeds"][0].get("sample", "(not finite)") for name, row in found.items()}
+    return "\n\n".join(f"== {name}\n\n{text}" for name, text in said.items()) + "\n"
+
+
+def _draw(found: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
+    """The pictures' names; none where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return []
+    curves = {name: [row["curve"] for row in each["seeds"]] for name, each in found.items()}
+    plots.compare_curves(curves, folder / "curves.png")
+    plots.compare_costs(found, folder / "costs.png")
+    plots.compare_contexts(found, folder / "contexts.png")
+    places = {name: [row["by_place"] for row in each["seeds"] if "by_place" in row] for name, each in found.items()}
+    plots.compare_places(places, folder / "places.png")
+    return ["curves.png", "costs.png", "contexts.png", "places.png"]
+
+
+def _result(options: argparse.Namespace, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Flat: NAME_loss, NAME_loss_spread, NAME_state_bytes_65536 and so on."""
+    flat: dict[str, Any] = {"steps": options.steps, "seeds": options.seeds, "match": options.match}
+    single = ("rate", "parameters", "state_bytes", "flops_per_token", "step_bytes", "train_tokens_per_second")
+    for name, row in found.items():
+        for score in bench.SCORES:
+            flat |= {f"{name}_{score}": row[score], f"{name}_{score}_spread": row[f"{score}_spread"]}
+        flat |= {f"{name}_{field}": row[field] for field in single}
+        for context, state, speed in zip(row["contexts"], row["states"], row["decode_tokens_per_second"], strict=True):
+            flat |= {f"{name}_state_bytes_{context}": state, f"{name}_decode_tokens_per_second_{context}": speed}
+    return flat

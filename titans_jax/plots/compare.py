@@ -1,0 +1,140 @@
+"""Pictures of models side by side: how they learn, what they cost, what the context costs them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from titans_jax.plots.style import INK, figure_of, matplotlib, style, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = Mapping[str, Sequence[float]]
+_SCORES = {"loss": "Held-out loss (nats a token)", "perplexity": "Perplexity", "accuracy": "Accuracy"}
+_MARKS = "osD^vP*X"
+
+
+def compare_curves(curves: Mapping[str, Sequence[Curve]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws held-out loss, perplexity and accuracy over the steps: each model's mean over seeds, and its extremes.
+
+    `curves` has for each model a record of lists {"step", "loss", "perplexity", "accuracy"} for each seed; a seed that
+    stopped early counts as far as it went. Writes `path` and the JSON beside it; returns the figure.
+    Raises ValueError if there is no model, ImportError without matplotlib.
+    """
+    colours = _colours(curves)
+    figure = figure_of(13, 4.4)
+    numbers: dict[str, Any] = {}
+    with style():
+        panels = figure.subplots(1, len(_SCORES))
+        for axes, (score, title) in zip(panels, _SCORES.items(), strict=True):
+            for name, (colour, mark) in colours.items():
+                steps, values = _aligned(curves[name], score)
+                numbers.setdefault(name, {"step": steps.tolist()})[score] = values.T.tolist()
+                if values.size:
+                    axes.plot(steps, values.mean(1), color=colour, marker=mark, ms=3.5, lw=1.4, label=name)
+                    axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.15, lw=0)
+            axes.set(xlabel="step", title=title)
+            axes.locator_params(axis="x", integer=True)
+            if score == "perplexity":
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(matplotlib().ticker.LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(matplotlib().ticker.StrMethodFormatter("{x:g}"))
+                axes.yaxis.set_minor_formatter(matplotlib().ticker.NullFormatter())
+        _legend(figure, panels[0], "lines: means over seeds; bands: from the least to the largest")
+        return write(figure, path, numbers)
+
+
+def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws the held-out loss against the place in the sequence: what what came before is worth to each model.
+
+    `places` has for each model and seed the loss in each of equal parts of the sequence. Writes `path` and the JSON
+    beside it; returns the figure. Raises ValueError if there is no model, ImportError without matplotlib.
+    """
+    figure = figure_of(8, 4.6)
+    with style():
+        axes = figure.subplots()
+        for name, (colour, mark) in _colours(places).items():
+            values = np.asarray(places[name], float)
+            if values.size:
+                at = (np.arange(values.shape[1]) + 0.5) / values.shape[1]
+                axes.plot(at, values.mean(0), color=colour, marker=mark, ms=3.5, lw=1.4, label=name)
+                axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        axes.set(xlabel="place in the sequence", title="Held-out loss (nats a token) by place", xlim=(0, 1))
+        axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1))
+        _legend(figure, axes, "lines: means over seeds; bands: from the least to the largest")
+        return write(figure, path, {name: [list(row) for row in rows] for name, rows in places.items()})
+
+
+def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws bars of training and decode speed, of a training step's memory and of the parameters.
+
+    `costs` has for each model numbers named train_tokens_per_second, decode_tokens_per_second (a list, its first
+    is drawn), parameters and step_bytes (None where it is not known). Writes `path` and the JSON beside it; returns
+    the figure. Raises ValueError if there is no model, ImportError without matplotlib.
+    """
+    colours = _colours(costs)
+    bars = {
+        "Training, tokens/s": [row["train_tokens_per_second"] for row in costs.values()],
+        "Writing one sequence, tokens/s": [row["decode_tokens_per_second"][0] for row in costs.values()],
+        "Parameters, thousands": [row["parameters"] / 1e3 for row in costs.values()],
+    }
+    if None not in (held := [row["step_bytes"] for row in costs.values()]):
+        bars["Memory of a training step, MB"] = [each / 1e6 for each in held]
+    figure = figure_of(13, 1.1 + 0.36 * len(costs))
+    with style():
+        for axes, (title, values) in zip(figure.subplots(1, len(bars), sharey=True), bars.items(), strict=True):
+            drawn = axes.barh(list(costs), values, color=[colour for colour, _ in colours.values()], height=0.7)
+            axes.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3, color=INK, fontsize=8)
+            axes.margins(x=0.22)
+            axes.set(title=title)
+            axes.grid(axis="y", visible=False)
+            axes.xaxis.set_major_locator(matplotlib().ticker.MaxNLocator(4))
+            axes.xaxis.set_major_formatter(matplotlib().ticker.StrMethodFormatter("{x:,.0f}"))
+        axes.invert_yaxis()  # they share it
+        return write(figure, path, {"models": list(costs)} | bars)
+
+
+def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws the bytes of a stream's state, and the speed of its next token, against the tokens read so far.
+
+    `costs` has for each model the lists contexts, states and decode_tokens_per_second. Writes `path` and the JSON
+    beside it; returns the figure. Raises ValueError if there is no model, ImportError without matplotlib.
+    """
+    panels = {"states": "State of one sequence, bytes", "decode_tokens_per_second": "Writing one sequence, tokens/s"}
+    figure = figure_of(11, 4.4)
+    with style():
+        both = figure.subplots(1, 2)
+        for axes, (field, title) in zip(both, panels.items(), strict=True):
+            for name, (colour, mark) in _colours(costs).items():
+                row = costs[name]
+                axes.plot(row["contexts"], row[field], color=colour, marker=mark, ms=4.5, lw=1.4, alpha=0.9, label=name)
+            axes.set(xscale="log", yscale="log", xlabel="tokens read so far", title=title)
+            at = next(iter(costs.values()))["contexts"]
+            axes.set_xticks(at, [f"{context:,}" for context in at])
+            axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
+        _legend(figure, both[0])
+        kept = ("contexts", *panels)
+        return write(figure, path, {name: {field: list(row[field]) for field in kept} for name, row in costs.items()})
+
+
+def _aligned(curves: Sequence[Curve], score: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps that every seed has come to, and the score there, [steps, seeds]."""
+    length = min((len(curve["step"]) for curve in curves), default=0)
+    steps = np.asarray(curves[0]["step"][:length] if curves else [], float)
+    return steps, np.asarray([curve[score][:length] for curve in curves], float).T
+
+
+def _colours(models: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """A colour and a mark for each model."""
+    if not models:
+        raise ValueError("there is no model to draw")
+    colours = matplotlib().colormaps["tab10"].colors
+    return {name: (colours[i % len(colours)], _MARKS[i % len(_MARKS)]) for i, name in enumerate(models)}
+
+
+def _legend(figure: "Figure", axes: "Axes", title: str | None = None) -> None:
+    lines, names = axes.get_legend_handles_labels()
+    figure.legend(lines, names, ncols=len(lines), loc="outside lower center", title=title, title_fontsize=8)

@@ -1,0 +1,200 @@
+"""Models side by side on the same batches: their losses over seeds, what they cost, and what they write."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from titans_jax import config as configs
+from titans_jax import data, metrics
+from titans_jax.config import Experiment
+from titans_jax.decode import generate
+from titans_jax.loss import cross_entropy
+from titans_jax.nn import LM
+from titans_jax.training.bench.costs import costs
+from titans_jax.training.bench.fit import fit, forget, held_out, program
+from titans_jax.training.bench.match import grows
+from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.tuning import at_edge, mean_and_spread, trainings, tuned
+from titans_jax.training.placement import Placement
+
+MODELS = {name: {"block": name} for name in ("lmm", "mac", "mag", "mal")} | {
+    "transformer": {"block": "transformer", "attention": "full"},
+    "sliding": {"block": "transformer", "attention": "sliding"},
+}
+"""What changes of the base's model; the config of another name lends its own model."""
+SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy")
+LOOKS = 10
+"""Looks at held-out text in one training."""
+PLACES = 16
+"""Parts of a sequence whose losses are told apart."""
+
+
+def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str]) -> dict[str, Experiment]:
+    """base with the model of each name: of MODELS, or of a config with these `--section.field value` changes.
+
+    Text, optimizer and training are base's, so that all read the same batches in the same order. Full attention is
+    given the context that a training sequence or a sample needs, since it computes on every slot that it has.
+    Raises ValueError for a name that is neither a model nor a config, and for a model that cannot be trained.
+    """
+    tokenizer, shards = data.load_tokenizer(base.data.tokenizer), Placement.of(base.mesh).shards
+    context = max(base.data.sequence, len(tokenizer.encode(base.train.prompt)) + base.train.sample)
+    found = {}
+    for name in names:
+        if name in MODELS:
+            model = replace(base.model, **MODELS[name])  # type: ignore[arg-type]
+        elif name in configs.available():
+            model = configs.override(configs.load(name), changes).model
+        else:
+            raise ValueError(f"no model named {name!r}; known are {', '.join(MODELS)}, and the names of configs")
+        if grows(model):
+            model = replace(model, context=context)
+        found[name] = replace(base, name=name, model=model)
+        configs.validate(found[name], vocabulary=tokenizer.vocab_size, shards=shards)
+    return found
+
+
+def compare_models(
+    experiments: Mapping[str, Experiment], changed: Mapping[str, str], rates: Sequence[float], seeds: int, rows: Rows
+) -> dict[str, Row]:
+    """Tune, train, measure; what was found by name.
+
+    changed: of each model, what was changed to match it, for the table. Where there are several rates, each model
+    takes the one of least held-out loss on seed 0; all results are of seeds 1, 2, ..., at which every model reads the
+    same batches. Raises ValueError for what cannot be trained.
+    """
+    found = {}
+    steps = next(iter(experiments.values())).train.steps
+    with metrics.progress(steps * len(experiments) * trainings(rates, seeds), "compare") as bar:
+        for name, experiment in experiments.items():
+            best, trained = tuned(rows, name, experiment, rates, seeds, bar, _train)
+            found[name] = {"rate": best, "at_edge": at_edge(best, rates), "seeds": trained} | _summary(trained)
+            forget()
+    measured = rows.get("costs", lambda: costs(experiments))
+    forget()
+    return {name: found[name] | measured[name] | {"changed": changed[name]} for name in experiments}
+
+
+def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
+    """One training: the scores at its end and along the way; a loss of None where they are not finite."""
+    curve: dict[str, list[float]] = {name: [] for name in ("step", *SCORES)}
+    memory: dict[str, float] = {}
+    definition = program(experiment).definition
+    every = max(1, experiment.train.steps // LOOKS)
+
+    def look(step: int, params: Any, seen: Mapping[str, Any]) -> None:
+        if step % every and step != experiment.train.steps:
+            return
+        scores = held_out(experiment, definition.model(params))
+        if math.isfinite(scores["loss"]):
+            for name, values in curve.items():
+                values.append(step if name == "step" else scores[name])
+        if seen["memory"] is not None:
+            memory.update({name: float(x.mean()) for name, x in seen["memory"]._asdict().items()})
+
+    done = fit(experiment, bar, look)
+    if not done.finite or curve["step"][-1:] != [experiment.train.steps]:
+        return {"loss": None, "curve": curve}
+    model = definition.model(jax.device_put(jax.device_get(done.params), jax.local_devices()[0]))
+    end = {name: curve[name][-1] for name in SCORES}
+    said = {"by_place": _by_place(experiment, model), "memory": memory, "sample": _sample(experiment, model)}
+    return end | {"curve": curve} | said
+
+
+def _summary(trained: Sequence[Row]) -> Row:
+    """Mean and spread of each score over the seeds, and the means of what memories did."""
+    both = {name: mean_and_spread([row.get(name) for row in trained]) for name in SCORES}
+    looks = [row["memory"] for row in trained if row.get("memory")]
+    memory = {name: statistics.mean(look[name] for look in looks) for name in looks[0]} if looks else {}
+    means = {name: mean for name, (mean, _) in both.items()}
+    return means | {f"{name}_spread": spread for name, (_, spread) in both.items()} | {"memory": memory}
+
+
+@partial(jax.jit, static_argnums=0)
+def _sums(graphdef: Any, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Sums over a batch's rows, [T] each."""
+    model = nnx.merge(graphdef, params)
+    logits, _, _ = model(batch["inputs"], model.init_state(len(batch["inputs"])), batch.get("restart"))
+    return jax.vmap(cross_entropy, 1)(logits, batch["targets"], batch["mask"])[1]
+
+
+def _by_place(experiment: Experiment, model: LM) -> list[float]:
+    """The held-out loss in each of PLACES equal parts of a sequence (fewer where a sequence is short)."""
+    graphdef, params = nnx.split(model)
+    nll, tokens = np.zeros((2, experiment.data.sequence))
+    for batch in data.held_out_batches(experiment.data, limit=experiment.train.eval_batches):
+        needed = {name: x for name, x in batch.items() if name != "restart" or x.any()}
+        sums = jax.device_get(_sums(graphdef, params, needed))
+        nll, tokens = nll + sums["nll"], tokens + sums["tokens"]
+    parts = [np.array_split(x, min(PLACES, len(x))) for x in (nll, tokens)]
+    return [float(a.sum() / max(b.sum(), 1)) for a, b in zip(*parts, strict=True)]
+
+
+def _sample(experiment: Experiment, model: LM) -> str:
+    """train.sample tokens after train.prompt, at temperature 0.8."""
+    train, tokenizer = experiment.train, data.load_tokenizer(experiment.data.tokenizer)
+    prompt = tokenizer.encode(train.prompt) if train.prompt else np.array([tokenizer.separator])
+    written = generate(model, prompt[None], length=train.sample, temperature=0.8, key=jax.random.key(train.seed))
+    return train.prompt + tokenizer.decode(written[0])
+
+
+def tables(found: Mapping[str, Row]) -> str:
+    """What was found by name, in markdown: how well the models predict, what they cost, what their memories did."""
+    contexts = next(iter(found.values()))["contexts"]
+    memories = {name: row["memory"] for name, row in found.items() if row["memory"]}
+    looks: Row = next(iter(memories.values()), {})
+    parts = {
+        "Held-out text": markdown(QUALITY, found, "model"),
+        "Costs": markdown(COSTS, found, "model"),
+        "Bytes of state after so many tokens": markdown(_by_context("states", contexts), found, "model"),
+        "Tokens a second of one sequence after so many tokens": markdown(
+            _by_context("decode_tokens_per_second", contexts), found, "model"
+        ),
+    }
+    if memories:
+        columns = [(name, lambda row, name=name: f"{row[name]:.4g}") for name in looks]
+        parts["Memories in the last training step, means over layers, heads and tokens"] = markdown(
+            columns, memories, "model"
+        )
+    return "\n\n".join(f"{title}:\n\n{table}" for title, table in parts.items())
+
+
+def _score(name: str, digits: int) -> Column:
+    def cell(row: Row) -> str:
+        mean, spread = row[name], row[f"{name}_spread"]
+        return (
+            "not finite"
+            if mean is None
+            else f"{mean:.{digits}f}" + ("" if spread is None else f" +- {spread:.{digits}f}")
+        )
+
+    return name.replace("_", " "), cell
+
+
+def _by_context(name: str, contexts: Sequence[int]) -> list[Column]:
+    return [(f"{c:,}", lambda row, i=i: f"{row[name][i]:,.0f}") for i, c in enumerate(contexts)]  # type: ignore[misc]
+
+
+QUALITY: list[Column] = [
+    ("rate", lambda row: f"{row['rate']:g}" + (", the grid's edge" if row["at_edge"] else "")),
+    ("seeds", lambda row: str(len(row["seeds"]))),
+    _score("loss", 4),
+    _score("perplexity", 3),
+    _score("bits_per_byte", 4),
+    _score("accuracy", 4),
+]
+COSTS: list[Column] = [
+    ("parameters", lambda row: f"{row['parameters']:,}"),
+    ("state bytes", lambda row: f"{row['state_bytes']:,}"),
+    ("MFLOPs a token", lambda row: f"{row['flops_per_token'] / 1e6:.2f}"),
+    ("changed to match", lambda row: row["changed"]),
+    ("training tokens/s", lambda row: f"{row['train_tokens_per_second']:,.0f}"),
+    ("decode tokens/s", lambda row: f"{row['decode_tokens_per_second'][0]:,.0f}"),
+    ("MB of a step", lambda row: "-" if row["step_bytes"] is None else f"{row['step_bytes'] / 1e6:,.1f}"),
+]
