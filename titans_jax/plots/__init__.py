@@ -3,7 +3,8 @@
 Needs matplotlib, the optional extra `plot`. Only its object interface is used: no window, no global state.
 """
 
+from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.training import loss_curve
 
-__all__ = ["loss_curve", "memory_picture"]
+__all__ = ["haystack_picture", "loss_curve", "memory_picture"]

@@ -1,0 +1,28 @@
+"""A small MAC that learns to say a pass key hidden in 512 bytes; change --model.block for its rivals."""
+
+from titans_jax.config import Experiment, TrainConfig
+from titans_jax.data import DataConfig
+from titans_jax.nn import MemoryConfig, ModelConfig
+from titans_jax.optim import OptimConfig
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        name="passkey",
+        model=ModelConfig(
+            block="mac",
+            dim=64,
+            depth=2,
+            heads=2,
+            head_dim=32,
+            segment=64,
+            window=128,
+            context=512,
+            memory=MemoryConfig(heads=2, head_dim=32, chunk=64),
+        ),
+        data=DataConfig(task="passkey", sequence=512, batch=8),
+        optim=OptimConfig(name="muon", peak_rate=0.01, warmup=30),
+        train=TrainConfig(
+            steps=600, eval_every=100, save_every=100, eval_batches=8, prompt="The pass key is ", sample=64
+        ),
+    )
