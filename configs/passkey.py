@@ -18,11 +18,11 @@ def get_config() -> Experiment:
             segment=64,
             window=128,
             context=512,
-            memory=MemoryConfig(heads=2, head_dim=32, chunk=64),
+            memory=MemoryConfig(rule="deltanet", heads=2, head_dim=32, chunk=64, forget=1e-5),
         ),
         data=DataConfig(task="passkey", sequence=512, batch=8),
         optim=OptimConfig(name="muon", peak_rate=0.01, warmup=30),
         train=TrainConfig(
-            steps=600, eval_every=100, save_every=100, eval_batches=8, prompt="The pass key is ", sample=64
+            steps=400, eval_every=100, save_every=100, eval_batches=4, prompt="The pass key is ", sample=64
         ),
     )

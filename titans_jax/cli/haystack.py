@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import operator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from flax import nnx
 from titans_jax import data, metrics, plots, training
 from titans_jax.cli.options import positive, which
 from titans_jax.data.tasks.passkey import NOISE
-from titans_jax.evaluation.haystack import Cell, Hay, Needle, fits, haystack
+from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, fits
 from titans_jax.training import bench
 
 LENGTHS = "512,1024,2048,4096,8192,16384,32768,65536"
@@ -87,7 +88,7 @@ def _test(
                     bar.advance(tokens, tokens=tokens)
 
                 given: dict[str, Any] = {name: getattr(options, name) for name in ("depths", "samples", "seed")}
-                return {"cells": haystack(model, hay, needle, length=length, heard=heard, **given)}
+                return {"cells": find_needles(model, hay, needle, length=length, heard=heard, **given)}
 
             found[length] = rows.get(keys[length], make)["cells"]
     return found
@@ -96,16 +97,16 @@ def _test(
 def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Namespace) -> None:
     """The table, the picture, result.json."""
     folder: Path = options.output_dir
-    columns: list[bench.Column] = [(f"{length:,}", lambda row, n=length: row[n]) for length in options.lengths]
     means = {
         name: {n: _mean(cells, "exact") if cells else None for n, cells in found.items()}
         for name, found in grids.items()
     }
     shown = {
-        name: {n: "does not fit" if mean is None else f"{mean:.0%}" for n, mean in row.items()}
+        name: {f"{n}": "does not fit" if mean is None else f"{mean:.0%}" for n, mean in row.items()}
         for name, row in means.items()
     }
-    table = bench.markdown(columns, shown, "whole answers right, by length")  # type: ignore[arg-type]
+    columns: list[bench.Column] = [(f"{n:,}", operator.itemgetter(f"{n}")) for n in options.lengths]
+    table = bench.markdown(columns, shown, "whole answers right, by length")
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     written = ["rows.json", "table.md", "result.json"]
     if importlib.util.find_spec("matplotlib"):

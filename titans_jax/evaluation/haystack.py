@@ -42,7 +42,7 @@ class Hay:
     """A text as tokens, and where its words begin; it begins anew where it ends."""
 
     def __init__(self, documents: Iterable[str], tokenizer: Tokenizer) -> None:
-        words = re.findall(r"\S+\s*", "\n".join(documents))
+        words = re.findall(r"\S+\s*", "\n".join([*documents, ""]))
         if not words:
             raise ValueError("the haystack holds no words")
         pieces = tokenizer.encode_batch(words)
@@ -64,14 +64,16 @@ class Hay:
             )
         start = self.starts[rng.integers(len(self.starts))]
         hay = self.tokens[(start + np.arange(room)) % len(self.tokens)]
-        ends = np.append((self.starts - start) % len(self.tokens), room)
-        ends = np.sort(ends[ends <= room])
+        ends = (self.starts - start) % len(self.tokens) + len(self.tokens) * np.arange(room // len(self.tokens) + 1)[
+            :, None
+        ]
+        ends = ends[ends <= room]
         cut = ends[np.abs(ends - depth * room).argmin()]
         parts = [[self.tokenizer.separator], hay[:cut], hidden, hay[cut:], asked, answer]
         return np.concatenate(parts).astype(np.int32), len(answer)
 
 
-def haystack(
+def find_needles(
     model: LM,
     hay: Hay,
     needle: Needle,

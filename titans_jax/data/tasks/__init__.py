@@ -62,7 +62,7 @@ def question(name: str, seed: int | tuple[int, ...], size: int, hay: str = "") -
 
     >>> asked = question("niah_single", 0, 120, hay="the sea and the sky ")
     >>> asked.question, asked.answer
-    ('Which number has Jana?', ' 6594.')
+    ('Which number has Tess?', ' 4804.')
     """
     if known_task(name) not in TEXT_TASKS:
         raise ValueError(
@@ -72,14 +72,18 @@ def question(name: str, seed: int | tuple[int, ...], size: int, hay: str = "") -
 
 
 def row(name: str, seed: int | tuple[int, ...], length: int, tokenizer: Tokenizer, hay: str = "") -> Row:
-    """Returns a row of a task, `length` tokens long; a text is as many characters, and never more tokens.
+    """Returns a row of a task, `length` tokens long; a text has as many characters, or fewer where they take more.
 
     Raises:
       ValueError: no such task, or it does not fit.
     """
     if known_task(name) in TOKEN_TASKS:
         return TOKEN_TASKS[name](np.random.default_rng(seed), length)
-    return text_row(question(name, seed, length, hay), tokenizer, length)
+    size, made = length, None
+    while made is None:
+        asked = question(name, seed, size, hay)
+        made, size = text_row(asked, tokenizer, length), size - 8  # letters that take several tokens
+    return made
 
 
 class TaskRows:

@@ -59,13 +59,11 @@ def hidden(rng: np.random.Generator, facts: list[str], room: int, hay: str, dept
     return "".join([*parts, text[end:], "\n"])
 
 
-def text_row(question: Question, tokenizer: Tokenizer, length: int) -> Row:
-    """Returns the row that asks a question: it begins as documents do, and the mask is 1 on the answer's tokens.
+def text_row(question: Question, tokenizer: Tokenizer, length: int) -> Row | None:
+    """Returns the row that asks a question, None for one that is longer than the row.
 
-    Where the context has the question and its answer too, that answer counts as well.
-
-    Raises:
-      ValueError: the question is longer than the row.
+    It begins as documents do, and the mask is 1 on the answer's tokens; where the context has the question and its
+    answer too, on those as well.
     """
     asked, answer = question.question, tokenizer.encode(question.answer)
     told = [part + asked for part in (question.context + asked).split(asked + question.answer)]
@@ -73,7 +71,7 @@ def text_row(question: Question, tokenizer: Tokenizer, length: int) -> Row:
     pieces = [part for text in told for part in (tokenizer.encode(text), answer)]
     tokens = np.concatenate([[tokenizer.separator], *pieces]).astype(np.int32)
     if len(tokens) > length + 1:
-        raise ValueError(f"a question of {len(tokens)} tokens does not fit into rows of data.sequence={length}")
+        return None
     row = np.full(length + 1, tokenizer.separator, np.int32)
     row[: len(tokens)] = tokens
     mask = np.zeros(length, np.float32)

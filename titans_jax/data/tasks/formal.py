@@ -17,7 +17,7 @@ def parity(rng: np.random.Generator, length: int) -> Row:
 
     >>> row = parity(np.random.default_rng(1), 8)
     >>> bytes(row.inputs.astype(np.uint8)), bytes(row.targets.astype(np.uint8))
-    (b'abbbaaba', b'01011110')
+    (b'abbbaabb', b'01011101')
     """
     ones = rng.integers(2, size=length)
     return _row(A + ones, np.cumsum(ones) % 2)
