@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from titans_jax import training
-from titans_jax.cli import bench, evaluate, generate, haystack, rules
+from titans_jax.cli import bench, evaluate, generate, harness, haystack, rules
 from titans_jax.cli.options import first_line
 
 COMMANDS: dict[str, ModuleType] = {
     "bench": bench,
     "eval": evaluate,
     "generate": generate,
+    "harness": harness,
     "haystack": haystack,
     "rules": rules,
 }

@@ -76,7 +76,7 @@ def harness_class() -> Any:
     except ImportError:
         raise ImportError("the harness needs lm-eval: pip install titans-jax[eval]") from None
 
-    class Harness(Base):  # type: ignore[misc]  # it ships no types
+    class Harness(Base):
         """A titans_jax model as lm-eval asks it."""
 
         def __init__(self, model: LM, tokenizer: Tokenizer) -> None:
