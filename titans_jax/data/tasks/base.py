@@ -32,7 +32,7 @@ TokenTask = Callable[[np.random.Generator, int], Row]
 """(rng, length) -> a row of `length` tokens, ids below 255."""
 
 
-def hidden(rng: np.random.Generator, facts: list[str], room: int, hay: str, depth: float | None = None) -> str:
+def hidden(rng: np.random.Generator, facts: list[str], room: int, hay: str) -> str:
     """Returns `room` characters of hay with facts among its words, in their order, at random places, and a line's end.
 
     Args:
@@ -40,19 +40,20 @@ def hidden(rng: np.random.Generator, facts: list[str], room: int, hay: str, dept
       facts: sentences.
       room: characters, facts included.
       hay: the text around them; it begins anew where it ends.
-      depth: where the only fact goes, 0 at the beginning to 1 at the end; None draws it.
 
     Raises:
-      ValueError: the facts are longer than the room.
+      ValueError: the facts are longer than the room, or there is no hay.
     """
+    if not hay:
+        raise ValueError("there is no hay: the task needs a text to hide its facts in")
     left = room - 1 - sum(len(fact) + 1 for fact in facts)
     if left < 0:
         raise ValueError(f"the task's facts do not fit into {room} characters; raise data.sequence by {-left}")
     start = int(rng.integers(len(hay)))
     text = (hay[start:] + hay * (left // len(hay) + 1))[:left]
-    drawn = rng.uniform(size=len(facts)) if depth is None else np.array([depth])
+    places = np.sort(rng.uniform(size=len(facts))) * left
     parts, end = [], 0
-    for fact, place in zip(facts, np.sort(drawn) * left, strict=True):
+    for fact, place in zip(facts, places, strict=True):
         cut = max(end, text.rfind(" ", 0, int(place) + 1) + 1)  # after a word
         parts += [text[end:cut], fact, " "]
         end = cut
