@@ -1,4 +1,4 @@
-"""HOPE on parity, read token by token so that a write may turn what it erases around; for `titans-jax bench formal`."""
+"""HOPE on parity, token by token, so that a write may change the sign of what it erases; for `bench formal`."""
 
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
@@ -12,15 +12,15 @@ def get_config() -> Experiment:
         model=ModelConfig(
             block="hope",
             dim=32,
-            depth=2,
+            depth=1,
             heads=2,
             head_dim=16,
             attention="full",
             context=512,
-            memory=MemoryConfig(rule="dgd_linear", chunk=1, heads=2, head_dim=16, conv=0),
+            memory=MemoryConfig(rule="dgd_linear", chunk=1, clip=8.0, heads=2, head_dim=16, conv=0),
             cms=CMSConfig(periods=(0,)),
         ),
-        data=DataConfig(task="parity", sequence=32, batch=64),
-        optim=OptimConfig(peak_rate=3e-3, warmup=20, weight_decay=0.01),
+        data=DataConfig(task="parity", sequence=32, batch=32),
+        optim=OptimConfig(peak_rate=0.01, warmup=20, weight_decay=0.01),
         train=TrainConfig(steps=500, eval_batches=8, prompt="ab", sample=16),
     )

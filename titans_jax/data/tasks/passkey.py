@@ -4,7 +4,7 @@ import numpy as np
 
 from titans_jax.data.tasks.base import Question, hidden
 
-NOISE = "The hay is dry. The barn is red. The road is long. The cat is asleep. It rains and it stops again. "
+NOISE = "Hay lay in the barn. Rain fell on the road. A cat slept all day. Time went by and nothing came of it. "
 NEEDLE = "The pass key is {key}. Keep it in mind: {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 ANSWER = " {key}."

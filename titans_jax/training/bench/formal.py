@@ -18,8 +18,8 @@ from titans_jax.training.bench.rows import Column, Row, Rows, markdown
 _LMM = ("--model.block", "lmm", "--model.memory.chunk", "16")
 MODELS: dict[str, tuple[str, ...]] = {
     "hope": (),
-    "hope-bounded": ("--model.memory.max-rate", "0.5"),
     "transformer": ("--model.block", "transformer"),
+    "transformer-2": ("--model.block", "transformer", "--model.depth", "2"),
     "deltanet-flip": (*_LMM, "--model.memory.rule", "deltanet", "--model.memory.max-rate", "2"),
     "deltanet": (*_LMM, "--model.memory.rule", "deltanet"),
     "linear_attention": (*_LMM, "--model.memory.rule", "linear_attention"),
@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 """What each changes of the experiment that is compared.
 
 A write multiplies what a memory has under its key by keep - rate (DeltaNet) or keep - 2 rate (HOPE, token by token).
-Where the rate may reach 2, or 1, that can be -1; half of that, the memory can fade there, but never change its sign.
+Where the rate may reach 2, or 1, that can be -1; with a rate to 1 DeltaNet's memory can fade, but never change its sign.
 """
 
 COMMONEST = "always the commonest label"
