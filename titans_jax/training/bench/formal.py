@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 """What each changes of the experiment that is compared.
 
 A write multiplies what a memory has under its key by keep - rate (DeltaNet) or keep - 2 rate (HOPE, token by token).
-Where the rate may reach 2, or 1, that can be -1; with a rate to 1 DeltaNet's memory can fade, but never change its sign.
+Where the rate may reach 2, or 1, that can be -1; with a rate to 1, DeltaNet can forget there, but not change a sign.
 """
 
 COMMONEST = "always the commonest label"
