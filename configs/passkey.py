@@ -21,7 +21,7 @@ def get_config() -> Experiment:
             memory=MemoryConfig(rule="deltanet", heads=2, head_dim=32, chunk=64, forget=1e-5),
         ),
         data=DataConfig(task="passkey", sequence=512, batch=8),
-        optim=OptimConfig(name="muon", peak_rate=0.01, warmup=30),
+        optim=OptimConfig(name="muon", peak_rate=0.03, warmup=30),
         train=TrainConfig(
             steps=300, eval_every=150, save_every=150, eval_batches=4, prompt="The pass key is ", sample=64
         ),

@@ -142,23 +142,23 @@ def test_symbols_are_copied_in_their_order_and_facts_never_change():
 
 
 def test_a_row_of_text_counts_the_answers_alone():
-    made = row("passkey", 0, 400, BYTES)
-    asked = question("passkey", 0, 400)
+    made = row("passkey", 0, 480, BYTES)
+    asked = question("passkey", 0, 480)
     text = bytes(made.inputs[1:].astype(np.uint8)).decode()
     assert made.inputs[0] == BYTES.separator and text == (asked.context + asked.question + asked.answer)[:-1]
-    assert bytes(made.targets[made.mask > 0].astype(np.uint8)).decode() == 4 * asked.answer
+    assert bytes(made.targets[made.mask > 0].astype(np.uint8)).decode() == 6 * asked.answer
     ends = [text[:i].endswith(asked.question) for i in np.flatnonzero(np.diff(made.mask, prepend=0) > 0)]
-    assert ends == [True] * 4
+    assert ends == [True] * 6
 
 
 @pytest.mark.parametrize("name", [*TEXT_TASKS, *TOKEN_TASKS])
 def test_every_task_gives_rows_within_the_bytes(name):
-    made = row(name, (0, 7), 320, BYTES, HAY)
-    assert made.inputs.shape == made.targets.shape == made.mask.shape == (320,)
+    made = row(name, (0, 7), 400, BYTES, HAY)
+    assert made.inputs.shape == made.targets.shape == made.mask.shape == (400,)
     assert 0 <= made.inputs.min() and made.inputs.max() <= 255 and made.mask.sum() > 0
     assert (made.targets[made.mask > 0] < 255).all()
-    np.testing.assert_array_equal(row(name, (0, 7), 320, BYTES, HAY).inputs, made.inputs)
-    assert (row(name, (1, 7), 320, BYTES, HAY).inputs != made.inputs).any()
+    np.testing.assert_array_equal(row(name, (0, 7), 400, BYTES, HAY).inputs, made.inputs)
+    assert (row(name, (1, 7), 400, BYTES, HAY).inputs != made.inputs).any()
 
 
 def test_batches_of_a_task_resume_and_never_show_what_is_held_out():

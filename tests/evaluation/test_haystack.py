@@ -3,16 +3,15 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
 from titans_jax.evaluation import Hay, Needle, Scores, find_needles, score
 from titans_jax.evaluation.haystack import fits
-from titans_jax.nn import LM, MemoryConfig, ModelConfig
+from titans_jax.nn import MemoryConfig, ModelConfig
+from titans_jax.training import define
 
 CONFIG = ModelConfig(
     block="lmm",
@@ -27,19 +26,24 @@ CONFIG = ModelConfig(
 NEEDLE = Needle("KEY {key}!", "KEY?", " {key}", digits=2)
 
 
+def made(config):
+    definition = define(config)
+    return definition.model(jax.jit(definition.init)(jax.random.key(0)))
+
+
 @pytest.fixture(scope="module")
 def model():
-    return LM(CONFIG, rngs=nnx.Rngs(0))
+    return made(CONFIG)
 
 
 def test_a_score_is_what_one_call_and_greedy_decoding_say(model):
     tokens = np.array(jax.random.randint(jax.random.key(1), (3, 41), 0, 256))
     mask = np.zeros((3, 40))
     mask[0, 30:34] = mask[1, 38:] = 1
-    tokens[0, 31:35] = generate(model, tokens[:1, :31], length=4, temperature=0)[0]
-    logits = model(jnp.asarray(tokens[:, :-1]), model.init_state(3))[0]
+    tokens[0, 31:35] = generate(model, tokens[:1, :31], length=4, temperature=0, segment=10)[0]
+    logits = jax.jit(lambda model, tokens: model(tokens, model.init_state(3))[0])(model, tokens[:, :-1])
     each = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[:, 1:, None], -1)[..., 0]
-    for segment in (512, 16):
+    for segment in (512, 10):
         scores = score(model, tokens[:, :-1], tokens[:, 1:], mask, segment=segment)
         np.testing.assert_allclose(scores.log_likelihood, (each * mask).sum(1), rtol=1e-5)
         assert scores.tokens.tolist() == [4, 2, 0] and scores.correct[0] == 4
@@ -108,7 +112,7 @@ def test_rows_of_a_seed_are_the_same_and_every_depth_has_the_same_keys(model):
 
 def test_full_attention_refuses_what_it_has_no_room_for():
     config = dataclasses.replace(CONFIG, block="transformer", attention="full")
-    model = LM(config, rngs=nnx.Rngs(0))
+    model = made(config)
     hay = Hay(["hay"], BYTES)
     assert fits(model, hay, NEEDLE, 46) == "" and "model.context of 48" in fits(model, hay, NEEDLE, 47)
     with pytest.raises(ValueError, match=r"49 tokens do not fit into the model\.context of 48 tokens"):

@@ -8,8 +8,8 @@ NOISE = "Hay lay in the barn. Rain fell on the road. A cat slept all day. Time w
 NEEDLE = "The pass key is {key}. Keep it in mind: {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 ANSWER = " {key}."
-DIGITS = 4
-ASKED = 4
+DIGITS = 3
+ASKED = 6
 
 
 def random_key(rng: np.random.Generator, digits: int = DIGITS) -> str:
@@ -22,10 +22,10 @@ def passkey(rng: np.random.Generator, size: int, hay: str) -> Question:
 
     So that there is more to learn from a row, it is asked for (and answered) on the way too, ASKED times in all.
 
-    >>> made = passkey(np.random.default_rng(0), 400, "")
+    >>> made = passkey(np.random.default_rng(0), 500, "")
     >>> text = made.context + made.question + made.answer
     >>> len(text), text.count(made.question + made.answer), made.answer
-    (400, 4, ' 8655.')
+    (500, 6, ' 865.')
     """
     key = random_key(rng)
     answer = ANSWER.format(key=key)

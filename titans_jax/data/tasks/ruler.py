@@ -36,7 +36,7 @@ def multiquery(rng: np.random.Generator, size: int, hay: str) -> Question:
 
 def _numbers(rng: np.random.Generator, size: int, hay: str, keys: int, values: int, queries: int) -> Question:
     names = [NAMES[i] for i in rng.permutation(len(NAMES))[:keys]]
-    said = [(name, random_key(rng)) for name in names for _ in range(values)]
+    said = [(name, random_key(rng, 4)) for name in names for _ in range(values)]
     said = [said[i] for i in rng.permutation(len(said))]
     asked = [names[i] for i in rng.permutation(keys)[:queries]]
     answer = "".join(f" {number}" for name in asked for other, number in said if other == name) + "."
@@ -48,7 +48,7 @@ def _numbers(rng: np.random.Generator, size: int, hay: str, keys: int, values: i
 def variables(rng: np.random.Generator, size: int, hay: str) -> Question:
     """Returns two chains of assignments; the question is which variables came to hold the value of one of them."""
     letters = [chr(ord("A") + i) for i in rng.permutation(26)[:6]]
-    chains = [(random_key(rng), letters[:3]), (random_key(rng), letters[3:])]
+    chains = [(random_key(rng, 4), letters[:3]), (random_key(rng), letters[3:])]
     steps = [[f"Let {a} = {b}." for a, b in zip(chain, [value, *chain], strict=False)] for value, chain in chains]
     facts = [steps[chain].pop(0) for chain in rng.permutation([0, 0, 0, 1, 1, 1])]
     value, chain = chains[int(rng.integers(2))]
