@@ -14,12 +14,17 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """Stands for a run's folder: a model that was never trained."""
+@pytest.fixture(scope="module")
+def untrained():
     experiment = config.override(config.load("passkey"), SMALL)
     definition = training.define(experiment.model)
-    model = definition.model(jax.jit(definition.init)(jax.random.key(0)))
+    return experiment, definition.model(jax.jit(definition.init)(jax.random.key(0)))
+
+
+@pytest.fixture
+def trained(untrained, tmp_path, monkeypatch):
+    """Stands for a run's folder; the model in it was never trained."""
+    experiment, model = untrained
     monkeypatch.setattr(training, "load", lambda path, which: (experiment, model, 1))
     return tmp_path / "full"
 
@@ -77,7 +82,7 @@ def test_a_checkpoint_is_asked_in_its_own_text_and_its_context_may_grow(trained,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lengths", "60"], "a length of 60 tokens has no room for needle and question; give at least 10"),
+        (["--lengths", "60"], "a length of 60 tokens has no room for needle and question; give at least 98"),
         (["--lengths", "4096"], "full: 4100 tokens do not fit into the model.context of 200 tokens; --context gives"),
         (["--answer", ""], "the answer is empty"),
         (["--haystack-dir", "moby-dik"], "did you mean 'moby-dick'?"),
