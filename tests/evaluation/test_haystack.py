@@ -10,19 +10,10 @@ from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
 from titans_jax.evaluation import Hay, Needle, Scores, find_needles, score
 from titans_jax.evaluation.haystack import fits
-from titans_jax.nn import MemoryConfig, ModelConfig
+from titans_jax.nn import ModelConfig
 from titans_jax.training import define
 
-CONFIG = ModelConfig(
-    block="lmm",
-    dim=16,
-    depth=1,
-    heads=1,
-    head_dim=8,
-    persistent=0,
-    context=48,
-    memory=MemoryConfig(rule="linear_attention", chunk=8, heads=1, head_dim=8, conv=0),
-)
+CONFIG = ModelConfig(block="transformer", dim=16, depth=1, heads=1, head_dim=8, persistent=0, window=16, context=48)
 NEEDLE = Needle("KEY {key}!", "KEY?", " {key}", digits=2)
 
 
@@ -111,8 +102,7 @@ def test_rows_of_a_seed_are_the_same_and_every_depth_has_the_same_keys(model):
 
 
 def test_full_attention_refuses_what_it_has_no_room_for():
-    config = dataclasses.replace(CONFIG, block="transformer", attention="full")
-    model = made(config)
+    model = made(dataclasses.replace(CONFIG, attention="full"))
     hay = Hay(["hay"], BYTES)
     assert fits(model, hay, NEEDLE, 46) == "" and "model.context of 48" in fits(model, hay, NEEDLE, 47)
     with pytest.raises(ValueError, match=r"49 tokens do not fit into the model\.context of 48 tokens"):
