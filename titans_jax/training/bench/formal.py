@@ -15,7 +15,7 @@ from titans_jax.evaluation import evaluate
 from titans_jax.training.bench.fit import fit, model_of
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
 
-_LMM = ("--model.block", "lmm", "--model.memory.chunk", "16")
+_LMM = ("--model.block", "lmm", "--model.memory.max-rate", "1")
 MODELS: dict[str, tuple[str, ...]] = {
     "hope": (),
     "transformer": ("--model.block", "transformer"),
@@ -26,8 +26,8 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 """What each changes of the experiment that is compared.
 
-A write multiplies what a memory has under its key by keep - rate (DeltaNet) or keep - 2 rate (HOPE, token by token).
-Where the rate may reach 2, or 1, that can be -1; with a rate to 1, DeltaNet can forget there, but not change a sign.
+A write multiplies what a memory has under its key by keep - rate. Where the rate may reach 2, as it may in hope (16 times
+the unit rate of a chunk of 8) and deltanet-flip, that can be -1; in deltanet it can be 0, but no sign can change.
 """
 
 COMMONEST = "always the commonest label"
