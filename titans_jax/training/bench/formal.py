@@ -26,8 +26,8 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 """What each changes of the experiment that is compared.
 
-A write multiplies what a memory has under its key by keep - rate. Where the rate may reach 2, as in deltanet-flip and in
-hope (16 times the unit rate of a chunk of 8), that can be -1; in deltanet it can be 0, but no sign can change.
+A write multiplies what a memory has under its key by keep - rate. Where the rate may reach 2, as in deltanet-flip and
+in hope (16 times the unit rate of a chunk of 8), that can be -1; in deltanet it can be 0, but no sign can change.
 """
 
 COMMONEST = "always the commonest label"
