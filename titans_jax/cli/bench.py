@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     every = (
         (rules, bench_rules, "tiny", 200),
         (kind, bench_optimizers, "tiny", 200),
-        (formal, bench_formal, "formal", 1000),
+        (formal, bench_formal, "formal", 500),
     )
     for parser, measure, config_, steps in every:
         base = "what is trained, changed by --section.field value (default %(default)s)"
