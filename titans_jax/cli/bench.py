@@ -22,10 +22,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--optimizers", type=names, default="adamw,muon,m3", metavar="A,B", help=known)
     kind.add_argument("--rates", type=rates, default="1e-3,3e-3,1e-2,3e-2", help="the grid (default %(default)s)")
     kind.add_argument("--seeds", type=positive, default=3, help="seeds at the best rate (default %(default)s)")
-    for parser, measure in ((rules, bench_rules), (kind, bench_optimizers)):
+    formal = kinds.add_parser("formal", help=first_line(bench_formal), description=bench_formal.__doc__)
+    models = f"of {', '.join(bench.FORMAL_MODELS)} (default: all)"
+    formal.add_argument("--models", type=names, default=list(bench.FORMAL_MODELS), metavar="A,B", help=models)
+    formal.add_argument("--languages", type=names, default="parity,even", help="tasks (default %(default)s)")
+    formal.add_argument("--seeds", type=positive, default=3, help="of each training (default %(default)s)")
+    every = (
+        (rules, bench_rules, "tiny", 200),
+        (kind, bench_optimizers, "tiny", 200),
+        (formal, bench_formal, "formal", 500),
+    )
+    for parser, measure, config_, steps in every:
         base = "what is trained, changed by --section.field value (default %(default)s)"
-        parser.add_argument("--config", default="tiny", help=base)
-        parser.add_argument("--steps", type=positive, default=200, help="of each training (default %(default)s)")
+        parser.add_argument("--config", default=config_, help=base)
+        parser.add_argument("--steps", type=positive, default=steps, help="of each training (default %(default)s)")
         folder = Path("outputs", measure.__name__)
         parser.add_argument("--output-dir", type=Path, default=folder, help="where rows are kept (default %(default)s)")
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
@@ -33,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Compare rules of memory, or optimizers, by short trainings; finished rows are kept, and not made again."""
+    """Compare rules, optimizers, or models on formal languages, by short trainings; finished rows are kept."""
     base = config.override(config.load(options.config), options.changes, prog="titans-jax bench")
     base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
     folder: Path = options.output_dir
@@ -63,3 +73,10 @@ def bench_optimizers(
     table, found = bench.compare_optimizers(base, options.optimizers, options.rates, options.seeds, rows)
     fields = ("rate", "loss", "spread", "step_cost", "update_cost")
     return table, {f"{name}_{field}": row[field] for name, row in found.items() for field in fields}
+
+
+def bench_formal(options: argparse.Namespace, base: config.Experiment, rows: bench.Rows) -> tuple[str, dict[str, Any]]:
+    """Train models on formal languages at one length, and test their labels at twice the length."""
+    table, found = bench.compare_formal(base, options.models, options.languages, options.seeds, rows)
+    fields = ("within", "beyond", "beyond_spread")
+    return table, {f"{name} {field}": row[field] for name, row in found.items() for field in fields}

@@ -12,7 +12,10 @@ import numpy as np
 from absl import flags
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.data.text import DataConfig, TokenStream, load_streams
+from titans_jax.data.corpus import load_documents
+from titans_jax.data.tasks import TaskRows
+from titans_jax.data.text import DataConfig, TokenStream, load_streams, split_documents
+from titans_jax.data.tokenizer import load_tokenizer
 
 _OPEN_ROWS = 256
 
@@ -92,6 +95,7 @@ class Loader:
             self.layout = document_layout(stream.starts, config.sequence, config.align)
         else:
             self.layout = stream_layout(len(stream.tokens) - 1, config.sequence)
+        self.rows = self.layout.rows
 
     def load(self, rows: ArrayLike) -> Batch:
         """Returns the batch of these rows; a row number past the last gives a row of padding.
@@ -104,7 +108,7 @@ class Loader:
         inputs = np.full(shape, self.stream.separator, np.int32)
         targets, mask, restart = inputs.copy(), np.zeros(shape, np.float32), np.zeros(shape, bool)
         for i, row in enumerate(rows):
-            if row >= self.layout.rows:
+            if row >= self.rows:
                 continue
             for piece in range(self.layout.first[row], self.layout.first[row + 1]):
                 begin, length, column = (field[piece] for field in self.layout[:3])
@@ -136,8 +140,8 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
     mine = _shard(config.batch, shard_index, shard_count)
-    loader = Loader(load_streams(config)[0], config)
-    rows = grain.MapDataset.range(loader.layout.rows).seed(seed).shuffle().repeat()
+    loader = _loader(config, held_out=False)
+    rows = grain.MapDataset.range(loader.rows).seed(seed).shuffle().repeat()
     batches = rows.batch(config.batch).map(lambda numbers: loader.load(numbers[mine]))
     # Making a batch costs less than handing it between threads.
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
@@ -167,13 +171,22 @@ def held_out_batches(
     mine = _shard(config.batch, shard_index, shard_count)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1, or None for all held-out text")
-    stream = load_streams(config)[1]
-    if stream is None:
-        raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
-    loader = Loader(stream, config)
-    steps = -(-loader.layout.rows // config.batch)
+    loader = _loader(config, held_out=True)
+    steps = -(-loader.rows // config.batch)
     rows = np.arange(config.batch)[mine] * steps
     return (loader.load(rows + step) for step in range(min(steps, limit or steps)))
+
+
+def _loader(config: DataConfig, *, held_out: bool) -> Loader | TaskRows:
+    if config.task:
+        sides = split_documents(load_documents(config.corpus), config.held_out, config.split)
+        hay = "\n".join(sides[held_out and config.held_out > 0])
+        return TaskRows(config.task, config.sequence, load_tokenizer(config.tokenizer), hay, held_out=held_out)
+    train, kept, _ = load_streams(config)
+    stream = kept if held_out else train
+    if stream is None:
+        raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
+    return Loader(stream, config)
 
 
 def _shard(batch: int, index: int, count: int) -> slice:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from titans_jax.data.corpus import load_documents
 from titans_jax.data.files import replacing
+from titans_jax.data.tasks import known_task
 from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
 
 Packing = Literal["stream", "documents"]
@@ -32,6 +33,7 @@ class DataConfig:
 
     Attributes:
       corpus: "moby-dick", "python", or the path of a text file or a folder; see `corpus`.
+      task: a made-up task to read instead of the corpus, see `tasks`; the corpus is then what things are hidden in.
       tokenizer: "bytes", or the path of a BPE tokenizer's JSON; see `train_bpe`.
       sequence: targets a row.
       batch: rows a step, over all hosts.
@@ -51,6 +53,7 @@ class DataConfig:
     """
 
     corpus: str = "moby-dick"
+    task: str = ""
     tokenizer: str = "bytes"
     sequence: int = 512
     batch: int = 8
@@ -62,6 +65,8 @@ class DataConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
+        if self.task:
+            known_task(self.task)
         _one_of("packing", self.packing, get_args(Packing))
         _one_of("split", self.split, get_args(Split))
         for name, least in (("sequence", 1), ("batch", 1), ("align", 1), ("workers", 0)):

@@ -4,6 +4,7 @@ Needs matplotlib, the optional extra `plot`. Only its object interface is used: 
 """
 
 from titans_jax.plots.compare import compare_contexts, compare_costs, compare_curves, compare_places
+from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.training import loss_curve
 
@@ -12,6 +13,7 @@ __all__ = [
     "compare_costs",
     "compare_curves",
     "compare_places",
+    "haystack_picture",
     "loss_curve",
     "memory_picture",
 ]

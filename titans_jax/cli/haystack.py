@@ -1,0 +1,153 @@
+"""`titans-jax haystack`: needles in haystacks, by length and depth."""
+
+import argparse
+import importlib.util
+import operator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from titans_jax import data, metrics, plots, training
+from titans_jax.cli.options import positive, which
+from titans_jax.data.tasks.passkey import NOISE
+from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, fits
+from titans_jax.training import bench
+
+LENGTHS = "512,1024,2048,4096,8192,16384,32768,65536"
+DEPTHS = "0,0.25,0.5,0.75,1"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoints, which needle, which hay, and the grid."""
+    checkpoint = "a run's output folder; repeatable, for heatmaps side by side"
+    parser.add_argument("--checkpoint", type=Path, required=True, action="append", metavar="DIR", help=checkpoint)
+    parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    default = Needle()
+    key = "{key} in it stands for random digits, the same in all three"
+    parser.add_argument("--needle", default=default.text, help=f"what is hidden; {key} (default: %(default)s)")
+    parser.add_argument("--question", default=default.question, help="what is asked at the end (default: %(default)s)")
+    parser.add_argument("--answer", default=default.answer, help="what should follow, its first space included")
+    parser.add_argument("--digits", type=positive, default=default.digits, help="of a key (default %(default)s)")
+    hay = "folder or file of texts to hide it in, or a corpus by name (default: the noise of the passkey task)"
+    parser.add_argument("--haystack-dir", metavar="DIR", help=hay)
+    parser.add_argument("--lengths", type=_lengths, default=LENGTHS, help="in tokens (default %(default)s)")
+    parser.add_argument("--depths", type=_depths, default=DEPTHS, help="0 begin, 1 end (default %(default)s)")
+    parser.add_argument("--samples", type=positive, default=4, help="of each cell (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the keys and where the hay begins (default 0)")
+    room = "tokens that full attention may hold, where its positions are not learned; by default as in training"
+    parser.add_argument("--context", type=positive, help=room)
+    folder = Path("outputs", "haystack")
+    parser.add_argument("--output-dir", type=Path, default=folder, help="where results go (default %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Ask checkpoints for what was hidden in long texts; finished lengths are kept, and not tested again."""
+    needle = Needle(options.needle, options.question, options.answer, options.digits)
+    settings = {"needle": vars(needle), "haystack": options.haystack_dir or "noise", "context": options.context}
+    settings |= {name: getattr(options, name) for name in ("depths", "samples", "seed")}
+    rows = bench.Rows(options.output_dir, settings)
+    texts = data.load_documents(options.haystack_dir) if options.haystack_dir else [NOISE]
+    try:
+        with training.memory_advice():
+            grids = {name: _test(name, path, texts, needle, options, rows) for name, path in _named(options).items()}
+    except KeyboardInterrupt:
+        kept = f"{options.output_dir} keeps the finished lengths, and the same command goes on"
+        raise training.Stopped(f"stopped; {kept}") from None
+    _report(grids, options)
+
+
+def _test(
+    name: str, path: Path, texts: list[str], needle: Needle, options: argparse.Namespace, rows: bench.Rows
+) -> dict[int, list[Cell] | None]:
+    """The cells of each length, None for a length that does not fit."""
+    experiment, model, step = training.load(path, options.which)
+    if options.context:
+        config = replace(experiment.model, context=options.context)
+        model = training.define(config).model(nnx.to_pure_dict(nnx.split(model)[1]))
+    hay = Hay(texts, data.load_tokenizer(experiment.data.tokenizer))
+    reasons = {length: fits(model, hay, needle, length) for length in options.lengths}
+    if all(reasons.values()):
+        raise ValueError(f"{name}: {reasons[options.lengths[0]]}; --context gives full attention more room")
+    keys = {length: f"{name}, step {step}, {length} tokens" for length in options.lengths}
+    each = len(options.depths) * options.samples
+    total = sum(length for length in options.lengths if not reasons[length]) * each
+    with metrics.progress(total, name) as bar:
+        found: dict[int, list[Cell] | None] = {}
+        for length in options.lengths:
+            if reasons[length]:
+                print(f"{name}: not tested: {reasons[length]}", flush=True)
+                found[length] = None
+                continue
+            if keys[length] in rows.rows:
+                bar.advance(length * each)
+
+            def make(length: int = length) -> bench.Row:
+                def heard(tokens: int) -> None:
+                    bar.advance(tokens, tokens=tokens)
+
+                given: dict[str, Any] = {name: getattr(options, name) for name in ("depths", "samples", "seed")}
+                return {"cells": find_needles(model, hay, needle, length=length, heard=heard, **given)}
+
+            found[length] = rows.get(keys[length], make)["cells"]
+    return found
+
+
+def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Namespace) -> None:
+    """The table, the picture, result.json."""
+    folder: Path = options.output_dir
+    means = {
+        name: {n: _mean(cells, "exact") if cells else None for n, cells in found.items()}
+        for name, found in grids.items()
+    }
+    shown = {
+        name: {f"{n}": "does not fit" if mean is None else f"{mean:.0%}" for n, mean in row.items()}
+        for name, row in means.items()
+    }
+    columns: list[bench.Column] = [(f"{n:,}", operator.itemgetter(f"{n}")) for n in options.lengths]
+    table = bench.markdown(columns, shown, "whole answers right, by length")
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    written = ["rows.json", "table.md", "result.json"]
+    if importlib.util.find_spec("matplotlib"):
+        kinds = {
+            name: {
+                kind: [
+                    [cells[i][kind] if cells else None for cells in found.values()] for i in range(len(options.depths))
+                ]
+                for kind in ("exact", "accuracy")
+            }
+            for name, found in grids.items()
+        }
+        plots.haystack_picture(kinds, options.lengths, options.depths, folder / "heatmap.png")
+        written += ["heatmap.png", "heatmap.json"]
+    result: dict[str, Any] = {"samples": options.samples, "seed": options.seed, "depths": len(options.depths)}
+    result |= {f"{name}_exact_{n}": mean for name, row in means.items() for n, mean in row.items()}
+    metrics.write_result(folder, result)
+    print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
+
+
+def _mean(cells: list[Cell], kind: str) -> float:
+    return sum(cell[kind] for cell in cells) / len(cells)
+
+
+def _named(options: argparse.Namespace) -> dict[str, Path]:
+    """A short name for each checkpoint: its folder's, or the path where two folders are called alike."""
+    runs = [path.parent if path.name == "checkpoints" else path for path in options.checkpoint]
+    names = [run.resolve().name for run in runs]
+    unique = len(set(names)) == len(names)
+    return {name if unique else str(path): path for name, path in zip(names, options.checkpoint, strict=True)}
+
+
+def _lengths(text: str) -> list[int]:
+    return sorted({positive(part) for part in text.split(",")})
+
+
+def _depths(text: str) -> list[float]:
+    try:
+        depths = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        depths = [-1.0]
+    if not 0 <= depths[0] <= depths[-1] <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers from 0 to 1 with commas between, such as 0,0.5,1")
+    return depths

@@ -1,0 +1,35 @@
+"""Facts among the words of a book, in the style of BABILong (Kuratov et al. 2024, arXiv 2406.10149).
+
+Its first two kinds of question, in sentences of our own; the hay is the corpus.
+"""
+
+import numpy as np
+
+from titans_jax.data.tasks.base import Question, hidden
+
+PEOPLE = ("Daniel", "Emma", "Jacob", "Lucy", "Peter", "Sophie")
+PLACES = ("attic", "cellar", "garden", "kitchen", "library", "stable")
+THINGS = ("apple", "candle", "hammer", "kettle", "letter", "violin")
+
+
+def person(rng: np.random.Generator, size: int, hay: str) -> Question:
+    """Returns people who walk about; where is one of them? One fact decides, the last about that person."""
+    walks = [(PEOPLE[i], PLACES[j]) for i, j in zip(rng.integers(6, size=4), rng.integers(6, size=4), strict=True)]
+    who, _ = walks[int(rng.integers(4))]
+    answer = [place for person, place in walks if person == who][-1]
+    return _asked(rng, size, hay, [f"{a} walked to the {b}." for a, b in walks], f"Where is {who}?", answer)
+
+
+def thing(rng: np.random.Generator, size: int, hay: str) -> Question:
+    """Returns someone who takes a thing and walks on, and others who walk too; where is the thing? Two facts decide."""
+    who, other = (PEOPLE[i] for i in rng.permutation(6)[:2])
+    what = THINGS[int(rng.integers(6))]
+    before, after, elsewhere = (PLACES[i] for i in rng.permutation(6)[:3])
+    facts = [f"{who} walked to the {before}.", f"{who} took the {what}.", f"{who} walked to the {after}."]
+    facts.insert(int(rng.integers(4)), f"{other} walked to the {elsewhere}.")
+    return _asked(rng, size, hay, facts, f"Where is the {what}?", after)
+
+
+def _asked(rng: np.random.Generator, size: int, hay: str, facts: list[str], question: str, answer: str) -> Question:
+    answer = f" {answer}."
+    return Question(hidden(rng, facts, size - len(question) - len(answer), hay), question, answer)

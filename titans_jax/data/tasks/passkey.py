@@ -1,0 +1,33 @@
+"""A pass key in dull text, in the style of Mohtashami and Jaggi (2023, arXiv 2305.16300)."""
+
+import numpy as np
+
+from titans_jax.data.tasks.base import Question, hidden
+
+NOISE = "Hay lay in the barn. Rain fell on the road. A cat slept all day. Time went by and nothing came of it. "
+NEEDLE = "The pass key is {key}. Keep it in mind: {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+ANSWER = " {key}."
+DIGITS = 3
+ASKED = 6
+
+
+def random_key(rng: np.random.Generator, digits: int = DIGITS) -> str:
+    """Returns so many random digits, the first one not 0."""
+    return str(rng.integers(10 ** (digits - 1), 10**digits))
+
+
+def passkey(rng: np.random.Generator, size: int, hay: str) -> Question:
+    """Returns a number that is said somewhere in the text and asked for at its end; the hay is NOISE.
+
+    So that there is more to learn from a row, it is asked for (and answered) on the way too, ASKED times in all.
+
+    >>> made = passkey(np.random.default_rng(0), 500, "")
+    >>> text = made.context + made.question + made.answer
+    >>> len(text), text.count(made.question + made.answer), made.answer
+    (500, 6, ' 865.')
+    """
+    key = random_key(rng)
+    answer = ANSWER.format(key=key)
+    facts = [NEEDLE.format(key=key), *[QUESTION + answer] * (ASKED - 1)]
+    return Question(hidden(rng, facts, size - len(QUESTION) - len(answer), NOISE), QUESTION, answer)

@@ -1,0 +1,128 @@
+"""A needle in a haystack: a sentence hidden at a depth in a text of a length, and a question about it at the end."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from titans_jax.data import Tokenizer
+from titans_jax.data.tasks.passkey import ANSWER, DIGITS, NEEDLE, QUESTION, random_key
+from titans_jax.evaluation.answers import no_room, score
+from titans_jax.nn import LM
+
+Cell = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Needle:
+    """What is hidden, asked and to be answered; `{key}` stands for random digits, new in each sample."""
+
+    text: str = NEEDLE
+    question: str = QUESTION
+    answer: str = ANSWER
+    digits: int = DIGITS
+
+    def __post_init__(self) -> None:
+        if not self.answer:
+            raise ValueError("the answer is empty; give what should be said")
+        if self.digits < 1:
+            raise ValueError(f"digits is {self.digits}; a key needs at least 1")
+
+    def filled(self, rng: np.random.Generator) -> "Needle":
+        """The same with a key in its place."""
+        key = random_key(rng, self.digits)
+        text, question, answer = (part.replace("{key}", key) for part in (self.text, self.question, self.answer))
+        return Needle(text, question, answer, self.digits)
+
+
+class Hay:
+    """A text as tokens, and where its words begin; it begins anew where it ends."""
+
+    def __init__(self, documents: Iterable[str], tokenizer: Tokenizer) -> None:
+        words = re.findall(r"\S+\s*", "\n".join([*documents, ""]))
+        if not words:
+            raise ValueError("the haystack holds no words")
+        pieces = tokenizer.encode_batch(words)
+        self.tokenizer, self.tokens = tokenizer, np.concatenate(pieces)
+        self.starts = np.cumsum([0, *map(len, pieces[:-1])])
+
+    def row(self, needle: Needle, length: int, depth: float, rng: np.random.Generator) -> tuple[NDArray, int]:
+        """Tokens [length + answer], of which the last so many are the answer: separator, hay, needle, hay, question.
+
+        The needle goes between two words, depth 0 to 1 of the way through the hay. Raises ValueError where needle
+        and question are longer than the row.
+        """
+        encode = self.tokenizer.encode
+        hidden, asked, answer = encode(needle.text + " "), encode("\n" + needle.question), encode(needle.answer)
+        room = length - 1 - len(hidden) - len(asked)
+        if room < 0:
+            raise ValueError(
+                f"a length of {length} tokens has no room for needle and question; give at least {length - room}"
+            )
+        start = self.starts[rng.integers(len(self.starts))]
+        hay = self.tokens[(start + np.arange(room)) % len(self.tokens)]
+        ends = (self.starts - start) % len(self.tokens) + len(self.tokens) * np.arange(room // len(self.tokens) + 1)[
+            :, None
+        ]
+        ends = ends[ends <= room]
+        cut = ends[np.abs(ends - depth * room).argmin()]
+        parts = [[self.tokenizer.separator], hay[:cut], hidden, hay[cut:], asked, answer]
+        return np.concatenate(parts).astype(np.int32), len(answer)
+
+
+def find_needles(
+    model: LM,
+    hay: Hay,
+    needle: Needle,
+    *,
+    length: int,
+    depths: Sequence[float],
+    samples: int,
+    seed: int = 0,
+    heard: Callable[[int], object] = lambda tokens: None,
+) -> list[Cell]:
+    """Test every depth of one length, in one batch; a cell for each depth.
+
+    length: tokens up to the answer, question included. samples: rows of each depth; every depth has the same keys and
+    the same hay. heard: called with tokens as they are read.
+
+    A cell holds exact (share of samples whose greedy answer is right), accuracy (of the answer's tokens, each after
+    the right ones before it), log_likelihood (mean of the answer, nats) and samples.
+
+    Raises ValueError where needle and question, or what full attention holds, do not fit.
+    """
+    rows, answers = [], []
+    for depth in depths:
+        for sample in range(samples):
+            rng = np.random.default_rng((seed, length, sample))
+            row, answer = hay.row(needle.filled(rng), length, depth, rng)
+            rows.append(row)
+            answers.append(answer)
+    tokens = np.full((len(rows), max(map(len, rows))), hay.tokenizer.separator, np.int32)
+    mask = np.zeros(tokens.shape, np.float32)
+    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        tokens[i, : len(row)] = row
+        mask[i, len(row) - answer : len(row)] = 1
+    scores = score(model, tokens[:, :-1], tokens[:, 1:], mask[:, 1:], heard=heard)
+    per_depth: list[tuple[Any, ...]] = list(
+        zip(*(np.split(x, len(depths)) for x in (scores.exact, *scores)), strict=True)
+    )
+    return [
+        {
+            "depth": float(depth),
+            "exact": float(exact.mean()),
+            "accuracy": float(right.sum() / counted.sum()),
+            "log_likelihood": float(likelihood.mean()),
+            "samples": samples,
+        }
+        for depth, (exact, likelihood, right, counted) in zip(depths, per_depth, strict=True)
+    ]
+
+
+def fits(model: LM, hay: Hay, needle: Needle, length: int) -> str:
+    """Why a length cannot be tested, in a line; "" where it can. Raises ValueError where needle and question do not."""
+    row, _ = hay.row(needle.filled(np.random.default_rng(0)), length, 0.0, np.random.default_rng(0))
+    return no_room(model, len(row) - 1)
