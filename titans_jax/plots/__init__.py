@@ -4,6 +4,7 @@ Needs matplotlib, the optional extra `plot`. Only its object interface is used: 
 """
 
 from titans_jax.plots.memory import memory_picture
+from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
 
-__all__ = ["loss_curve", "memory_picture"]
+__all__ = ["loss_curve", "memory_picture", "surprise_dashboard", "surprise_grid"]
