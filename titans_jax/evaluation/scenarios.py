@@ -4,16 +4,14 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from titans_jax import plots
 from titans_jax.data import SCENARIOS, Scenario
-from titans_jax.evaluation.surprise import anomaly_scores, percentile_of_others, precision_recall
+from titans_jax.evaluation.surprise import FOUND, anomaly_scores, percentile_of_others, precision_recall
 from titans_jax.memory import SeriesMemory, SeriesRecord, series_memory, series_rule
-
-FOUND = 3.0
-"""The anomaly score above which a step counts as found."""
 
 
 def draw_reading(
@@ -44,7 +42,7 @@ def draw_reading(
 def run_scenario(name: str, folder: Path, *, memory: SeriesMemory | None = None, seed: int = 42) -> dict[str, float]:
     """Read a scenario, draw scenario_NAME.png into the folder, and return numbers of every reading.
 
-    They are the memory's last norm and, where the marks are anomalies: precision and recall of scores above 3 from
+    They are the memory's last norm and, where the marks are anomalies: precision and recall of scores above FOUND from
     where the pattern has been seen twice, and there the least surprise of an anomaly, the 99th percentile and the
     largest of the other steps. Raises ValueError for an unknown name.
     """
@@ -69,7 +67,7 @@ _NAMES = {"momentum": "norm of the momentum", "weight_norm": "norm of the weight
 
 def _read(memory: SeriesMemory, series: np.ndarray, momentum: float, forget_rate: float, seed: int) -> SeriesRecord:
     state = memory.init(jax.random.key(seed))
-    return memory.process(state, series, momentum=momentum, forget_rate=forget_rate, snapshots=True)[0]
+    return memory.process(state, jnp.asarray(series), momentum=momentum, forget_rate=forget_rate, snapshots=True)[0]
 
 
 def _numbers(scenario: Scenario, record: SeriesRecord, mask: np.ndarray) -> dict[str, float]:

@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+FOUND = 5.0
+"""The anomaly score above which a step counts as found."""
+
 
 def anomaly_scores(surprise: ArrayLike, *, window: int = 20, wake: int = 5) -> NDArray[np.float64]:
     """How many times what is usual each step's surprise is, judged by the steps before alone.

@@ -15,11 +15,10 @@ from titans_jax.memory.base import Gates, Info, Rule, State, Weights
 
 
 class Projections(NamedTuple):
-    """Random and fixed. frequency: [context D, memory_dim], phase: [memory_dim], value: [D, memory_dim], orthogonal."""
+    """Of the keys, random and fixed. frequency: [context D, memory_dim], phase: [memory_dim]."""
 
     frequency: Array
     phase: Array
-    value: Array
 
 
 class SeriesState(NamedTuple):
@@ -75,7 +74,8 @@ class SeriesMemory(NamedTuple):
 def series_rule(memory_dim: int = 16, hidden_dim: int = 64) -> Rule:
     """Titans' rule (squared error, momentum, weight decay) on M(x) = x + gelu(x W_1) W_2, without the layer norm.
 
-    Behind a layer norm M(x) - x has one length, whatever is predicted, so that no surprise would fall to zero.
+    Behind a layer norm M(x) - x has one length, whatever is predicted, so that no surprise would fall to zero. What is
+    forgotten decays to zero, as in the paper: where rate is far below forget_rate, all of it, for good.
     Raises ValueError where hidden_dim is not a multiple of memory_dim.
     """
     if hidden_dim < 1 or hidden_dim % memory_dim:
@@ -95,17 +95,19 @@ def series_memory(
 ) -> SeriesMemory:
     """A memory that learns to predict a series x_t [D] from the values before, step by step.
 
-        k_t = l2(cos([x_{t-context}, ..., x_{t-1}] F / scale + phase))      v_t = x_t P      x^_t = M_{t-1}(k_t) P^T
+        k_t = l2(cos([x_{t-context}, ..., x_{t-1}] F / scale + phase))      v_t = [x_t, 0, ..., 0]
 
-    F and phase are random, P is random and orthogonal: a squared error is that of the series itself. A value is as
-    surprising as it lies far from its prediction, without bound. As an input, whatever it is, it makes a key of length
-    1 (Titans' keys are), alike for values much closer than scale and unlike beyond (random features of a Gaussian
-    kernel). So after an anomaly little is predicted, and the memory is surprised by no more than what then comes.
+    with F and phase random, and [x^_t, ...] = M_{t-1}(k_t), so that a squared error is that of the series itself. A
+    value is as surprising as it lies far from its prediction, without bound. As an input, whatever it is, it makes a
+    key of length 1 (Titans' keys are), alike for values much closer than scale and unlike beyond (random features of a
+    Gaussian kernel). So an anomaly is seen as it comes, and predicts nothing large itself; what its gradient wrote
+    upsets some steps more, as far as the clip and the momentum let it.
 
     Args:
       rule: see `series_rule` and `PRESETS`; its architecture's dim is memory_dim, at least input_dim.
       input_dim: D. context: the values before a step that make its key. scale: between values to be told apart.
-      chunk: steps between anchors; 1 is the papers' recurrence, longer ones are faster. clip: as `miras`.
+      chunk: steps between anchors; 1 is the papers' recurrence, longer ones run faster and learn slower. clip: as
+        `miras`.
 
     Returns:
       SeriesMemory(init, process). process is jitted and causal, and any split of a series is the same series; with
@@ -128,14 +130,15 @@ def series_memory(
         raise ValueError(f"context: {context}; a prediction needs at least 1 value before it")
     if not scale > 0:
         raise ValueError(f"scale: {scale}; it must be above 0")
-    memory, unit = miras(rule, chunk=chunk, clip=clip), unit_rate(rule, chunk)
+    engine = "recurrent" if chunk == 1 else None
+    memory, unit = miras(rule, chunk=chunk, implementation=engine, clip=clip), unit_rate(rule, chunk)
 
+    @jax.jit
     def init(key: Array) -> SeriesState:
-        fast, frequency, phase, value = jax.random.split(key, 4)
+        fast, frequency, phase = jax.random.split(key, 3)
         projections = Projections(
             jax.random.normal(frequency, (context * input_dim, dim)) / scale,
             jax.random.uniform(phase, (dim,), maxval=2 * jnp.pi),
-            jax.nn.initializers.orthogonal()(value, (input_dim, dim)),
         )
         return SeriesState(memory.init(rule.architecture.init(fast)), jnp.zeros((context, input_dim)), projections)
 
@@ -160,14 +163,15 @@ def series_memory(
         gates = Gates(rates, momenta, keeps)
         values = jnp.concatenate([state.past, series])
         keys = _keys(values, context, state.projections)
+        wanted = jnp.pad(series, [(0, 0), (0, dim - input_dim)])
         first = memory.read(state.memory, keys[:1])
-        tokens = (keys[1:], *_writes(rule, keys[:-1], series @ state.projections.value, gates))
+        tokens = (keys[1:], *_writes(rule, keys[:-1], wanted, gates))
         if snapshots:
             end, (read, info, weights) = jax.lax.scan(one, state.memory, jax.tree.map(lambda x: x[:, None], tokens))
             read, info = jax.tree.map(lambda x: x[:, 0], (read, info))
         else:
             (read, end, info), weights = memory.update(state.memory, *tokens), None
-        prediction = jnp.concatenate([first, read[:-1]]) @ state.projections.value.T
+        prediction = jnp.concatenate([first, read[:-1]])[:, :input_dim]
         looked = (info.surprise, info.momentum_norm, info.weight_norm, info.clipped)
         return SeriesRecord(prediction, *looked, gates, weights), state._replace(memory=end, past=values[T:])
 
@@ -188,4 +192,5 @@ def _writes(rule: Rule, k: Array, v: Array, gates: Gates) -> tuple[Array, Array,
     if m == 1:
         return k, v, gates
     rate = jnp.repeat(gates.rate[:, None] / m, m, axis=1)
-    return *(jnp.repeat(x[:, None], m, axis=1) for x in (k, v)), gates._replace(rate=rate)
+    several_k, several_v = (jnp.repeat(x[:, None], m, axis=1) for x in (k, v))
+    return several_k, several_v, gates._replace(rate=rate)
