@@ -87,7 +87,7 @@ def test_an_ordinary_value_in_the_wrong_place_is_found_by_what_was_learned(memor
         surprise = memory.process(memory.init(jax.random.key(seed)), series[:, None], rate=rate)[0].surprise
         return precision_recall((anomaly_scores(surprise) > FOUND) & later, mask)
 
-    learned, frozen = ([found(seed, rate) for seed in range(4)] for rate in (0.1, 0.0))
+    learned, frozen = ([found(seed, rate) for seed in range(4)] for rate in (0.05, 0.0))
     assert [recall for _, recall in learned] == [1, 1, 1, 1]
     assert min(precision for precision, _ in learned) >= 0.75
     assert [recall for _, recall in frozen] == [0, 0, 0, 0]

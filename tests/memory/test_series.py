@@ -50,8 +50,8 @@ def test_it_learns_a_pattern_and_with_no_rate_does_not(memory):
     pattern = column(*[1, 2, 3] * 20)
     learned, _ = memory.process(start(memory), pattern)
     frozen, _ = memory.process(start(memory), pattern, rate=0.0, forget_rate=0.0)
-    assert learned.surprise[-6:].mean() < 0.1  # to predict the mean of 1, 2, 3 costs 0.67
-    np.testing.assert_allclose(learned.prediction[-6:, 0], pattern[-6:, 0], atol=0.4)
+    assert learned.surprise[-6:].mean() < 0.2  # to predict the mean of 1, 2, 3 costs 0.67
+    np.testing.assert_allclose(learned.prediction[-6:, 0], pattern[-6:, 0], atol=0.6)
     assert frozen.surprise[-6:].mean() > 1
     np.testing.assert_allclose(frozen.weight_norm, frozen.weight_norm[0])
 

@@ -57,7 +57,7 @@ class Process(Protocol):
         *,
         momentum: ArrayLike = 0.9,
         forget_rate: ArrayLike = 0.01,
-        rate: ArrayLike = 0.1,
+        rate: ArrayLike = 0.05,
         snapshots: bool = False,
     ) -> tuple[SeriesRecord, SeriesState]:
         """series: [T, D]. momentum, forget_rate in [0, 1], rate in unit rates: numbers or [T]."""
@@ -153,7 +153,7 @@ def series_memory(
         *,
         momentum: ArrayLike = 0.9,
         forget_rate: ArrayLike = 0.01,
-        rate: ArrayLike = 0.1,
+        rate: ArrayLike = 0.05,
         snapshots: bool = False,
     ) -> tuple[SeriesRecord, SeriesState]:
         if series.ndim != 2 or series.shape[1] != input_dim:
