@@ -165,6 +165,9 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
+# Descent is slow in the directions that are rarely seen; least squares does not mind them. Momentum carries on what one
+# token wrote while the next ones come, which does not help where tokens have nothing in common.
+#
 # ## Four rows of the table, ten updates each
 #
 # Moneta minimises $\|\cdot\|_3^3$ and keeps its weights by an $l_4$ norm; Yaad minimises Huber's loss; Memora keeps its
@@ -224,6 +227,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
+# The squared error forgets its way back over a hundred tokens; Huber's loss, slower at first, has hardly noticed.
+#
 # ## Several memories as one
 #
 # An ensemble writes every token into each of its members and reads their mean.
