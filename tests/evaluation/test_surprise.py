@@ -64,6 +64,8 @@ def test_scores_compare_with_the_steps_before_alone():
     np.testing.assert_array_equal(anomaly_scores(surprise[:40]), scores[:40])
     np.testing.assert_allclose(anomaly_scores(7 * surprise), scores)  # in no unit
     assert anomaly_scores([5.0]).tolist() == [0.0]
+    with pytest.raises(ValueError, match="surprise below 0"):
+        anomaly_scores([1.0, -1.0])
     with pytest.raises(ValueError, match="1 <= wake <= window"):
         anomaly_scores(surprise, window=3, wake=4)
 

@@ -30,13 +30,14 @@ def test_a_linear_memory_by_hand():
         xs = np.array([0.3, -0.2, 0.5, 0.1])
         record, end = memory.process(state, xs[:, None], momentum=0.7, forget_rate=0.1, rate=0.4, snapshots=True)
         F, phase = (np.asarray(x, np.float64) for x in state.projections)
+        P = np.cos(np.pi / 4 * np.array([0.5, 1.5, 2.5, 3.5])) / np.sqrt(2)  # of length 1
         W, S = np.zeros((4, 4)), np.zeros((4, 4))
         before = np.concatenate([[0.0, 0.0], xs])
         for t, x in enumerate(xs):
             key = np.cos(before[t : t + 2] @ F + phase)
             key /= np.linalg.norm(key)
-            error = key @ W - np.array([x, 0, 0, 0])
-            np.testing.assert_allclose(record.prediction[t, 0], (key @ W)[0], atol=1e-7)
+            error = key @ W - x * P
+            np.testing.assert_allclose(record.prediction[t, 0], key @ W @ P, atol=1e-7)
             np.testing.assert_allclose(record.surprise[t], error @ error, atol=1e-7)
             S = 0.7 * S - 0.4 * 0.5 * np.outer(key, 2 * error)  # the unit rate of ||.||^2 is 1/2
             W = 0.9 * W + S
@@ -124,8 +125,8 @@ def test_anomalies_stand_out_whatever_the_rule(name):
 def test_what_does_not_fit(memory):
     with pytest.raises(ValueError, match=r"series: shape \(5,\); it must be \[T, 1\]"):
         memory.process(start(memory), jnp.zeros(5))
-    with pytest.raises(ValueError, match="input_dim: 9; it must be 1 to the memory's size, 8"):
-        series_memory(series_rule(8, 8), input_dim=9)
+    with pytest.raises(ValueError, match="input_dim: 8; it must be at least 1 and below the memory's size, 8"):
+        series_memory(series_rule(8, 8), input_dim=8)
     with pytest.raises(ValueError, match="context: 0"):
         series_memory(series_rule(), context=0)
     with pytest.raises(ValueError, match="scale: 0; it must be above 0"):

@@ -1,5 +1,6 @@
 """Memories that read the scenarios of `data.series`: a picture and a few numbers of each."""
 
+import math
 import os
 from pathlib import Path
 
@@ -39,12 +40,15 @@ def draw_reading(
     return record
 
 
-def run_scenario(name: str, folder: Path, *, memory: SeriesMemory | None = None, seed: int = 42) -> dict[str, float]:
+def run_scenario(
+    name: str, folder: Path, *, memory: SeriesMemory | None = None, seed: int = 42
+) -> dict[str, float | None]:
     """Read a scenario, draw scenario_NAME.png into the folder, and return numbers of every reading.
 
-    They are the memory's last norm and, where the marks are anomalies: precision and recall of scores above FOUND from
-    where the pattern has been seen twice, and there the least surprise of an anomaly, the 99th percentile and the
-    largest of the other steps. Raises ValueError for an unknown name.
+    They are the memory's last norm and, where the marks are anomalies and the rule's loss an error: precision and
+    recall of scores above FOUND from where the pattern has been seen twice, and there the least surprise of an anomaly,
+    the 99th percentile and the largest of the other steps; the precision is None where nothing was found.
+    Raises ValueError for an unknown name.
     """
     if name not in SCENARIOS:
         raise ValueError(f"scenario: {name!r}; known are {', '.join(SCENARIOS)}")
@@ -70,14 +74,14 @@ def _read(memory: SeriesMemory, series: np.ndarray, momentum: float, forget_rate
     return memory.process(state, jnp.asarray(series), momentum=momentum, forget_rate=forget_rate, snapshots=True)[0]
 
 
-def _numbers(scenario: Scenario, record: SeriesRecord, mask: np.ndarray) -> dict[str, float]:
-    numbers = {"weight_norm": float(record.weight_norm[-1])}
-    if scenario.mark != "anomaly":
-        return numbers
+def _numbers(scenario: Scenario, record: SeriesRecord, mask: np.ndarray) -> dict[str, float | None]:
+    numbers: dict[str, float | None] = {"weight_norm": float(record.weight_norm[-1])}
     surprise, later = np.asarray(record.surprise), np.arange(len(mask)) >= scenario.learned
+    if scenario.mark != "anomaly" or surprise.min() < 0:
+        return numbers
     precision, recall = precision_recall((anomaly_scores(surprise) > FOUND) & later, mask & later)
     return numbers | {
-        "precision": precision,
+        "precision": None if math.isnan(precision) else precision,
         "recall": recall,
         "least_anomaly": float(surprise[mask & later].min()),
         "percentile_99": percentile_of_others(surprise, mask, scenario.learned),

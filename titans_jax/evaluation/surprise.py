@@ -14,7 +14,7 @@ def anomaly_scores(surprise: ArrayLike, *, window: int = 20, wake: int = 5) -> N
     follows an anomaly is predicted from it, and is no second one. surprise: [T], >= 0. Returns [T], 0 for the first.
 
     Raises:
-      ValueError: surprise is not [T], or not 1 <= wake <= window.
+      ValueError: surprise is not [T] or somewhere negative, or not 1 <= wake <= window.
 
     >>> anomaly_scores([1, 1, 2, 1, 90, 9, 1, 1], window=3, wake=2).round(1).tolist()
     [0.0, 1.0, 2.0, 0.5, 45.0, 0.1, 0.0, 0.0]
@@ -23,6 +23,10 @@ def anomaly_scores(surprise: ArrayLike, *, window: int = 20, wake: int = 5) -> N
     if values.ndim != 1 or not 1 <= wake <= window:
         found = f"surprise {values.shape}, window {window}, wake {wake}"
         raise ValueError(f"anomaly_scores: {found}; expected surprise [T] and 1 <= wake <= window")
+    if (values < 0).any():
+        raise ValueError(
+            "anomaly_scores: surprise below 0; expected a loss that is an error, which dot products are not"
+        )
     if len(values) < 2:
         return np.zeros(len(values))
     padded = np.concatenate([np.full(window, np.nan), values[:-1]])

@@ -95,16 +95,16 @@ def series_memory(
 ) -> SeriesMemory:
     """A memory that learns to predict a series x_t [D] from the values before, step by step.
 
-        k_t = l2(cos([x_{t-context}, ..., x_{t-1}] F / scale + phase))      v_t = [x_t, 0, ..., 0]
+        k_t = l2(cos([x_{t-context}, ..., x_{t-1}] F / scale + phase))      v_t = x_t P      x^_t = M_{t-1}(k_t) P^T
 
-    with F and phase random, and [x^_t, ...] = M_{t-1}(k_t), so that a squared error is that of the series itself. A
-    value is as surprising as it lies far from its prediction, without bound. As an input, whatever it is, it makes a
+    with F and phase random and the rows of P orthogonal, so that a squared error is that of the series itself. A value
+    is as surprising as it lies far from its prediction, without bound. As an input, whatever it is, it makes a
     key of length 1 (Titans' keys are), alike for values much closer than scale and unlike beyond (random features of a
     Gaussian kernel). So an anomaly is seen as it comes, and predicts nothing large itself; what its gradient wrote
     upsets some steps more, as far as the clip and the momentum let it.
 
     Args:
-      rule: see `series_rule` and `PRESETS`; its architecture's dim is memory_dim, at least input_dim.
+      rule: see `series_rule` and `PRESETS`; its architecture's dim is memory_dim, above input_dim.
       input_dim: D. context: the values before a step that make its key. scale: between values to be told apart.
       chunk: steps between anchors; 1 is the papers' recurrence, longer ones run faster and learn slower. clip: as
         `miras`.
@@ -114,8 +114,8 @@ def series_memory(
       snapshots it keeps the weights of every step, T times the size of the memory.
 
     Raises:
-      ValueError: input_dim above memory_dim or below 1, a context below 1, a scale not above 0; from process, a series
-        not [T, D].
+      ValueError: input_dim below 1 or not below memory_dim, a context below 1, a scale not above 0; from process, a
+        series not [T, D].
 
     >>> memory = series_memory(series_rule(), input_dim=1)
     >>> pattern = jnp.tile(jnp.array([1.0, 2.0, 3.0]), 20)[:, None]
@@ -124,12 +124,14 @@ def series_memory(
     True
     """
     dim = rule.architecture.dim
-    if dim is None or not 1 <= input_dim <= dim:
-        raise ValueError(f"input_dim: {input_dim}; it must be 1 to the memory's size, {dim}")
+    if dim is None or not 1 <= input_dim < dim:
+        raise ValueError(f"input_dim: {input_dim}; it must be at least 1 and below the memory's size, {dim}")
     if context < 1:
         raise ValueError(f"context: {context}; a prediction needs at least 1 value before it")
     if not scale > 0:
         raise ValueError(f"scale: {scale}; it must be above 0")
+    waves, position = jnp.arange(1, input_dim + 1), jnp.arange(dim) + 0.5
+    cosines = jnp.sqrt(2 / dim) * jnp.cos(jnp.pi / dim * waves[:, None] * position)  # P; of mean 0, as layer norms are
     engine = "recurrent" if chunk == 1 else None
     memory, unit = miras(rule, chunk=chunk, implementation=engine, clip=clip), unit_rate(rule, chunk)
 
@@ -163,15 +165,14 @@ def series_memory(
         gates = Gates(rates, momenta, keeps)
         values = jnp.concatenate([state.past, series])
         keys = _keys(values, context, state.projections)
-        wanted = jnp.pad(series, [(0, 0), (0, dim - input_dim)])
         first = memory.read(state.memory, keys[:1])
-        tokens = (keys[1:], *_writes(rule, keys[:-1], wanted, gates))
+        tokens = (keys[1:], *_writes(rule, keys[:-1], series @ cosines, gates))
         if snapshots:
             end, (read, info, weights) = jax.lax.scan(one, state.memory, jax.tree.map(lambda x: x[:, None], tokens))
             read, info = jax.tree.map(lambda x: x[:, 0], (read, info))
         else:
             (read, end, info), weights = memory.update(state.memory, *tokens), None
-        prediction = jnp.concatenate([first, read[:-1]])[:, :input_dim]
+        prediction = jnp.concatenate([first, read[:-1]]) @ cosines.T
         looked = (info.surprise, info.momentum_norm, info.weight_norm, info.clipped)
         return SeriesRecord(prediction, *looked, gates, weights), state._replace(memory=end, past=values[T:])
 

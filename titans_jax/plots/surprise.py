@@ -51,7 +51,9 @@ def surprise_dashboard(
         places = (grid[0, :], grid[1, 0], grid[1, 1], grid[2, 0], grid[2, 1])
         panels = [figure.add_subplot(place) for place in places]
         _series(panels[0], values, marked, mark)
-        _line(panels[1], surprise, marked, "Raw Surprise", "loss before the write", colour=ORANGE, log=True)
+        _line(
+            panels[1], surprise, marked, "Raw Surprise", "loss before the write", colour=ORANGE, log=surprise.min() > 0
+        )
         _line(panels[2], momentum, marked, "Momentum Surprise", "norm of the momentum", colour=BLUE)
         _heatmap(panels[3], changes)
         _line(panels[4], norms, marked, "Memory Weight Norm", "sum of the layers' norms", colour=INK)
