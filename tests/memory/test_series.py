@@ -9,6 +9,9 @@ from titans_jax.data import SCENARIOS, generate_repeating_with_anomalies
 from titans_jax.memory import PRESETS, presets, series_memory, series_rule
 
 
+ALIKE = {"retnet", "gla", "mamba2", "rwkv7"}  # but for their gates, of which these tests have one kind
+
+
 @pytest.fixture(scope="module")
 def memory():
     return series_memory(series_rule(memory_dim=8, hidden_dim=16))
@@ -100,7 +103,7 @@ def test_the_anomalies_of_scenario_1_stand_out_from_all_other_steps():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ALIKE])
 def test_any_rule_reads_a_series(name):
     memory = series_memory(PRESETS[name](8), input_dim=2)
     series = jnp.stack([jnp.sin(jnp.arange(40.0)), jnp.cos(jnp.arange(40.0))], axis=1)
@@ -111,9 +114,7 @@ def test_any_rule_reads_a_series(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["titans", "titans_linear", "deltanet", "yaad", "moneta", "memora", "ttt_mlp", "atlas"]
-)
+@pytest.mark.parametrize("name", ["titans", "deltanet", "yaad", "memora", "atlas"])
 def test_anomalies_stand_out_whatever_the_rule(name):
     memory = series_memory(PRESETS[name](16))
     series, mask = generate_repeating_with_anomalies([1, 2, 3], 20, [14, 35, 50], 99)

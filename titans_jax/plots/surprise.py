@@ -114,7 +114,7 @@ def _line(
     axes: "Axes", line: np.ndarray, marked: np.ndarray, title: str, ylabel: str, *, colour: str, log: bool = False
 ) -> None:
     for step in marked:
-        axes.axvline(step, color=RED, lw=0.8, alpha=0.35, zorder=0)
+        axes.axvline(step, color=RED, lw=0.8, alpha=0.4, zorder=1.5)
     axes.plot(line, color=colour, lw=1.3)
     axes.set(title=title, xlabel="Timestep", ylabel=ylabel)
     axes.set_xlim(-0.5, len(line) - 0.5)
