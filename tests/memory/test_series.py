@@ -8,7 +8,6 @@ import pytest
 from titans_jax.data import SCENARIOS, generate_repeating_with_anomalies
 from titans_jax.memory import PRESETS, presets, series_memory, series_rule
 
-
 ALIKE = {"retnet", "gla", "mamba2", "rwkv7"}  # but for their gates, of which these tests have one kind
 
 
