@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from titans_jax import training
-from titans_jax.cli import bench, compare, evaluate, generate, harness, haystack, rules
+from titans_jax.cli import bench, compare, evaluate, generate, harness, haystack, plot, rules
 from titans_jax.cli.options import first_line
 
 COMMANDS: dict[str, ModuleType] = {

@@ -19,6 +19,7 @@ from titans_jax.memory.base import (
 )
 from titans_jax.memory.presets import PRESETS
 from titans_jax.memory.scan import begin
+from titans_jax.memory.series import SeriesMemory, SeriesRecord, SeriesState, series_memory, series_rule
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -32,6 +33,9 @@ __all__ = [
     "Restart",
     "Retention",
     "Rule",
+    "SeriesMemory",
+    "SeriesRecord",
+    "SeriesState",
     "Span",
     "State",
     "Weights",
@@ -45,5 +49,7 @@ __all__ = [
     "miras",
     "presets",
     "retention",
+    "series_memory",
+    "series_rule",
     "unit_rate",
 ]

@@ -5,7 +5,7 @@ Per weight matrix, with inputs a_j and cotangents delta_j of the chunk's tokens,
     read    x_t W_t = sum_i start_ti (x_t z_i) + sum_{j<=t} steps_tj (x_t . a_j) delta_j
     carry   z_b     = sum_i start_bi z_i       + A^T diag(steps_b) Delta
 
-with the learner's response (start, steps) of `response.unroll`; for momentum they are the c, d and -C of Titans' dual form.
+with the learner's answer (start, steps) of `response.unroll`; for momentum they are c, d and -C of Titans' dual form.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ Needs matplotlib, the optional extra `plot`. Only its object interface is used: 
 from titans_jax.plots.compare import compare_contexts, compare_costs, compare_curves, compare_places
 from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
+from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
 
 __all__ = [
@@ -16,4 +17,6 @@ __all__ = [
     "haystack_picture",
     "loss_curve",
     "memory_picture",
+    "surprise_dashboard",
+    "surprise_grid",
 ]

@@ -1,0 +1,138 @@
+"""Pictures of a memory that reads a series: the dashboard of one reading, and several readings side by side."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, style, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RED = "#c0392b"
+SHOWN_WEIGHTS = 12
+
+
+def surprise_dashboard(
+    series: ArrayLike,
+    record: Any,
+    path: str | os.PathLike[str],
+    *,
+    mask: ArrayLike | None = None,
+    title: str = "",
+    mark: str = "anomaly",
+) -> "Figure":
+    """Draws a series, its surprise, the momentum of surprise, what each step wrote, and the memory's size.
+
+    series: [T], or [T, D] of which each channel is a line. record: arrays surprise and momentum [T], and weights, a
+    mapping of the memory's layers [T, in, out] after each step, such as `memory.SeriesRecord` with snapshots. mask:
+    [T] bool, the steps to mark, each a `mark`. Panel 4 shows |W_t - W_{t-1}| of the first 12 weights of the first
+    layer, panel 5 the sum of the layers' norms. Writes `path` and the JSON beside it; returns the figure. Raises
+    ValueError if lengths do not fit or there are no weights, ImportError without matplotlib.
+    """
+    values, surprise, momentum = (np.asarray(x, np.float32) for x in (series, record.surprise, record.momentum))
+    T = len(values)
+    marked = _marked(mask, T)
+    if record.weights is None:
+        raise ValueError("record: it has no weights; process the series with snapshots=True")
+    layers = [np.asarray(layer, np.float32).reshape(len(layer), -1) for layer in record.weights.values()]
+    if any(len(x) != T for x in (surprise, momentum, *layers)):
+        raise ValueError(f"record: of {len(surprise)} steps, the series has {T}")
+    changes = np.abs(np.diff(layers[0][:, :SHOWN_WEIGHTS], axis=0)).T
+    norms = np.sum([np.linalg.norm(layer, axis=1) for layer in layers], axis=0)
+
+    figure = figure_of(14, 10)
+    with style():
+        grid = figure.add_gridspec(3, 2)
+        places = (grid[0, :], grid[1, 0], grid[1, 1], grid[2, 0], grid[2, 1])
+        panels = [figure.add_subplot(place) for place in places]
+        _series(panels[0], values, marked, mark)
+        _line(
+            panels[1], surprise, marked, "Raw Surprise", "loss before the write", colour=ORANGE, log=surprise.min() > 0
+        )
+        _line(panels[2], momentum, marked, "Momentum Surprise", "norm of the momentum", colour=BLUE)
+        _heatmap(panels[3], changes)
+        _line(panels[4], norms, marked, "Memory Weight Norm", "sum of the layers' norms", colour=INK)
+        figure.suptitle(title, fontsize=14, fontweight="bold")
+        numbers = {"series": values, "surprise": surprise, "momentum": momentum, "weight_norm": norms}
+        return write(figure, path, {n: x.tolist() for n, x in numbers.items()} | {"marked": marked.tolist()})
+
+
+def surprise_grid(
+    readings: Mapping[str, ArrayLike],
+    path: str | os.PathLike[str],
+    *,
+    mask: ArrayLike | None = None,
+    title: str = "",
+    ylabel: str = "",
+) -> "Figure":
+    """Draws several readings [T] of one series, by their names, on one scale, two beside each other.
+
+    mask: [T] bool, the steps to mark. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
+    there is none or lengths do not fit, ImportError without matplotlib.
+    """
+    lines = {name: np.asarray(line, np.float32) for name, line in readings.items()}
+    lengths = {len(line) for line in lines.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"readings: of {len(lines)} names with lengths {sorted(lengths)}; expected one length")
+    marked = _marked(mask, lengths.pop())
+    rows = -(-len(lines) // 2)
+    figure = figure_of(12, 1 + 3.2 * rows)
+    with style():
+        panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (name, line) in zip(panels, lines.items(), strict=False):
+            _line(axes, line, marked, name, ylabel, colour=BLUE)
+        for axes in panels[len(lines) :]:
+            axes.set_visible(False)
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+        return write(figure, path, {n: x.tolist() for n, x in lines.items()} | {"marked": marked.tolist()})
+
+
+def _marked(mask: ArrayLike | None, length: int) -> NDArray[np.int64]:
+    found = np.zeros(length, bool) if mask is None else np.asarray(mask, bool)
+    if found.shape != (length,):
+        raise ValueError(f"mask: shape {found.shape}; expected [{length}]")
+    return np.flatnonzero(found)
+
+
+def _series(axes: "Axes", values: np.ndarray, marked: np.ndarray, mark: str) -> None:
+    axes.plot(values, color=BLUE if values.ndim == 1 else None, lw=1.2)
+    channels = values.reshape(len(values), -1)
+    where = np.repeat(marked, channels.shape[1])
+    axes.scatter(where, channels[marked].ravel(), color=RED, s=42, zorder=3, label=mark)
+    axes.set(title="Input Sequence", xlabel="Timestep", ylabel="value")
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    if len(marked):
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def _line(
+    axes: "Axes", line: np.ndarray, marked: np.ndarray, title: str, ylabel: str, *, colour: str, log: bool = False
+) -> None:
+    for step in marked:
+        axes.axvline(step, color=RED, lw=0.8, alpha=0.4, zorder=1.5)
+    axes.plot(line, color=colour, lw=1.3)
+    axes.set(title=title, xlabel="Timestep", ylabel=ylabel)
+    axes.set_xlim(-0.5, len(line) - 0.5)
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _heatmap(axes: "Axes", changes: np.ndarray) -> None:
+    weights, steps = changes.shape
+    image = axes.imshow(changes, aspect="auto", cmap="YlOrRd", interpolation="nearest",
+                        extent=(0.5, steps + 0.5, weights - 0.5, -0.5))  # fmt: skip
+    axes.set(
+        title="Memory Update Intensity: |change| of the first layer's first weights",
+        xlabel="Timestep",
+        ylabel="Weight Index",
+    )
+    axes.set_xlim(-0.5, steps + 0.5)
+    axes.grid(False)
+    axes.figure.colorbar(image, ax=axes, pad=0.01)
