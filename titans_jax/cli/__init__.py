@@ -16,6 +16,7 @@ COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
     "harness": harness,
     "haystack": haystack,
+    "plot": plot,
     "rules": rules,
 }
 
