@@ -1,20 +1,24 @@
 """Text and made-up sequences as batches of numpy arrays; knows no model."""
 
-from titans_jax.data.batches import held_out_batches, train_batches
-from titans_jax.data.corpus import load_documents, provenance
+from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
+from titans_jax.data.corpus import load_documents, load_parts, provenance
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
-from titans_jax.data.text import DataConfig, load_streams, split_documents, tokenise
+from titans_jax.data.text import DataConfig, Split, cache_folder, load_sides, load_streams, split_documents, tokenise
 from titans_jax.data.tokenizer import BYTES, Tokenizer, check_ids, load_tokenizer, train_bpe
 
 __all__ = [
     "BYTES",
     "DataConfig",
     "Needles",
+    "Split",
     "Tokenizer",
+    "cache_folder",
     "check_ids",
     "copy",
     "held_out_batches",
     "load_documents",
+    "load_parts",
+    "load_sides",
     "load_streams",
     "load_tokenizer",
     "needle_splits",
@@ -22,6 +26,7 @@ __all__ = [
     "provenance",
     "recall",
     "split_documents",
+    "steps_an_epoch",
     "tokenise",
     "train_batches",
     "train_bpe",

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.data.text import DataConfig, TokenStream, load_streams
+from titans_jax.data.text import DataConfig, TokenStream, held_out_stream, load_streams
 
 _OPEN_ROWS = 256
 
@@ -148,6 +148,11 @@ def train_batches(
     return iter(dataset)
 
 
+def steps_an_epoch(config: DataConfig) -> int:
+    """The training batches in which every row comes once. Raises ValueError as `load_streams`."""
+    return -(-Loader(load_streams(config)[0], config).layout.rows // config.batch)
+
+
 def held_out_batches(
     config: DataConfig, *, limit: int | None = None, shard_index: int = 0, shard_count: int = 1
 ) -> Iterator[Batch]:
@@ -167,7 +172,7 @@ def held_out_batches(
     mine = _shard(config.batch, shard_index, shard_count)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1, or None for all held-out text")
-    stream = load_streams(config)[1]
+    stream = held_out_stream(config)
     if stream is None:
         raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
     loader = Loader(stream, config)
