@@ -20,7 +20,7 @@ ARTICLES = [
 
 @pytest.fixture(params=["raw", "tokens", "parquet", "jsonl"])
 def wikitext(request, tmp_path):
-    """A folder in the shape of WikiText, as it was published and as the hubs store it: a row a line, blank ones empty."""
+    """A folder in the shape of WikiText, as published or as the hubs store it, a row a line and blank ones empty."""
     for part, text in WIKI.items():
         rows = [{"text": "" if line == " " else line + "\n"} for line in text.split("\n")[:-1]]
         if request.param == "parquet":

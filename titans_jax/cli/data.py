@@ -65,12 +65,12 @@ def tokens(options: argparse.Namespace) -> None:
     with metrics.progress(sum(map(len, sides)), "tokenise", unit="documents") as bar:
         for name, documents in zip(("train", "held_out"), sides, strict=True):
             if documents:
-                stream = data.tokenise(documents, tokenizer, folder, told=lambda count: bar.advance(count, tokens=count))
-                size = sum(len(document.encode()) for document in documents)
+                stream = data.tokenise(documents, tokenizer, folder, told=bar.advance)
+                count, size = len(stream.tokens) - 1, sum(len(document.encode()) for document in documents)
                 first = stream.tokens[1:13].tolist()
-                result |= {f"{name}_tokens": len(stream.tokens) - 1, f"{name}_bytes": size, f"{name}_file": str(stream.path)}
-                result[f"{name}_bytes_a_token"] = size / (len(stream.tokens) - 1)
+                result |= {f"{name}_tokens": count, f"{name}_bytes": size, f"{name}_bytes_a_token": size / count}
                 result[f"{name}_first"] = " ".join(f"{index}:{tokenizer.decode([index])!r}" for index in first)
+                result[f"{name}_file"] = str(stream.path)
     _report(options, result)
 
 

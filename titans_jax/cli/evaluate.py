@@ -25,7 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Score a checkpoint on held-out text: loss, perplexity, bits per byte, accuracy."""
     experiment, model, step = training.load(options.checkpoint, options.which)
-    given = {name: getattr(options, name) for name in ("corpus", "split", "batch", "sequence") if getattr(options, name)}
+    names = ("corpus", "split", "batch", "sequence")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
     source = replace(experiment.data, **given)
     stream_, tokenizer = data.load_streams(source)[1:]
     batches = data.held_out_batches(source, limit=options.limit)

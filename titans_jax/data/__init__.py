@@ -4,10 +4,11 @@ from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batc
 from titans_jax.data.corpus import load_documents, load_parts, provenance
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
 from titans_jax.data.text import DataConfig, Split, cache_folder, load_sides, load_streams, split_documents, tokenise
-from titans_jax.data.tokenizer import BYTES, Tokenizer, check_ids, load_tokenizer, train_bpe
+from titans_jax.data.tokenizer import BYTES, BPETokenizer, Tokenizer, check_ids, load_tokenizer, train_bpe
 
 __all__ = [
     "BYTES",
+    "BPETokenizer",
     "DataConfig",
     "Needles",
     "Split",

@@ -26,7 +26,7 @@ from importlib import resources
 from pathlib import Path
 
 from titans_jax.data import hubs
-from titans_jax.data.formats import documents, part_of, read_text
+from titans_jax.data.formats import documents, part_of
 
 MOBY_DICK_SHA256 = "2a4540e494e8ec31c696751d4158b7db4344ea33a1fc61268942447c56e755b4"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}

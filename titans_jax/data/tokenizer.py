@@ -113,6 +113,7 @@ class BPETokenizer:
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"not a tokenizers JSON: {str(error).splitlines()[0]}") from None
         description = json.loads(json_text)
+        self.json = json_text
         self._model.no_truncation()
         self._model.no_padding()
         vocabulary = self._model.get_vocab()
