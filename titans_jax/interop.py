@@ -6,15 +6,18 @@ NumPy arrays are all that passes between the two, and torch is not imported here
     state = {name: torch.from_numpy(array) for name, array in to_titans_pytorch(weights).items()}
     module.load_state_dict(state, assign=True)  # by copy it fails: a new module's heads are views of one memory
 
-titans-pytorch 0.5.5 computes the paper's recurrence where it is built as
+titans-pytorch 0.5.5 computes the paper's recurrence, each token writing, then reading, with gradients taken where the
+last whole batch of tokens ended (its `batch_size` is our chunk), where it is built as
 
     NeuralMemory(dim, heads=H, dim_head=dim // H, chunk_size=1, batch_size=chunk, model=MemoryMLP(dim // H, depth, 4.0),
-        activation=SiLU(), momentum=True, qk_rmsnorm=True, pre_rmsnorm=False, post_rmsnorm=False,
-        mem_model_norm_add_residual=False, store_memory_loss_fn=lambda p, t: (p - t).pow(2).sum(-1),
-        default_step_transform_max_lr=rate_max, max_grad_norm=None)
+        default_step_transform_max_lr=rate_max)
 
-with q_norm.gamma and k_norm.gamma at (dim // H)**-0.5 - 1, which makes queries and keys unit vectors. Its `batch_size`
-is our chunk: each token writes, then reads, with gradients taken where the last whole batch of tokens ended.
+and the state dict says which of these it has: `activation=SiLU()` or none, `momentum`, `qk_rmsnorm`, `pre_rmsnorm`,
+`post_rmsnorm`, `mem_model_norm_add_residual`. Not served: other activations and memories, gates shared by several
+tokens (chunk_size above 1), several momenta or keys a token, modulated rates, clamped gradients, residual weights. Its
+loss is a mean over a head's features where no `store_memory_loss_fn` is given: our `rate_max` is then theirs over
+dim // H. The paper is activation=SiLU(), qk_rmsnorm=True with both gammas at (dim // H)**-0.5 - 1 (unit vectors), no
+other norm and `store_memory_loss_fn=lambda p, t: (p - t).pow(2).sum(-1)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,30 +40,44 @@ class Dense(NamedTuple):
 
 
 class NeuralMemoryWeights(NamedTuple):
-    """The weights of one NeuralMemory; H heads of size D, all matrices [in, out].
+    """The weights of one NeuralMemory; H heads of size D, all matrices [in, out]; None for what it has not.
 
-    query, key, value: [dim, H D]. query_gamma, key_gamma: [H, D], the gain of the RMS norm less one.
-    rate, momentum, forget: [dim, H] and [H], before the sigmoid; keep is 1 - sigmoid(forget).
-    memory: w1, ..., w_depth, each [H, in, out], where every sequence starts. gate: [dim, H] and combine: [H D, dim]
-    of more than one head, else None. template: w1, ... [in, out], which the torch module holds and never computes with.
+    query, key, value: [dim, H D]. rate, momentum, forget: [dim, H] and [H], before the sigmoid; keep is
+    1 - sigmoid(forget). memory: w1, ..., w_depth, each [H, in, out], where every sequence starts, with a residual norm
+    gamma [H, 1, D] too. template: the same without H, which the torch module holds and never computes with.
+    query_gamma, key_gamma, output_gamma: [H, D], the gain of the RMS norm less one. read_norm, write_norm: [dim], the
+    gain of the RMS norm of what is read with, and of what is written. gate: [dim, H] and combine: [H D, dim] of more
+    than one head.
     """
 
     query: Array
     key: Array
     value: Array
-    query_gamma: Array
-    key_gamma: Array
     rate: Dense
-    momentum: Dense
     forget: Dense
     memory: Weights
     template: Weights
+    momentum: Dense | None = None
+    query_gamma: Array | None = None
+    key_gamma: Array | None = None
+    output_gamma: Array | None = None
+    read_norm: Array | None = None
+    write_norm: Array | None = None
     gate: Array | None = None
     combine: Array | None = None
 
 
-def memory_mlp(sizes: Sequence[int]) -> Architecture:
-    """M(x) = gelu(... gelu(x W_1) ...) W_depth: exact gelu, neither residual nor norm. W_i: [sizes[i-1], sizes[i]].
+_PROJECTIONS = {"query": "to_queries", "key": "to_keys", "value": "to_values"}
+_GATES = {"rate": "to_adaptive_step.0", "momentum": "to_momentum.0", "forget": "to_decay_factor.0"}
+_GAMMAS = {"query_gamma": "q_norm.gamma", "key_gamma": "k_norm.gamma", "output_gamma": "multihead_rmsnorm.gamma"}
+_NORMS = {"read_norm": "retrieve_norm.weight", "write_norm": "store_norm.weight"}
+_HEADS = {"gate": "retrieve_gate.0.weight", "combine": "combine_heads.weight"}
+
+
+def memory_mlp(sizes: Sequence[int], residual: bool = False) -> Architecture:
+    """M(x) = gelu(... gelu(x W_1) ...) W_depth, exact gelu; with a residual x + (1 + gamma) LN(of that), LN's eps 1e-5.
+
+    W_i: [sizes[i-1], sizes[i]]; gamma: [1, sizes[-1]], the weight of a constant input.
 
     >>> memory_mlp([4, 16, 4]).init(jax.random.key(0))["w1"].shape
     (4, 16)
@@ -71,13 +88,18 @@ def memory_mlp(sizes: Sequence[int]) -> Architecture:
         draw = jax.nn.initializers.glorot_uniform()
         keys = jax.random.split(key, len(names))
         shapes = zip(sizes[:-1], sizes[1:], strict=True)
-        return {name: draw(k, shape) for name, k, shape in zip(names, keys, shapes, strict=True)}
+        weights = {name: draw(k, shape) for name, k, shape in zip(names, keys, shapes, strict=True)}
+        return weights | ({"gamma": jnp.zeros((1, sizes[-1]))} if residual else {})
 
     def apply(linear: Linear, x: Array) -> Array:
-        x = linear(names[0], x)
+        h = linear(names[0], x)
         for name in names[1:]:
-            x = linear(name, jax.nn.gelu(x, approximate=False))
-        return x
+            h = linear(name, jax.nn.gelu(h, approximate=False))
+        if not residual:
+            return h
+        h = h - h.mean(-1, keepdims=True)
+        h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-5)
+        return x + h * (1 + linear("gamma", jnp.ones_like(x[..., :1])))
 
     return Architecture(init, apply, {names[-1]: "out"} | {names[0]: "in"})
 
@@ -85,125 +107,149 @@ def memory_mlp(sizes: Sequence[int]) -> Architecture:
 def from_titans_pytorch(state: Mapping[str, np.ndarray]) -> NeuralMemoryWeights:
     """Read the state dict of a NeuralMemory, as NumPy arrays in their own precision.
 
-    The state dict does not tell the loss, the activation, the largest rate or batch_size: see the module's docstring.
-    Raises ValueError where the arrays are not those of a NeuralMemory in that configuration.
+    The state dict does not tell the loss, the largest rate or batch_size: see the module's docstring.
+    Raises ValueError where the arrays are not those of a NeuralMemory in one of the configurations there.
     """
     _check(state)
     arrays: dict[str, Any] = {name: np.asarray(array) for name, array in state.items()}
-
-    def dense(name: str) -> Dense:
-        return Dense(arrays[f"{name}.0.weight"].T, arrays[f"{name}.0.bias"])
-
-    def network(prefix: str) -> Weights:
-        return {f"w{i + 1}": arrays[f"{prefix}.{i}"] for i in range(_depth(arrays))}
-
-    heads = arrays["q_norm.gamma"].shape[0]
-    return NeuralMemoryWeights(
-        query=arrays["to_queries.0.weight"].T,
-        key=arrays["to_keys.0.weight"].T,
-        value=arrays["to_values.0.weight"].T,
-        query_gamma=arrays["q_norm.gamma"][:, 0],
-        key_gamma=arrays["k_norm.gamma"][:, 0],
-        rate=dense("to_adaptive_step"),
-        momentum=dense("to_momentum"),
-        forget=dense("to_decay_factor"),
-        memory=network("memory_model_parameters"),
-        template=network("memory_model.weights"),
-        gate=arrays["retrieve_gate.0.weight"].T if heads > 1 else None,
-        combine=arrays["combine_heads.weight"].T if heads > 1 else None,
-    )
+    suffix = "" if "to_queries.weight" in arrays else ".0"
+    fields: dict[str, Any] = {field: arrays[f"{name}{suffix}.weight"].T for field, name in _PROJECTIONS.items()}
+    for field, name in _GATES.items():
+        if f"{name}.weight" in arrays:
+            fields[field] = Dense(arrays[f"{name}.weight"].T, arrays[f"{name}.bias"])
+    fields |= {field: arrays[name][:, 0] for field, name in _GAMMAS.items() if name in arrays}
+    fields |= {field: arrays[name] for field, name in _NORMS.items() if name in arrays}
+    fields |= {field: arrays[name].T for field, name in _HEADS.items() if name in arrays}
+    for field, names in zip(("memory", "template"), _networks(arrays), strict=True):
+        network = {f"w{i}": arrays[name] for i, name in enumerate(names["weights"], 1)}
+        gamma = {"gamma": arrays[names["gamma"][0]][..., None, :]} if names["gamma"] else {}
+        fields[field] = network | gamma
+    return NeuralMemoryWeights(**fields)
 
 
-def to_titans_pytorch(weights: NeuralMemoryWeights) -> dict[str, np.ndarray]:
+def to_titans_pytorch(weights: NeuralMemoryWeights, *, activation: bool = True) -> dict[str, np.ndarray]:
     """Write the state dict that `from_titans_pytorch` reads: its exact inverse, for `load_state_dict(strict=True)`.
 
+    activation: whether the module has one, which decides how torch names the projections.
     Raises ValueError where the weights' shapes do not belong together.
     """
-    state = {
-        "q_norm.gamma": weights.query_gamma[:, None],
-        "k_norm.gamma": weights.key_gamma[:, None],
-        "to_queries.0.weight": weights.query.T,
-        "to_keys.0.weight": weights.key.T,
-        "to_values.0.weight": weights.value.T,
-    }
-    gates = {"adaptive_step": weights.rate, "momentum": weights.momentum, "decay_factor": weights.forget}
-    for name, part in gates.items():
-        state |= {f"to_{name}.0.weight": part.kernel.T, f"to_{name}.0.bias": part.bias}
-    for prefix, network in (("memory_model.weights", weights.template), ("memory_model_parameters", weights.memory)):
-        state |= {f"{prefix}.{i}": network[f"w{i + 1}"] for i in range(len(network))}
-    if weights.gate is not None and weights.combine is not None:
-        state |= {"retrieve_gate.0.weight": weights.gate.T, "combine_heads.weight": weights.combine.T}
+    suffix = ".0" if activation else ""
+    state = {f"{name}{suffix}.weight": getattr(weights, field).T for field, name in _PROJECTIONS.items()}
+    for field, name in _GATES.items():
+        if (gate := getattr(weights, field)) is not None:
+            state |= {f"{name}.weight": gate.kernel.T, f"{name}.bias": gate.bias}
+    for fields, change in ((_GAMMAS, lambda x: x[:, None]), (_NORMS, lambda x: x), (_HEADS, lambda x: x.T)):
+        state |= {name: change(x) for field, name in fields.items() if (x := getattr(weights, field)) is not None}
+    residual = "gamma" in weights.memory
+    depth = len(weights.memory) - residual
+    inside = "memory_model.model.weights" if residual else "memory_model.weights"
+    for i in range(depth):
+        state[f"memory_model_parameters.{i + residual}"] = weights.memory[f"w{i + 1}"]
+        state[f"{inside}.{i}"] = weights.template[f"w{i + 1}"]
+    if residual:
+        state["memory_model_parameters.0"] = weights.memory["gamma"][:, 0]
+        state["memory_model.norm.gamma"] = weights.template["gamma"][0]
     arrays = {name: np.array(array, order="C") for name, array in state.items()}  # torch wants memory it may write to
     _check(arrays)
     return arrays
 
 
-def neural_memory(weights: NeuralMemoryWeights, x: Array, *, chunk: int, rate_max: float) -> Array:
+def neural_memory(
+    weights: NeuralMemoryWeights, x: Array, *, chunk: int, rate_max: float, activation: bool = True
+) -> Array:
     """What NeuralMemory returns for whole sequences (Titans Eq 11-15, gradients at the chunk's start, Eq 16-18).
 
-    q, k = norm(silu(x W)), v = silu(x W_V); rate = rate_max sigmoid(.); loss ||M(k) - v||^2 summed over features.
-    The heads' reads are each scaled by sigmoid(x gate), then mixed by combine; one head is returned as it is.
-    x: [B, T, dim]; chunk: their batch_size; rate_max: their default_step_transform_max_lr. Returns [B, T, dim].
-    Raises ValueError where x or chunk do not fit.
+    q, k = norm(silu(x W)), v = silu(x W_V), without silu if not `activation`; rate = rate_max sigmoid(.); loss
+    ||M(k) - v||^2 summed over features. The heads' reads are normalised, each scaled by sigmoid(x gate), then mixed by
+    combine; one head is returned as it is. Norms act where there are weights for them.
+    x: [B, T, dim]; chunk: their batch_size; rate_max: their default_step_transform_max_lr, over D for their own loss.
+    Returns [B, T, dim]. Raises ValueError where x or chunk do not fit.
     """
-    heads, head = weights.query_gamma.shape
+    heads = weights.rate.bias.shape[0]
+    head = weights.query.shape[1] // heads
     if x.ndim != 3 or x.shape[-1] != weights.query.shape[0]:
         raise ValueError(f"neural_memory: x has shape {x.shape}; it must be [batch, tokens, {weights.query.shape[0]}]")
+    reads, writes = (x if gain is None else _rms(x) * gain for gain in (weights.read_norm, weights.write_norm))
 
-    def split(kernel: Array) -> Array:
-        return jax.nn.silu(x @ kernel).reshape(*x.shape[:2], heads, head)
+    def split(x: Array, kernel: Array) -> Array:
+        y = x @ kernel
+        return (jax.nn.silu(y) if activation else y).reshape(*x.shape[:2], heads, head)
 
     def gate(dense: Dense, sign: float = 1.0) -> Array:
-        return jax.nn.sigmoid(sign * (x @ dense.kernel + dense.bias))
+        return jax.nn.sigmoid(sign * (writes @ dense.kernel + dense.bias))
 
-    q = _rms_norm(split(weights.query), weights.query_gamma)
-    k = _rms_norm(split(weights.key), weights.key_gamma)
-    gates = Gates(rate_max * gate(weights.rate), gate(weights.momentum), gate(weights.forget, -1.0))
-    layers = [weights.memory[f"w{i + 1}"] for i in range(len(weights.memory))]
-    sizes = [head, *(layer.shape[-1] for layer in layers)]
-    rule = Rule(memory_mlp(sizes), bias.l2(), retention.decay(), learner.momentum())
+    def normalised(x: Array, gamma: Array | None) -> Array:
+        return x if gamma is None else _rms(x) * (1.0 + gamma)
+
+    q = normalised(split(reads, weights.query), weights.query_gamma)
+    k = normalised(split(writes, weights.key), weights.key_gamma)
+    rate = rate_max * gate(weights.rate)
+    momentum = jnp.zeros_like(rate) if weights.momentum is None else gate(weights.momentum)
+    gates = Gates(rate, momentum, gate(weights.forget, -1.0))
+    residual = "gamma" in weights.memory
+    sizes = [head, *(weights.memory[f"w{i + 1}"].shape[-1] for i in range(len(weights.memory) - residual))]
+    rule = Rule(memory_mlp(sizes, residual), bias.l2(), retention.decay(), learner.momentum())
     memory = miras(rule, chunk=chunk, clip=None)
 
     def one_head(start: Weights, q: Array, k: Array, v: Array, gates: Gates) -> Array:
         return memory.update(memory.init(start), q, k, v, gates)[0]
 
     each_head = jax.vmap(one_head, in_axes=(0, 1, 1, 1, 1), out_axes=1)
-    y = jax.vmap(each_head, in_axes=(None, 0, 0, 0, 0))(weights.memory, q, k, split(weights.value), gates)
+    rows = jax.vmap(each_head, in_axes=(None, 0, 0, 0, 0))
+    y = normalised(rows(weights.memory, q, k, split(writes, weights.value), gates), weights.output_gamma)
     if weights.gate is None or weights.combine is None:
         return y[:, :, 0]
-    y = y * jax.nn.sigmoid(x @ weights.gate)[..., None]
+    y = y * jax.nn.sigmoid(reads @ weights.gate)[..., None]
     return y.reshape(*x.shape[:2], heads * head) @ weights.combine
 
 
-def _rms_norm(x: Array, gamma: Array) -> Array:
-    """x / sqrt(mean(x^2) + eps) (1 + gamma), eps the precision's own as torch has it. x: [..., H, D]; gamma: [H, D]."""
-    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + jnp.finfo(x.dtype).eps) * (1.0 + gamma)
+def _rms(x: Array) -> Array:
+    """x / sqrt(mean(x^2) + eps) over the last axis, eps the precision's own as torch has it."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + jnp.finfo(x.dtype).eps)
 
 
-def _depth(arrays: Mapping[str, Any]) -> int:
-    return sum(name.startswith("memory_model_parameters.") for name in arrays)
+def _networks(arrays: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The names of the memory's arrays, and of the template's, in torch's order: a residual norm comes first."""
+    count = sum(name.startswith("memory_model_parameters.") for name in arrays)
+    names = [f"memory_model_parameters.{i}" for i in range(count)]
+    if "memory_model.norm.gamma" not in arrays:
+        return {"gamma": [], "weights": names}, {
+            "gamma": [],
+            "weights": [f"memory_model.weights.{i}" for i in range(count)],
+        }
+    template = [f"memory_model.model.weights.{i}" for i in range(count - 1)]
+    return {"gamma": names[:1], "weights": names[1:]}, {"gamma": ["memory_model.norm.gamma"], "weights": template}
 
 
 def _check(arrays: Mapping[str, np.ndarray]) -> None:
-    """Compare every name and shape with those of the one configuration that is the paper's recurrence."""
-    ranks = {"q_norm.gamma": 3, "to_queries.0.weight": 2, "memory_model_parameters.0": 3}
-    for name, rank in ranks.items():
-        if name not in arrays or arrays[name].ndim != rank:
-            raise ValueError(
-                f"the state dict needs {name} with {rank} axes: "
-                "it must be of a NeuralMemory with qk_rmsnorm=True, an activation and parameters per head"
-            )
-    (heads, _, head), dim = arrays["q_norm.gamma"].shape, arrays["to_queries.0.weight"].shape[1]
-    wanted: dict[str, tuple[int, ...]] = {f"{name}_norm.gamma": (heads, 1, head) for name in "qk"}
-    wanted |= {f"to_{name}.0.weight": (heads * head, dim) for name in ("queries", "keys", "values")}
-    for name in ("adaptive_step", "momentum", "decay_factor"):
-        wanted |= {f"to_{name}.0.weight": (heads, dim), f"to_{name}.0.bias": (heads,)}
+    """Compare every name and shape with those of the configuration that the names speak of."""
+    suffix = "" if "to_queries.weight" in arrays else ".0"
+    for name in ("to_adaptive_step.0.weight", f"to_queries{suffix}.weight", "memory_model_parameters.0"):
+        if name not in arrays or arrays[name].ndim < 2:
+            raise ValueError(f"the state dict needs {name}: it must be of a NeuralMemory with parameters per head")
+    heads, dim = arrays["to_adaptive_step.0.weight"].shape
+    head = arrays[f"to_queries{suffix}.weight"].shape[0] // heads
+    wanted: dict[str, tuple[int, ...]] = {
+        f"{name}{suffix}.weight": (heads * head, dim) for name in _PROJECTIONS.values()
+    }
+    for name in _GATES.values():
+        if name != _GATES["momentum"] or f"{name}.weight" in arrays:
+            wanted |= {f"{name}.weight": (heads, dim), f"{name}.bias": (heads,)}
+    together = [{_GAMMAS["query_gamma"], _GAMMAS["key_gamma"]}, {_GAMMAS["output_gamma"]}]
+    for group in (group for group in together if group & set(arrays)):
+        wanted |= dict.fromkeys(sorted(group), (heads, 1, head))
+    if set(_NORMS.values()) & set(arrays):
+        wanted |= dict.fromkeys(_NORMS.values(), (dim,))
     if heads > 1:
-        wanted |= {"retrieve_gate.0.weight": (heads, dim), "combine_heads.weight": (dim, heads * head)}
-    hidden = arrays["memory_model_parameters.0"].shape[-1]
-    sizes = [head, *[hidden] * (_depth(arrays) - 1), head]
-    for i, shape in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        wanted |= {f"memory_model_parameters.{i}": (heads, *shape), f"memory_model.weights.{i}": shape}
+        wanted |= {_HEADS["gate"]: (heads, dim), _HEADS["combine"]: (dim, heads * head)}
+    memory, template = _networks(arrays)
+    hidden = arrays[memory["weights"][0]].shape[-1] if memory["weights"] else head
+    sizes = [head, *[hidden] * (len(memory["weights"]) - 1), head]
+    shapes_ = zip(sizes[:-1], sizes[1:], strict=True)
+    for ours, theirs, shape in zip(memory["weights"], template["weights"], shapes_, strict=False):
+        wanted |= {ours: (heads, *shape), theirs: shape}
+    if memory["gamma"]:
+        wanted |= {memory["gamma"][0]: (heads, head), template["gamma"][0]: (head,)}
     shapes = {name: array.shape for name, array in arrays.items()}
     for name in dict.fromkeys([*wanted, *sorted(shapes)]):
         if wanted.get(name) != shapes.get(name):
