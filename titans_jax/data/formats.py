@@ -8,7 +8,7 @@ from pathlib import Path
 
 _PART = re.compile(r"(?:wiki\.)?(train|validation|valid|test)(?:-\d+-of-\d+)?\.(?:raw|tokens|txt|jsonl|parquet)")
 # ` = Title = ` begins an article where blank lines stand around it; ` = = Section = = ` does not.
-_TITLE = re.compile(r"\n( = (?!= )[^\n]*(?<! =) = \n) ?\n")
+_TITLE = re.compile(r"\n = [^=\n][^\n]* = \n ?\n")
 _BLANK = (" \n", "\n\n")
 
 
@@ -65,8 +65,9 @@ def articles(text: str) -> list[str]:
     >>> articles(" \\n = One = \\n \\n first \\n = = Part = = \\n \\n more \\n \\n = Two = \\n \\n second \\n")
     [' \\n = One = \\n \\n first \\n = = Part = = \\n \\n more \\n \\n', ' = Two = \\n \\n second \\n']
     """
-    titles = (match.start(1) for match in _TITLE.finditer(text))
-    begins = [at for at in titles if text[at - 2 : at] in _BLANK and text[:at].strip()]
+    titles = (match.start() + 1 for match in _TITLE.finditer(text))
+    first = re.match(r"\s*", text).end()  # type: ignore[union-attr]  # it matches every text
+    begins = [at for at in titles if at > first and text[at - 2 : at] in _BLANK]
     return [text[begin:end] for begin, end in itertools.pairwise([0, *begins, len(text)])]
 
 
