@@ -1,4 +1,4 @@
-"""A layer of titans-pytorch 0.5.5 without a memory, as a block of ours: against NumPy, and against torch (slow lane)."""
+"""A layer of titans-pytorch 0.5.5 without a memory, as a block of ours: against NumPy and, slow lane, torch."""
 
 import jax
 import jax.numpy as jnp

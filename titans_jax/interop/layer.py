@@ -1,10 +1,10 @@
 """A layer of titans-pytorch's MemoryAsContextTransformer without a memory, as a block of `--model.block transformer`.
 
 The same mathematics, but for the 1e-6 (theirs: the precision's own) in the norms' roots, is SegmentedAttention and then
-FeedForward, each added to the stream, with one residual stream, no long-term or persistent tokens, no value residual and
-biases of 0: here attention="segmented" with segment=segment_len or, for their sliding=True, attention="sliding" with
-window=segment_len + 1, persistent=0, positions="rope". Their rotary positions turn neighbours, ours the two halves of a
-head, so the columns of queries and keys change places.
+FeedForward, each added to the stream, with one residual stream, no long-term or persistent tokens, no value residual
+and biases of 0: here attention="segmented" with segment=segment_len or, for their sliding=True, attention="sliding"
+with window=segment_len + 1, persistent=0, positions="rope". Their rotary positions turn neighbours, ours the two halves
+of a head, so the columns of queries and keys change places.
 """
 
 from collections.abc import Mapping
