@@ -40,7 +40,7 @@ def test_a_bpe_is_trained_on_the_training_side_and_its_tokens_fill_the_cache(cor
     assert len(bpe.encode("the thing")) < len("the thing") and result["bytes_a_token"] > 1
     cache = tmp_path / "cache"
     result, text = said(capsys, tmp_path, "tokens", corpus, "--tokenizer", result["tokenizer"], "--cache-dir", cache)
-    config = data.DataConfig(str(corpus), str(tmp_path / "out/tokenizer.json"), cache_dir=str(cache))
+    config = data.DataConfig(corpus=str(corpus), tokenizer=str(tmp_path / "out/tokenizer.json"), cache_dir=str(cache))
     train, kept, _ = data.load_streams(config)
     assert result["train_file"] == str(train.path) and result["held_out_file"] == str(kept.path)
     assert result["train_tokens"] == len(train.tokens) - 1

@@ -64,6 +64,9 @@ def test_safetensors_come_back_bit_for_bit(trained, capsys):
     tokens = np.arange(40)[None]
     logits = [m(tokens, m.init_state(1))[0] for m in (model, back)]
     np.testing.assert_array_equal(*logits)
+    assert cli.main(["export", "--checkpoint", str(written), "--output-dir", str(written / "again")]) == 0
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (written / "again" / name).read_bytes() == (written / name).read_bytes()
     result = json.loads((written / "result.json").read_text())
     assert result["parameters"] == sum(array.size for array in here.values())
 
@@ -154,7 +157,8 @@ def test_memories_are_exported_for_every_platform(block, tmp_path):
     experiment = Experiment(model=ModelConfig(block=block, vocab_size=256, **sizes))
     definition = training.define(experiment.model)
     model = definition.model(jax.jit(definition.init)(jax.random.key(0)))
-    write(tmp_path, experiment, model, 0, segment=16)
+    saved.save_model(tmp_path, experiment, model, 0)
+    write(tmp_path, model, segment=16)
     prompts = np.random.default_rng(0).integers(0, 255, (3, 37))
     here = generate(model, prompts, length=12, temperature=0, segment=16)
     assert runner.generate(tmp_path, prompts.tolist(), 12) == here.tolist()

@@ -20,19 +20,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Write a checkpoint as safetensors with a model card, or as StableHLO that runs without this library."""
     experiment, model, step = training.load(options.checkpoint, options.which)
-    meta = saved.checkpoints_of(options.checkpoint).meta(step)
+    facts = saved.facts(options.checkpoint, step)
     folder = output(options, f"export_{options.to}")
     parameters = sum(array.size for array in saved.named_parameters(model).values())
     result = {"to": options.to, "parameters": parameters, "step": step, "checkpoint": str(options.checkpoint)}
+    saved.save_model(folder, experiment, model, step, facts)
     if options.to == "stablehlo":
         with training.memory_advice():
-            sizes = export.write(folder, experiment, model, step, segment=options.segment, platforms=options.platforms)
+            sizes = export.write(folder, model, segment=options.segment, platforms=options.platforms)
         result |= {f"{name}_bytes": size for name, size in sizes.items()} | {"platforms": ",".join(options.platforms)}
-    else:
-        saved.save_model(folder, experiment, model, step)
-    text = export.model_card(
-        experiment, step, parameters=parameters, corpus=meta["corpus"], evaluation=meta["evaluation"]
-    )
+    text = export.model_card(experiment, step, parameters=parameters, **facts)
     (folder / "README.md").write_text(text, encoding="utf-8")
     metrics.write_result(folder, result)
     written = ", ".join(sorted(path.name for path in folder.iterdir()))

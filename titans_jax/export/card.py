@@ -29,6 +29,7 @@ def model_card(
     """
     model, data = experiment.model, experiment.data
     source = "\n".join(f"- {name}: {value}" for name, value in corpus.items())
+    tokens = "bytes" if data.tokenizer == "bytes" else "tokenizer.json"
     held_out = "the corpus' own part" if data.split == "test" else f"{data.held_out:.0%}, split `{data.split}`"
     return f"""---
 library_name: titans_jax
@@ -38,8 +39,7 @@ pipeline_tag: text-generation
 # {experiment.name}
 
 {_kind(model)}, {parameters:,} parameters, {model.depth} layers of width {model.dim}, a vocabulary of {model.vocab_size}
-({data.tokenizer if data.tokenizer == "bytes" else "tokenizer.json"}). Exported at step {step}. Its memory's state is of
-one size however long the text.
+({tokens}). Exported at step {step}. Its state is of one size however long the text.
 
 ## Trained on
 
@@ -84,4 +84,5 @@ def _table(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "Nothing: held-out text was not read at this step."
     rows = [f"| {text} | {evaluation[name]:.6g} |" for name, text in _MEASURED.items() if name in evaluation]
-    return "\n".join(["| held-out text | |", "| --- | --- |", *rows])
+    memory = [f"\nIn evaluation {evaluation['reset']}."] if "reset" in evaluation else []
+    return "\n".join(["| held-out text | |", "| --- | --- |", *rows, *memory])

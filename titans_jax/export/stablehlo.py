@@ -19,20 +19,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, export
 
-from titans_jax import config
-from titans_jax.config import Experiment
 from titans_jax.data.files import replacing
 from titans_jax.export import runner
 from titans_jax.nn import LM
-from titans_jax.training.saved import named_parameters, save_model
+from titans_jax.training.saved import named_parameters
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(
-    folder: Path, experiment: Experiment, model: LM, step: int, *, segment: int, platforms: Sequence[str] = PLATFORMS
-) -> dict[str, int]:
-    """Write the three functions, the parameters, a manifest and run.py, which generates with jax alone, into a folder.
+def write(folder: Path, model: LM, *, segment: int, platforms: Sequence[str] = PLATFORMS) -> dict[str, int]:
+    """Write the functions, a manifest, and run.py, which generates with jax alone, beside what `save_model` wrote.
 
     segment: tokens that prefill reads at once. platforms: of PLATFORMS. Returns the bytes of each function.
 
@@ -40,7 +36,6 @@ def write(
     """
     if unknown := set(platforms) - set(PLATFORMS):
         raise ValueError(f"no platform {min(unknown)!r}; known are {', '.join(PLATFORMS)}")
-    save_model(folder, experiment, model, step)
     sizes = {}
     for name, exported in functions(model, segment, platforms).items():
         raw = exported.serialize()
@@ -53,8 +48,6 @@ def write(
         "platforms": list(platforms),
         "jax": jax.__version__,
         "calling_convention": exported.calling_convention_version,
-        "step": step,
-        "experiment": config.to_json(experiment),
         "state": [f"{x.dtype}[{', '.join(map(str, x.shape))}]" for x in exported.out_avals[1:]],
     }
     with replacing(folder / "manifest.json") as file:

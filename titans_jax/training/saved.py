@@ -1,7 +1,7 @@
 """Trained models on disk: the checkpoints of a run, and folders of safetensors that need nothing of the run.
 
     folder/model.safetensors    every parameter by name, as `titans_jax.checkpoint` names them
-    folder/config.json          the experiment, the step, the sha256 of the parameters
+    folder/config.json          the experiment, the step, what it was trained on, what was measured, a sha256
     folder/tokenizer.json       where the tokenizer is not bytes
 
 A folder whose parameters are not those of its config.json is refused.
@@ -59,12 +59,23 @@ def named_parameters(model: LM) -> dict[str, jax.Array]:
     return _named(nnx.to_pure_dict(nnx.split(model)[1]))
 
 
-def save_model(folder: str | Path, experiment: Experiment, model: LM, step: int) -> None:
-    """Write a model so that `load(folder)` gives it back, bit for bit, and others can read it too."""
+def facts(folder: str | Path, step: int) -> dict[str, Any]:
+    """What was written with a model: corpus, its provenance, and evaluation at this step, or None. Raises as `load`."""
+    if (Path(folder) / WEIGHTS).is_file():
+        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["facts"]
+    meta = checkpoints_of(folder).meta(step)
+    return {name: meta[name] for name in ("corpus", "evaluation")}
+
+
+def save_model(
+    folder: str | Path, experiment: Experiment, model: LM, step: int, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model so that `load(folder)` gives it back, bit for bit, and others can read it too; facts as `facts`."""
     path = Path(folder)
     arrays = {name: np.ascontiguousarray(array) for name, array in named_parameters(model).items()}
     weights = safetensors.numpy.save(arrays, {"format": "jax"})
-    record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "experiment": config.to_json(experiment)}
+    record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
+    record["experiment"] = config.to_json(experiment)
     with replacing(path / WEIGHTS) as file:
         file.write(weights)
     save_tokenizer(path, experiment)
