@@ -252,3 +252,19 @@ def test_epochs_are_steps_and_evaluation_may_have_another_batch(tmp_path):
         training.run(experiment(tmp_path / "none", epochs=0))
     with pytest.raises(ValueError, match=r"train.eval_batch 0 does not divide.*set --train.eval-batch 1"):
         training.run(experiment(tmp_path / "none", eval_batch=0))
+
+
+@pytest.mark.slow
+def test_a_run_in_float16_goes_on_with_its_loss_scale(tmp_path):
+    def run(folder: Path, steps: int) -> None:
+        given = experiment(folder, steps=steps, save_every=3, eval_every=100)
+        optim = replace(given.optim, schedule="constant")
+        training.run(replace(given, optim=optim, model=replace(given.model, dtype="float16")))
+
+    run(tmp_path / "whole", 6)
+    run(tmp_path / "broken", 3)
+    run(tmp_path / "broken", 6)
+    train = [[row for row in losses(tmp_path / name) if row[1] == "train"] for name in ("whole", "broken")]
+    assert len(train[0]) == 6 and train[0] == train[1]
+    scales = [r["loss_scale"] for r in read_records(tmp_path / "broken") if "loss_scale" in r]
+    assert scales == [2.0**15] * 6
