@@ -25,7 +25,8 @@ ARROWS: dict[str, set[str]] = {
     "interop": {"nn", "memory"},
     "evaluation": LEAVES | MIDDLE,
     "training": LEAVES | MIDDLE | {"evaluation"},
-    "cli": LEAVES | MIDDLE | {"evaluation", "training"},
+    "export": LEAVES | MIDDLE | {"training"},
+    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }
@@ -72,10 +73,8 @@ def test_imports_follow_the_arrows(path):
 
 def test_every_third_party_import_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [
-        *project["dependencies"],
-        *(each for extra in ("plot", "eval") for each in project["optional-dependencies"][extra]),
-    ]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(each for extra in ("plot", "eval", "hf") for each in extras[extra])]
     names = {re.split(r"[\[<>=~ ]", requirement)[0] for requirement in wanted}
     known = {IMPORTED_AS.get(name, name) for name in names} | {"titans_jax", "configs"} | NOT_DECLARED_BUT_SURE
     for path in SOURCES:

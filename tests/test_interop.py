@@ -167,8 +167,11 @@ def test_state_dict_returns_unchanged(case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("q_norm.gamma"), "q_norm.gamma with 3 axes: .* qk_rmsnorm=True"),
-        (lambda state: state.update({"retrieve_norm.weight": np.ones(DIM)}), "retrieve_norm.weight"),
+        (lambda state: state.pop("q_norm.gamma"), "q_norm.gamma is absent"),
+        (lambda state: state.pop("to_adaptive_step.0.weight"), "needs to_adaptive_step.0.weight: .* per head"),
+        (lambda state: state.update({"retrieve_norm.weight": np.ones(DIM)}), "store_norm.weight is absent"),
+        (lambda state: state.update({"transition_gate": np.ones(())}), r"transition_gate is \(\) .* must be absent"),
+        (lambda state: state.update({"memory_model.norm.gamma": np.ones(4)}), "memory_model_parameters.1 is"),
         (lambda state: state.update({"to_keys.0.weight": np.ones((2 * DIM, DIM))}), "to_keys.0.weight"),
         (lambda state: state.pop("to_momentum.0.bias"), "to_momentum.0.bias is absent"),
         (lambda state: state.pop("memory_model_parameters.1"), "memory_model_parameters.0 is"),
@@ -284,3 +287,132 @@ def test_torch_loads_weights_made_here(case):
     assert_near(torch_values(fresh, x)[0], np.asarray(here), 1e-5, "outputs")
     back = interop.from_titans_pytorch(arrays(fresh))
     jax.tree.map(np.testing.assert_array_equal, back, jax.tree.map(np.asarray, weights))
+
+
+class Variant(NamedTuple):
+    """What a NeuralMemory is built with, beside heads, chunk and depth 2."""
+
+    heads: int
+    activation: bool
+    norms: tuple[str, ...]
+    momentum: bool = True
+
+
+VARIANTS = {
+    "defaults": Variant(2, False, ("pre", "residual")),  # NeuralMemory(dim, heads=, dim_head=, batch_size=), no more
+    "everything": Variant(2, True, ("pre", "qk", "post", "residual")),
+    "bare": Variant(1, False, (), momentum=False),
+}
+# What titans-pytorch 0.5.5 gave for the last token of row 0, in float64: the torch test below compares them too.
+GIVEN = {
+    "defaults": (1.83455057174, 0.954884551905, -0.322114473175, -0.485114740559)
+    + (-0.840625258456, -0.461924498584, -1.48302595463, -0.127992800606),
+    "everything": (2.07150956787, 0.875146635939, 0.724443758251, -0.34658785895)
+    + (-1.55066419306, -0.342120198621, -1.86481612477, -0.0746612819599),
+    "bare": (-0.0110363914749, -0.0720596772508, 0.0535537796581, -0.0907352924862)
+    + (-0.0578027612231, -0.122855762259, -0.0431924281311, 0.0840572986121),
+}
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def variant_state(name):
+    """A state dict of 8 features, written out name by name."""
+    heads, activation, norms, momentum = VARIANTS[name]
+    draw, dim, head = np.random.default_rng(3).standard_normal, 8, 8 // heads
+    suffix = ".0" if activation else ""
+    state = {f"to_{part}{suffix}.weight": draw((dim, dim)) / dim**0.5 for part in ("queries", "keys", "values")}
+    gates = {"adaptive_step": -2.0, "decay_factor": -3.0} | ({"momentum": 0.0} if momentum else {})
+    for part, start in gates.items():
+        state |= {f"to_{part}.0.weight": draw((heads, dim)) / dim**0.5, f"to_{part}.0.bias": draw(heads) / 4 + start}
+    if heads > 1:
+        state |= {"retrieve_gate.0.weight": draw((heads, dim)), "combine_heads.weight": draw((dim, dim))}
+    if "pre" in norms:
+        state |= {f"{part}_norm.weight": 1 + draw(dim) / 4 for part in ("retrieve", "store")}
+    gammas = ["q_norm", "k_norm"] * ("qk" in norms) + ["multihead_rmsnorm"] * ("post" in norms)
+    state |= {f"{part}.gamma": draw((heads, 1, head)) / 4 for part in gammas}
+    residual = "residual" in norms
+    inside = "memory_model.model.weights" if residual else "memory_model.weights"
+    if residual:
+        state |= {"memory_model.norm.gamma": draw(head), "memory_model_parameters.0": draw((heads, head)) / 4}
+    for i, shape in enumerate(((head, 4 * head), (4 * head, head))):
+        state[f"{inside}.{i}"] = draw(shape)
+        state[f"memory_model_parameters.{i + residual}"] = draw((heads, *shape)) / shape[0] ** 0.5
+    return state
+
+
+def variant_weights(name, dtype):
+    return interop.from_titans_pytorch({key: array.astype(dtype) for key, array in variant_state(name).items()})
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def variant_outputs(weights, x, name):
+    rate = RATE_MAX / (8 // VARIANTS[name].heads)  # their own loss is a mean
+    return interop.neural_memory(weights, x, chunk=4, rate_max=rate, activation=VARIANTS[name].activation)
+
+
+def variant_values(name, dtype):
+    """y, and the gradients of sum(y^2) by x and by every weight."""
+
+    def loss(weights, x):
+        y = variant_outputs(weights, x, name)
+        return jnp.sum(y**2), y
+
+    x = variant_inputs().astype(dtype)
+    (by_weights, by_x), y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variant_weights(name, dtype), x)
+    by_weights = interop.to_titans_pytorch(by_weights, activation=VARIANTS[name].activation)
+    return np.asarray(y), np.asarray(by_x), by_weights
+
+
+def variant_inputs():
+    return np.random.default_rng(4).standard_normal((2, 10, 8))
+
+
+@pytest.mark.parametrize("name", ["defaults", "everything", pytest.param("bare", marks=pytest.mark.slow)])
+def test_norms_and_gates_give_what_torch_gave(name):
+    with jax.enable_x64(True):
+        y = variant_outputs(variant_weights(name, np.float64), variant_inputs(), name)
+    np.testing.assert_allclose(y[0, -1], GIVEN[name], rtol=1e-9)
+
+
+@every_variant
+def test_a_variants_state_dict_returns_unchanged(name):
+    state = variant_state(name)
+    weights = interop.from_titans_pytorch(state)
+    back = interop.to_titans_pytorch(weights, activation=VARIANTS[name].activation)
+    assert back.keys() == state.keys()
+    for key, array in state.items():
+        np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+def torch_variant(name, dtype):
+    torch = pytest.importorskip("torch", reason="needs the extra: pip install titans-jax[parity]")
+    titans = pytest.importorskip("titans_pytorch", reason="needs the extra: pip install titans-jax[parity]")
+    heads, activation, norms, momentum = VARIANTS[name]
+    options = (
+        {}
+        if name == "defaults"
+        else dict(
+            activation=torch.nn.SiLU() if activation else None,
+            momentum=momentum,
+            qk_rmsnorm="qk" in norms,
+            pre_rmsnorm="pre" in norms,
+            post_rmsnorm="post" in norms,
+            mem_model_norm_add_residual="residual" in norms,
+        )
+    )
+    sizes = dict(heads=heads, dim_head=8 // heads, batch_size=4, default_step_transform_max_lr=RATE_MAX)
+    module = titans.NeuralMemory(8, **sizes, **options)
+    tensors = {key: torch.from_numpy(array.astype(dtype)) for key, array in variant_state(name).items()}
+    module.load_state_dict(tensors, strict=True, assign=True)
+    return module
+
+
+@pytest.mark.slow
+@every_variant
+def test_torch_variants_in_float64_and_float32(name):
+    there = torch_values(torch_variant(name, np.float64), variant_inputs())
+    np.testing.assert_allclose(there[0][0, -1], GIVEN[name], rtol=1e-9)
+    with jax.enable_x64(True):
+        assert_same_values(variant_values(name, np.float64), there, 1e-11, 1e-9)
+    there = torch_values(torch_variant(name, np.float32), variant_inputs())
+    assert_same_values(variant_values(name, np.float32), there, 1e-5, 1e-4)

@@ -235,3 +235,36 @@ def test_a_stream_carries_the_memory_and_a_sequence_does_not(memory_model):
     assert abs(np.mean(apart) - whole) > 1e-5
     with pytest.raises(ValueError, match="reset is 'never'"):
         evaluate(memory_model, halves, lengths, reset="never")
+
+
+@pytest.mark.slow
+def test_epochs_are_steps_and_evaluation_may_have_another_batch(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("a line of text\n" * 100)
+    given = experiment(tmp_path / "run", epochs=1.5, eval_batches=None, eval_batch=2)
+    source = replace(given.data, corpus=str(text), held_out=0.2, cache_dir=str(tmp_path))
+    result = training.run(replace(given, data=source))
+    rows = -(-1200 // 32)  # the training side, in rows of 32
+    assert data.steps_an_epoch(source) == -(-rows // 4) == 10
+    assert result["steps"] == 15
+    assert result["tokens"] == 300 + 1  # all held-out text and its end, whatever the batch
+    with pytest.raises(ValueError, match=r"train.epochs is 0; it must be above 0"):
+        training.run(experiment(tmp_path / "none", epochs=0))
+    with pytest.raises(ValueError, match=r"train.eval_batch 0 does not divide.*set --train.eval-batch 1"):
+        training.run(experiment(tmp_path / "none", eval_batch=0))
+
+
+@pytest.mark.slow
+def test_a_run_in_float16_goes_on_with_its_loss_scale(tmp_path):
+    def run(folder: Path, steps: int) -> None:
+        given = experiment(folder, steps=steps, save_every=3, eval_every=100)
+        optim = replace(given.optim, schedule="constant")
+        training.run(replace(given, optim=optim, model=replace(given.model, dtype="float16")))
+
+    run(tmp_path / "whole", 6)
+    run(tmp_path / "broken", 3)
+    run(tmp_path / "broken", 6)
+    train = [[row for row in losses(tmp_path / name) if row[1] == "train"] for name in ("whole", "broken")]
+    assert len(train[0]) == 6 and train[0] == train[1]
+    scales = [r["loss_scale"] for r in read_records(tmp_path / "broken") if "loss_scale" in r]
+    assert scales == [2.0**15] * 6

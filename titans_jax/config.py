@@ -29,6 +29,8 @@ class TrainConfig:
 
     steps: int = 400
     """Batches to read; each is one step, and optim.accumulation of them make one update."""
+    epochs: float | None = None
+    """Passes over the training text, in place of steps; None for steps."""
     seed: int = 0
     """Fixes the first weights, the order of the data and the samples."""
     label_smoothing: float = 0.0
@@ -41,6 +43,8 @@ class TrainConfig:
     """Steps between two evaluations on held-out text; the last step always has one."""
     eval_batches: int | None = 16
     """Held-out batches in one evaluation; None reads all of the held-out text."""
+    eval_batch: int | None = None
+    """Rows of a batch in evaluation; None for data.batch."""
     save_every: int = 100
     """Steps between two checkpoints; each evaluation saves one too."""
     keep: int = 2
@@ -227,11 +231,13 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
             f"data.align is {data.align}, but the memory begins anew only at multiples of {start}; "
             f"set --data.align {start}"
         )
-    if data.batch % shards:
-        raise ValueError(
-            f"data.batch {data.batch} does not divide over the {shards} devices that share a batch; "
-            f"set --data.batch {-(-data.batch // shards) * shards}"
-        )
+    for name, rows in (("data.batch", data.batch), ("train.eval_batch", train.eval_batch)):
+        if rows is not None and (rows < 1 or rows % shards):
+            right = max(-(-rows // shards), 1) * shards
+            raise ValueError(
+                f"{name} {rows} does not divide over the {shards} devices that share a batch; "
+                f"set --{name.replace('_', '-')} {right}"
+            )
 
 
 def changes(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from titans_jax.data import BYTES, DataConfig, held_out_batches, load_streams, train_batches
+from titans_jax.data import BYTES, DataConfig, held_out_batches, load_streams, steps_an_epoch, train_batches
 from titans_jax.data.batches import Loader, document_layout, stream_layout
 
 PACKINGS = ["stream", "documents"]
@@ -52,6 +52,11 @@ def epoch(config, seed=0):
     batches = list(itertools.islice(train_batches(config, seed=seed), -(-rows // config.batch)))
     joined = {name: np.concatenate([batch[name] for batch in batches])[:rows] for name in batches[0]}
     return joined
+
+
+def test_an_epoch_has_every_row_once_or_nearly(config):
+    rows = Loader(load_streams(config)[0], config).layout.rows
+    assert 4 * (steps_an_epoch(config) - 1) < rows <= 4 * steps_an_epoch(config)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

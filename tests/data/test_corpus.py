@@ -70,5 +70,5 @@ def test_text_that_is_none_is_refused(tmp_path):
         load_documents(str(tmp_path))
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="not UTF-8 text"):
+    with pytest.raises(ValueError, match="no UTF-8 text"):
         load_documents(str(binary))

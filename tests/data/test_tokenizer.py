@@ -97,6 +97,32 @@ def test_a_foreign_byte_level_tokenizer_with_added_tokens_counts_bytes(bpe, tmp_
     assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode())
 
 
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_a_vocabulary_in_gpt2s_files_is_put_together(tmp_path, names):
+    """Bytes first, then two merges: what GPT-2's files look like, with a vocabulary small enough to see through."""
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {letter: index for index, letter in enumerate(sorted(letters))}
+    vocabulary |= {"Ġt": 256, "he": 257, "Ġthe": 258, "<|endoftext|>": 259}
+    (tmp_path / names[0]).write_text(json.dumps(vocabulary), encoding="utf-8")
+    (tmp_path / names[1]).write_text("#version: 0.2\nĠ t\nh e\nĠt he\n", encoding="utf-8")
+    tokenizer = load_tokenizer(str(tmp_path))
+    ids = tokenizer.encode("the the é<|endoftext|>")
+    assert ids[:3].tolist() == [vocabulary["t"], 257, 258]  # "t", "he", " the"
+    assert tokenizer.byte_lengths[[256, 257, 258, vocabulary["é"]]].tolist() == [2, 2, 4, 1]
+    assert 259 not in ids and tokenizer.separator == 260 and tokenizer.vocab_size == 261
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode())
+    (tmp_path / names[1]).write_text("Ġ nowhere\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{names[0]} and {names[1]}: "):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_folder_with_a_whole_tokenizer_needs_nothing_else(bpe, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(Path(bpe[1]).read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_tokenizer(str(tmp_path)).name == bpe[0].name
+
+
 def test_what_is_no_tokenizer_is_refused_in_one_line(bpe, tmp_path):
     broken, lossy, empty = (tmp_path / f"{name}.json" for name in ("broken", "lossy", "empty"))
     broken.write_text("{")
@@ -109,6 +135,7 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(bpe, tmp_path):
         str(broken): "not a tokenizers JSON",
         str(lossy): "not a lossless byte-level",
         str(empty): "not a lossless byte-level",
+        str(tmp_path): "holds neither tokenizer.json nor vocab.json and merges.txt",
     }
     for spec, message in cases.items():
         with pytest.raises(ValueError, match=message) as error:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from titans_jax import training
-from titans_jax.cli import bench, compare, evaluate, generate, harness, haystack, plot, rules
+from titans_jax.cli import bench, compare, data, evaluate, export, generate, harness, haystack, plot, rules
 from titans_jax.cli.options import first_line
 
 COMMANDS: dict[str, ModuleType] = {
     "bench": bench,
     "compare": compare,
+    "data": data,
     "eval": evaluate,
+    "export": export,
     "generate": generate,
     "harness": harness,
     "haystack": haystack,

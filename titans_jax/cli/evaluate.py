@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from titans_jax import data, metrics, training
 from titans_jax.cli.options import checkpoint_options, output, positive
@@ -14,6 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """What is read, and when the memory begins anew."""
     checkpoint_options(parser)
     parser.add_argument("--corpus", help="what to read, as data.corpus; by default what it was trained on")
+    parser.add_argument("--split", choices=get_args(data.Split), help="what is held out of it, as data.split")
     parser.add_argument("--batch", type=positive, help="rows read side by side; by default as in training")
     parser.add_argument("--sequence", type=positive, help="tokens of a sequence; by default as in training")
     parser.add_argument("--limit", type=positive, help="read at most so many batches; by default all held-out text")
@@ -24,7 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Score a checkpoint on held-out text: loss, perplexity, bits per byte, accuracy."""
     experiment, model, step = training.load(options.checkpoint, options.which)
-    given = {name: getattr(options, name) for name in ("corpus", "batch", "sequence") if getattr(options, name)}
+    names = ("corpus", "split", "batch", "sequence")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
     source = replace(experiment.data, **given)
     stream_, tokenizer = data.load_streams(source)[1:]
     batches = data.held_out_batches(source, limit=options.limit)

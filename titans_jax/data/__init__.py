@@ -1,25 +1,30 @@
 """Text and made-up sequences as batches of numpy arrays; knows no model."""
 
-from titans_jax.data.batches import held_out_batches, train_batches
-from titans_jax.data.corpus import load_documents, provenance
+from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
+from titans_jax.data.corpus import load_documents, load_parts, provenance
 from titans_jax.data.series import SCENARIOS, Scenario, generate_frequency_shift, generate_repeating_with_anomalies
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
-from titans_jax.data.text import DataConfig, load_streams, split_documents, tokenise
-from titans_jax.data.tokenizer import BYTES, Tokenizer, check_ids, load_tokenizer, train_bpe
+from titans_jax.data.text import DataConfig, Split, cache_folder, load_sides, load_streams, split_documents, tokenise
+from titans_jax.data.tokenizer import BYTES, BPETokenizer, Tokenizer, check_ids, load_tokenizer, train_bpe
 
 __all__ = [
+    "BPETokenizer",
     "BYTES",
-    "SCENARIOS",
     "DataConfig",
     "Needles",
+    "SCENARIOS",
     "Scenario",
+    "Split",
     "Tokenizer",
+    "cache_folder",
     "check_ids",
     "copy",
     "generate_frequency_shift",
     "generate_repeating_with_anomalies",
     "held_out_batches",
     "load_documents",
+    "load_parts",
+    "load_sides",
     "load_streams",
     "load_tokenizer",
     "needle_splits",
@@ -27,6 +32,7 @@ __all__ = [
     "provenance",
     "recall",
     "split_documents",
+    "steps_an_epoch",
     "tokenise",
     "train_batches",
     "train_bpe",

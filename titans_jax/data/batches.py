@@ -12,9 +12,8 @@ import numpy as np
 from absl import flags
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.data.corpus import load_documents
 from titans_jax.data.tasks import TaskRows
-from titans_jax.data.text import DataConfig, TokenStream, load_streams, split_documents
+from titans_jax.data.text import DataConfig, TokenStream, held_out_stream, load_sides, load_streams
 from titans_jax.data.tokenizer import load_tokenizer
 
 _OPEN_ROWS = 256
@@ -152,6 +151,13 @@ def train_batches(
     return iter(dataset)
 
 
+def steps_an_epoch(config: DataConfig) -> int:
+    """The training batches in which every row comes once. Raises ValueError as `load_streams`, and for a task."""
+    if config.task:
+        raise ValueError(f"data.task={config.task}: it has rows without end and no epochs; give train.steps")
+    return -(-_loader(config, held_out=False).rows // config.batch)
+
+
 def held_out_batches(
     config: DataConfig, *, limit: int | None = None, shard_index: int = 0, shard_count: int = 1
 ) -> Iterator[Batch]:
@@ -179,11 +185,10 @@ def held_out_batches(
 
 def _loader(config: DataConfig, *, held_out: bool) -> Loader | TaskRows:
     if config.task:
-        sides = split_documents(load_documents(config.corpus), config.held_out, config.split)
-        hay = "\n".join(sides[held_out and config.held_out > 0])
+        train, kept = load_sides(config)
+        hay = "\n".join(kept if held_out and kept else train)
         return TaskRows(config.task, config.sequence, load_tokenizer(config.tokenizer), hay, held_out=held_out)
-    train, kept, _ = load_streams(config)
-    stream = kept if held_out else train
+    stream = held_out_stream(config) if held_out else load_streams(config)[0]
     if stream is None:
         raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
     return Loader(stream, config)

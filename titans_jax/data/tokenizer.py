@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, or a byte-level BPE trained here.
+"""Text to token ids and back: bytes, or a byte-level BPE, trained here or brought along, such as GPT-2's.
 
 Both are lossless on any str, and know how many bytes of text each id stands for, so that a loss in nats a token becomes
 bits a byte whatever the vocabulary.
@@ -113,6 +113,7 @@ class BPETokenizer:
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"not a tokenizers JSON: {str(error).splitlines()[0]}") from None
         description = json.loads(json_text)
+        self.json = json_text
         self._model.no_truncation()
         self._model.no_padding()
         vocabulary = self._model.get_vocab()
@@ -159,7 +160,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """Returns a tokenizer by name or path.
 
     Args:
-      spec: "bytes", or the path of a byte-level tokenizers JSON, such as `train_bpe` writes.
+      spec: "bytes"; the path of a byte-level tokenizers JSON, such as `train_bpe` writes; or a folder that holds a
+        `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt` (`encoder.json` and `vocab.bpe` as first published).
 
     Raises:
       ValueError: no such name or file, or the file holds no byte-level tokenizer.
@@ -170,13 +172,38 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == BYTES.name:
         return BYTES
     path = Path(spec).expanduser()
-    if not path.is_file():
-        hint = f"did you mean {BYTES.name!r}? " if difflib.get_close_matches(spec, [BYTES.name]) else ""
-        raise ValueError(f"tokenizer {spec!r}: {hint}it must be 'bytes' or the path of a tokenizers JSON file")
     try:
-        return BPETokenizer(path.read_text(encoding="utf-8"))
+        if path.is_dir():
+            return BPETokenizer(_folder_json(path))
+        if path.is_file():
+            return BPETokenizer(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"tokenizer {spec!r}: {error}") from None
+    hint = f"did you mean {BYTES.name!r}? " if difflib.get_close_matches(spec, [BYTES.name]) else ""
+    raise ValueError(f"tokenizer {spec!r}: {hint}it must be 'bytes' or the path of a tokenizers JSON file or a folder")
+
+
+def _folder_json(folder: Path) -> str:
+    """The tokenizers JSON of a folder, put together where it holds a vocabulary and its merges."""
+    whole = folder / "tokenizer.json"
+    if whole.is_file():
+        return whole.read_text(encoding="utf-8")
+    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        paths = folder / vocabulary, folder / merges
+        if all(path.is_file() for path in paths):
+            try:
+                return _byte_level(tokenizers.models.BPE.from_file(*map(str, paths))).to_str()
+            except Exception as error:  # the library raises plain Exception
+                raise ValueError(f"{vocabulary} and {merges}: {str(error).splitlines()[0]}") from None
+    raise ValueError("the folder holds neither tokenizer.json nor vocab.json and merges.txt")
+
+
+def _byte_level(model: tokenizers.models.BPE) -> tokenizers.Tokenizer:
+    """Merges over bytes, within what GPT-2 takes for words."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> BPETokenizer:
@@ -192,9 +219,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike
     """
     if vocab_size < 257:
         raise ValueError(f"vocab_size={vocab_size}: byte-level BPE needs at least 257 (256 bytes and the separator)")
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
+    model = _byte_level(tokenizers.models.BPE())
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False, special_tokens=[]

@@ -87,7 +87,11 @@ class Projections(nnx.Module):
 
 
 def _dot_product_attention(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array]:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, return_residual=True)
+    dtype = q.dtype
+    if dtype == jnp.float16:  # jax asks for a product of float16 that neither CPUs nor TPUs have
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    y, near = jax.nn.dot_product_attention(q, k, v, mask=mask, return_residual=True)
+    return y.astype(dtype), near
 
 
 class Attention(nnx.Module):

@@ -131,7 +131,7 @@ class ModelConfig:
     """mix the first attention layer's values into the later ones'"""
     weight_residual: bool = False
     """take a layer's test-time gradients at weights shifted by what the memory below has learned"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """activations; parameters, memory states and gates are float32"""
     remat: bool = False
     """recompute a layer's activations in the backward pass"""

@@ -127,8 +127,9 @@ class Conv(nnx.Module):
 
 
 def l2_normalise(x: Array) -> Array:
-    """x / sqrt(sum x^2 + 1e-6) over the last axis."""
-    return x * lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
+    """x / sqrt(sum x^2 + 1e-6) over the last axis, in float32 at least: float16 has no gradient of it at zero."""
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (y * lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def rotate(x: Array, positions: Array) -> Array:

@@ -9,11 +9,13 @@ from titans_jax.optim.deep import (
     scale_by_deep_momentum,
     scale_by_delta_momentum,
 )
+from titans_jax.optim.loss_scale import LossScaled, loss_scaled
 from titans_jax.optim.m3 import ScaleByM3State, m3, orthogonalise, scale_by_m3
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
+    "LossScaled",
     "OptimConfig",
     "ScaleByM3State",
     "build",
@@ -22,6 +24,7 @@ __all__ = [
     "follow_the_regularised_leader",
     "gradient_descent",
     "learning_rate",
+    "loss_scaled",
     "m3",
     "momentum_descent",
     "orthogonalise",

@@ -2,7 +2,8 @@
 
 from titans_jax.training.command import command, guard
 from titans_jax.training.guards import Diverged, Stopped, memory_advice, stopping
-from titans_jax.training.loop import load, run
+from titans_jax.training.loop import run
+from titans_jax.training.saved import load
 from titans_jax.training.step import TrainState, define, make_step
 
 __all__ = [

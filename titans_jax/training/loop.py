@@ -6,8 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grain
@@ -18,14 +17,13 @@ from flax import nnx
 
 from titans_jax import config as configs
 from titans_jax import data, metrics, optim
-from titans_jax.checkpoint import CheckpointError, Checkpoints
+from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
-from titans_jax.nn import LM
 from titans_jax.training.guards import Diverged, Stopped, memory_advice, stop_requested
 from titans_jax.training.placement import Placement
 from titans_jax.training.report import finish
-from titans_jax.training.step import TrainState, begin, define, make_step
+from titans_jax.training.step import TrainState, begin, define, make_step, optimizer_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
     Stopped; CheckpointError when there are checkpoints and none can be used.
     """
     with stop_requested() as stop, memory_advice():
-        session, state, start = _open(experiment, resume)
+        session, state, start = _open(experiment := _with_steps(experiment), resume)
         try:
             with session.placement.active():
                 if start < experiment.train.steps:
@@ -67,21 +65,15 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
         return finish(experiment, model, session.tokenizer, session.checkpoints, measured)
 
 
-def load(folder: str | Path, which: Any = "best") -> tuple[Experiment, LM, int]:
-    """The experiment, the model and the step of a checkpoint: of a run's output folder, or its checkpoints/ folder.
-
-    which: "best", "last" or a step. Raises CheckpointError when there is none, or none that can be used.
-    """
-    path = Path(folder)
-    path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is no folder of checkpoints")
-    checkpoints = Checkpoints(path)
-    step = checkpoints.find(which)
-    experiment = configs.from_json(checkpoints.meta(step)["experiment"])
-    model = define(experiment.model)
-    arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
-    return experiment, model.model(arrays["params"]), step
+def _with_steps(experiment: Experiment) -> Experiment:
+    """The experiment with its epochs as steps."""
+    epochs = experiment.train.epochs
+    if epochs is None:
+        return experiment
+    if not epochs > 0:
+        raise ValueError(f"train.epochs is {epochs}; it must be above 0, or None to take train.steps")
+    steps = math.ceil(epochs * data.steps_an_epoch(experiment.data))
+    return replace(experiment, train=replace(experiment.train, steps=steps, epochs=None))
 
 
 def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, int]:
@@ -103,7 +95,7 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
     if going_on:
         _same_run(experiment, checkpoints.meta("last")["experiment"])
     model = define(experiment.model)
-    optimizer = optim.build(experiment.optim, experiment.train.steps)
+    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
     start = 0
     with placement.active():
         state = begin(model, optimizer, placement, experiment.train.seed)
@@ -229,9 +221,10 @@ def _require_finite(n: int, values: Mapping[str, Any], memory: Any, session: Ses
 
 def _evaluate(session: Session, state: TrainState) -> dict[str, Any]:
     """The model on held-out text."""
+    train, source = session.experiment.train, session.experiment.data
     return evaluate(
         nnx.merge(session.graphdef, state.params),
-        data.held_out_batches(session.experiment.data, limit=session.experiment.train.eval_batches),
+        data.held_out_batches(replace(source, batch=train.eval_batch or source.batch), limit=train.eval_batches),
         session.tokenizer.byte_lengths,
         sharding=session.placement.batch,
     )

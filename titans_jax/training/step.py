@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from titans_jax import sharding
+from titans_jax import optim, sharding
 from titans_jax.config import TrainConfig
 from titans_jax.inner_loop import InnerLoop
 from titans_jax.loss import cross_entropy
@@ -68,6 +68,12 @@ def _axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
     return variable.get_metadata().get("axes", ())
 
 
+def optimizer_of(model: ModelConfig, config: optim.OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` steps, with a loss scale where activations are float16."""
+    optimizer = optim.build(config, steps)
+    return optim.loss_scaled(optimizer) if model.dtype == "float16" else optimizer
+
+
 def begin(
     definition: Definition, optimizer: optax.GradientTransformation, placement: Placement, seed: int
 ) -> TrainState:
@@ -82,20 +88,24 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
     """`step(state, batch) -> state, metrics`, compiled when it is called; the state given is used up.
 
     metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and grad_norm, and memory: what
-    the memory's info says, by layer.
+    the memory's info says, by layer. With a loss scale there is loss_scale too, and grad_norm is 0 where the gradient
+    is not finite and a smaller scale is still to be tried.
     """
 
-    def loss_of(params: Any, batch: Batch) -> tuple[Array, Any]:
+    def loss_of(params: Any, batch: Batch, scale: Array | None) -> tuple[Array, Any]:
         model = nnx.merge(graphdef, params)
         state = model.init_state(batch["inputs"].shape[0])
         logits, _, info = model(batch["inputs"], state, batch.get("restart"))
         loss, sums = cross_entropy(
             logits, batch["targets"], batch["mask"], label_smoothing=train.label_smoothing, z_loss=train.z_loss
         )
-        return loss, (sums, info)
+        return loss if scale is None else loss * scale, (loss, sums, info)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        (loss, (sums, info)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+        scale = optax.tree.get(state.optimizer, "loss_scale")
+        gradients, (loss, sums, info) = jax.grad(loss_of, has_aux=True)(state.params, batch, scale)
+        if scale is not None:
+            gradients = jax.tree.map(lambda g: g / scale, gradients)
         update = sharding.automatic(optimizer.update, (state.params, state.optimizer))
         updates, optimizer_state = update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -106,6 +116,9 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
             "accuracy": sums["correct"] / jnp.maximum(sums["tokens"], 1),
             "memory": by_layer(info),
         }
+        if scale is not None:
+            norm = metrics["grad_norm"]
+            metrics |= {"loss_scale": scale, "grad_norm": jnp.where(jnp.isfinite(norm) | (scale <= 1), norm, 0)}
         return TrainState(params, optimizer_state, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -15,14 +15,14 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import config as configs
-from titans_jax import data, optim
+from titans_jax import data
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.evaluation import evaluate
 from titans_jax.metrics import Progress
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
 from titans_jax.training.placement import Placement
-from titans_jax.training.step import Definition, TrainState, begin, define, make_step
+from titans_jax.training.step import Definition, TrainState, begin, define, make_step, optimizer_of
 
 
 class Fit(NamedTuple):
@@ -69,7 +69,7 @@ def program(experiment: Experiment) -> Program:
 
 @functools.lru_cache(maxsize=8)
 def _program(model: ModelConfig, config: OptimConfig, train: TrainConfig) -> Program:
-    definition, optimizer = define(model), _rated(optim.build(config, train.steps))
+    definition, optimizer = define(model), _rated(optimizer_of(model, config, train.steps))
     return Program(definition, optimizer, make_step(definition.graphdef, optimizer, train))
 
 

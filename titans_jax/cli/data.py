@@ -1,0 +1,105 @@
+"""`titans-jax data`: what text there is, as documents and as tokens."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from titans_jax import data, metrics
+from titans_jax.cli.options import first_line, positive
+
+FORMS = {
+    "moby-dick": "Moby-Dick, 1.2 MB, comes with the package",
+    "python": "the library source of this Python, about 12 MB",
+    "FILE, FOLDER": "text; WikiText as wiki.train.raw ... or Parquet with its own train, valid and test; JSON lines",
+    "hf:NAME[:CONFIG]": "a dataset of Hugging Face, such as hf:Salesforce/wikitext:wikitext-103-raw-v1, or a saved one",
+    "tfds:NAME[/CONFIG]": "a dataset of TensorFlow Datasets, such as tfds:lm1b, from $TFDS_DATA_DIR",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Which corpus, and what to do with it."""
+    kinds = parser.add_subparsers(title="what to do", required=True, metavar="ACTION")
+    kinds.add_parser("list", help=first_line(list_corpora)).set_defaults(act=list_corpora)
+    for name, act in (("show", show), ("tokens", tokens), ("bpe", bpe)):
+        kind = kinds.add_parser(name, help=first_line(act), description=act.__doc__)
+        kind.add_argument("corpus", help="as data.corpus; `titans-jax data list` says what there can be")
+        kind.add_argument("--split", choices=get_args(data.Split), help="what is held out, as data.split")
+        kind.add_argument("--held-out", type=float, help="how much is held out, as data.held-out")
+        if name == "tokens":
+            kind.add_argument("--tokenizer", help="as data.tokenizer (default bytes)")
+            kind.add_argument("--cache-dir", help="where tokens are kept, as data.cache-dir")
+        if name == "bpe":
+            kind.add_argument("--vocab-size", type=positive, default=8192, help="ids wanted (default %(default)s)")
+        folder = Path("outputs", "data", name)
+        kind.add_argument("--output-dir", type=Path, default=folder, help="where results go (default %(default)s)")
+        kind.set_defaults(act=act)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Show a corpus, its source and licence, its split and its tokens; train a BPE on it; fill the token cache."""
+    options.act(options)
+
+
+def list_corpora(options: argparse.Namespace) -> None:
+    """What a corpus can be."""
+    print("\n".join(f"{name:<20} {text}" for name, text in FORMS.items()))
+
+
+def show(options: argparse.Namespace) -> None:
+    """Where a corpus comes from, its licence, how much there is, what is held out, how it begins."""
+    config = _config(options)
+    result: dict[str, Any] = {"corpus": config.corpus} | data.provenance(config.corpus)
+    for name, documents in zip(("train", "held_out"), data.load_sides(config), strict=True):
+        result |= {f"{name}_documents": len(documents), f"{name}_characters": sum(map(len, documents))}
+        result[f"{name}_bytes"] = sum(len(document.encode()) for document in documents)
+        result |= {f"{name}_begins": documents[0][:60]} if documents else {}
+    _report(options, result)
+
+
+def tokens(options: argparse.Namespace) -> None:
+    """Fill the cache with a corpus' tokens and show the first of them."""
+    config, tokenizer = _config(options), data.load_tokenizer(options.tokenizer or data.BYTES.name)
+    result = {"corpus": config.corpus, "tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size}
+    sides, folder = data.load_sides(config), data.cache_folder(config.cache_dir)
+    with metrics.progress(sum(map(len, sides)), "tokenise", unit="documents") as bar:
+        for name, documents in zip(("train", "held_out"), sides, strict=True):
+            if documents:
+                stream = data.tokenise(documents, tokenizer, folder, told=bar.advance)
+                count, size = len(stream.tokens) - 1, sum(len(document.encode()) for document in documents)
+                first = stream.tokens[1:13].tolist()
+                result |= {f"{name}_tokens": count, f"{name}_bytes": size, f"{name}_bytes_a_token": size / count}
+                result[f"{name}_first"] = " ".join(f"{index}:{tokenizer.decode([index])!r}" for index in first)
+                result[f"{name}_file"] = str(stream.path)
+    _report(options, result)
+
+
+def bpe(options: argparse.Namespace) -> None:
+    """Train a byte-level BPE on the training side of a corpus and write it as tokenizer.json."""
+    documents, _ = data.load_sides(_config(options))
+    path = options.output_dir / "tokenizer.json"
+    with metrics.progress(len(documents), "read", unit="documents") as bar:
+        tokenizer = data.train_bpe(_counted(documents, bar), options.vocab_size, path)
+    some = "".join(documents)[:100_000]
+    result = {"corpus": options.corpus, "tokenizer": str(path), "vocab_size": tokenizer.vocab_size}
+    _report(options, result | {"bytes_a_token": len(some.encode()) / len(tokenizer.encode(some))})
+
+
+def _config(options: argparse.Namespace) -> data.DataConfig:
+    given = {"corpus": options.corpus, "split": options.split, "held_out": options.held_out}
+    given["cache_dir"] = getattr(options, "cache_dir", None)
+    return data.DataConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def _counted(documents: Iterable[str], bar: metrics.Progress) -> Iterator[str]:
+    for document in documents:
+        yield document
+        bar.advance(1, tokens=1)
+
+
+def _report(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    metrics.write_result(options.output_dir, result)
+    for name, value in result.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        print(f"{name:<24} {' '.join(str(shown).split())}")
+    print(f"{'written':<24} {options.output_dir}/")

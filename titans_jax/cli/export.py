@@ -1,0 +1,36 @@
+"""`titans-jax export`: a checkpoint for others."""
+
+import argparse
+
+from titans_jax import export, metrics, training
+from titans_jax.cli.options import checkpoint_options, names, output, positive
+from titans_jax.training import saved
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, and in which form."""
+    checkpoint_options(parser)
+    forms = "safetensors (default): parameters, config, model card; stablehlo: functions that need jax alone"
+    parser.add_argument("--to", choices=("safetensors", "stablehlo"), default="safetensors", help=forms)
+    known = f"for stablehlo, with commas between, of {', '.join(export.PLATFORMS)} (default: all)"
+    parser.add_argument("--platforms", type=names, default=list(export.PLATFORMS), metavar="A,B", help=known)
+    parser.add_argument("--segment", type=positive, default=64, help="tokens that prefill reads at once (default 64)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write a checkpoint as safetensors with a model card, or as StableHLO that runs without this library."""
+    experiment, model, step = training.load(options.checkpoint, options.which)
+    facts = saved.facts(options.checkpoint, step)
+    folder = output(options, f"export_{options.to}")
+    parameters = sum(array.size for array in saved.named_parameters(model).values())
+    result = {"to": options.to, "parameters": parameters, "step": step, "checkpoint": str(options.checkpoint)}
+    saved.save_model(folder, experiment, model, step, facts)
+    if options.to == "stablehlo":
+        with training.memory_advice():
+            sizes = export.write(folder, model, segment=options.segment, platforms=options.platforms)
+        result |= {f"{name}_bytes": size for name, size in sizes.items()} | {"platforms": ",".join(options.platforms)}
+    text = export.model_card(experiment, step, parameters=parameters, **facts)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    metrics.write_result(folder, result)
+    written = ", ".join(sorted(path.name for path in folder.iterdir()))
+    print(f"{options.to} of step {step}, {parameters:,} parameters\nwritten: {folder}/: {written}")

@@ -1,0 +1,72 @@
+"""Corpora of the hubs, fetched by their own libraries where a network is, read from their caches where none is."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from titans_jax.data.formats import from_rows, part_name
+
+Parts = dict[str, Callable[[], list[str]]]
+
+
+@functools.lru_cache(maxsize=1)
+def hugging_face(name: str) -> Parts:
+    """The parts of a dataset of Hugging Face: "NAME" or "NAME:CONFIG", or a folder that `save_to_disk` wrote.
+
+    Raises:
+      ValueError: the library is not installed, the dataset cannot be had, or it has no column `text`.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"corpus 'hf:{name}' needs a library: pip install 'titans-jax[hf]'") from None
+    folder = Path(name).expanduser()
+    path, _, config = name.partition(":")
+    try:
+        found: Any = datasets.load_from_disk(folder) if folder.is_dir() else datasets.load_dataset(path, config or None)
+    except Exception as error:  # whatever the library, or the network below it, raises
+        raise _unobtainable(f"hf:{name}", error) from None
+    tables = found if isinstance(found, dict) else {"train": found}
+    for part, table in tables.items():
+        if "text" not in table.column_names:
+            raise ValueError(f"corpus 'hf:{name}': {part} has no column 'text', only {', '.join(table.column_names)}")
+    return {part_name(part): functools.partial(_texts, table) for part, table in tables.items()}
+
+
+def _texts(table: Any) -> list[str]:
+    return from_rows(text or "" for text in table["text"])
+
+
+@functools.lru_cache(maxsize=1)
+def tfds(name: str) -> Parts:
+    """The parts of a dataset of TensorFlow Datasets, "NAME" or "NAME/CONFIG", from $TFDS_DATA_DIR or its default.
+
+    Raises:
+      ValueError: the dataset is unknown, cannot be had, or has no text feature, or several and none is called "text".
+    """
+    import tensorflow_datasets
+
+    try:
+        directory = os.environ.get("TFDS_DATA_DIR")
+        builder = tensorflow_datasets.builder(name, data_dir=directory, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the library, or the network below it, raises
+        raise _unobtainable(f"tfds:{name}", error) from None
+    features = builder.info.features
+    texts = [key for key in features if isinstance(features[key], tensorflow_datasets.features.Text)]
+    if "text" not in texts and len(texts) != 1:
+        raise ValueError(f"corpus 'tfds:{name}': which is the text? its features are {', '.join(features)}")
+    key = "text" if "text" in texts else texts[0]
+
+    def read(part: str) -> list[str]:
+        rows = (row[key] for row in builder.as_data_source(split=part))
+        return [row.decode() if isinstance(row, bytes) else row for row in rows]
+
+    return {part_name(part): functools.partial(read, part) for part in builder.info.splits}
+
+
+def _unobtainable(spec: str, error: Exception) -> ValueError:
+    reason = next(iter(str(error).splitlines()), "")
+    return ValueError(f"corpus {spec!r} cannot be had: {type(error).__name__}: {reason}")

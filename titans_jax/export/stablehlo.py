@@ -1,0 +1,90 @@
+"""A model as three serialised functions of arrays (jax.export, StableHLO inside), to be run without this library.
+
+    init_state(params, rows) -> state            rows: int32 [B], of which only the length counts
+    prefill(params, state, tokens) -> logits, state    tokens: int32 [B, segment]
+    decode(params, state, token) -> logits, state      token: int32 [B]
+
+params: arrays by name, as in model.safetensors. state: a list of arrays of one size for ever. logits: float32
+[B, vocabulary], of what follows the last token. B is any number: it is a symbol in the functions.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, export
+
+from titans_jax.data.files import replacing
+from titans_jax.export import runner
+from titans_jax.nn import LM
+from titans_jax.training.saved import named_parameters
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(folder: Path, model: LM, *, segment: int, platforms: Sequence[str] = PLATFORMS) -> dict[str, int]:
+    """Write the functions, a manifest, and run.py, which generates with jax alone, beside what `save_model` wrote.
+
+    segment: tokens that prefill reads at once. platforms: of PLATFORMS. Returns the bytes of each function.
+
+    Raises ValueError for a platform that is not of PLATFORMS.
+    """
+    if unknown := set(platforms) - set(PLATFORMS):
+        raise ValueError(f"no platform {min(unknown)!r}; known are {', '.join(PLATFORMS)}")
+    sizes = {}
+    for name, exported in functions(model, segment, platforms).items():
+        raw = exported.serialize()
+        sizes[name] = len(raw)
+        with replacing(folder / f"{name}.jax") as file:
+            file.write(raw)
+    manifest = {
+        "segment": segment,
+        "vocab_size": model.config.vocab_size,
+        "platforms": list(platforms),
+        "jax": jax.__version__,
+        "calling_convention": exported.calling_convention_version,
+        "state": [f"{x.dtype}[{', '.join(map(str, x.shape))}]" for x in exported.out_avals[1:]],
+    }
+    with replacing(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=2).encode())
+    with replacing(folder / "run.py") as file:
+        file.write(Path(runner.__file__).read_bytes())
+    return sizes
+
+
+def functions(model: LM, segment: int, platforms: Sequence[str]) -> dict[str, export.Exported]:
+    """The three functions of a model by name."""
+    graphdef, params = nnx.split(model)
+    names, tree = list(named_parameters(model)), jax.tree.structure(nnx.to_pure_dict(params))
+    (batch,) = export.symbolic_shape("b")
+
+    def rebuilt(params: dict[str, Array]) -> LM:
+        return nnx.merge(graphdef, jax.tree.unflatten(tree, [params[name] for name in names]))
+
+    def begin(params: dict[str, Array], rows: Array) -> Any:
+        return rebuilt(params).init_state(rows.shape[0])
+
+    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named_parameters(model).items()}
+    ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    states = jax.eval_shape(begin, abstract, ids((batch,)))
+
+    def advance(params: dict[str, Array], state: list[Array], tokens: Array) -> tuple[Array, list[Array]]:
+        """Tokens [B, T], or [B]."""
+        given = jax.tree.unflatten(jax.tree.structure(states), state)
+        logits, after, _ = rebuilt(params)(tokens.reshape(tokens.shape[0], -1), given)
+        return logits[:, -1], jax.tree.leaves(after)
+
+    def export_(function: Callable[..., Any], *arguments: Any) -> export.Exported:
+        return export.export(jax.jit(function), platforms=platforms)(*arguments)
+
+    state = jax.tree.leaves(states)
+    return {
+        "init_state": export_(lambda params, rows: jax.tree.leaves(begin(params, rows)), abstract, ids((batch,))),
+        "prefill": export_(advance, abstract, state, ids((batch, segment))),
+        "decode": export_(advance, abstract, state, ids((batch,))),
+    }
