@@ -17,7 +17,6 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from titans_jax.memory import Weights
 from titans_jax.memory.base import norm
 from titans_jax.nn import LM, Look, MemoryLayer, MemoryState, ModelConfig
 from titans_jax.nn.attention import KV, Attention
@@ -26,9 +25,11 @@ from titans_jax.nn.mac import MAC
 
 
 class Attended(NamedTuple):
-    """How attention read one token's context. tokens, read: [B, H, W] the weight on the token so far back, 0 for itself,
-    and on what MAC's memory gave for that token; what is missing to 1 went to the persistent tokens. W is the longest
-    view of any layer. key: [B, H] norm of the token's own key. nan in layers without attention.
+    """How attention read one token's context; nan in layers without attention.
+
+    tokens, read: [B, H, W] the weight on the token so far back, 0 for itself, and on what MAC's memory gave for that
+    token; what is missing to 1 went to the persistent tokens. W is the longest view of any layer. key: [B, H] norm of
+    the token's own key.
     """
 
     tokens: Array
@@ -37,9 +38,10 @@ class Attended(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What the memory did with one token, each [B, H]. look: `nn.Look`. change: norm of what the token changed in the
-    fast weights. key, value: norms of what was written, the key's before it is normalised. nan in layers without memory;
-    key and value also in hope, whose memories make their own.
+    """What the memory did with one token, each [B, H]; nan in layers without a memory.
+
+    look: `nn.Look`. change: norm of what the token changed in the fast weights. key, value: norms of what was written,
+    the key's before it is normalised; nan in hope, whose memories make their own.
     """
 
     look: Look
@@ -82,7 +84,7 @@ class Watched(nnx.Module):
 def watch(model: LM) -> LM:
     """The same model, whose calls of one token show `Inside`, stacked [layers, ...], in place of a `Look`."""
     watched = nnx.merge(*nnx.split(model))
-    watched.blocks = nnx.List([Watched(block) for block in watched.blocks])
+    watched.blocks = nnx.List([Watched(block) for block in watched.blocks])  # type: ignore[misc]  # act as blocks
     return watched
 
 
@@ -174,9 +176,11 @@ def _norms(x: Array) -> Array:
 
 
 class Reading(NamedTuple):
-    """A text as a model read it. tokens: [T]; logits: [T, vocab], after each. attention, memory: as `Inside`, of leaves
-    [layers, H, T, ...]. ends: tokens read when the fast weights were kept, 0 first. weights: for each of `ends`, the fast
-    weights of each layer that has some, {layer: {name: [heads, in, out]}} (the dual, in the retention's coordinates).
+    """A text as a model read it.
+
+    tokens: [T]; logits: [T, vocab], after each. attention, memory: as `Inside`, of leaves [layers, H, T, ...]. ends:
+    tokens read when the fast weights were kept, 0 first. weights: for each of `ends`, the fast weights of each layer
+    that has some, {layer: {name: [heads, in, out]}} (the dual, in the retention's coordinates).
     """
 
     tokens: NDArray[np.int32]
@@ -220,16 +224,16 @@ def read(model: LM, tokens: Iterable[int]) -> Reading:
     every = jax.device_get(seen)
     logits = np.stack([one for one, _ in every])
     inside = jax.tree.map(lambda *x: np.stack([one[:, 0] for one in x], 2), *(one for _, one in every))
-    return Reading(np.array(given, np.int32), logits, *inside, ends, weights)
+    return Reading(np.array(given, np.int32), logits, inside.attention, inside.memory, ends, weights)
 
 
 def fast_weights(config: ModelConfig, state: Any) -> dict[int, dict[str, NDArray]]:
-    """The fast weights of the first row of a model's state, {layer: {name: [heads, in, out]}}; hope's five are heads."""
-    found = {}
+    """The first row's, of a model's state: {layer: {name: [heads, in, out]}}; hope's five memories count as heads."""
+    found: dict[int, dict[str, NDArray]] = {}
     for place, block in enumerate(getattr(state, "now", state).blocks):
         if config.pattern[place] in ("transformer", "hope_attention"):
             continue
-        dual: Weights = jax.device_get(find(MemoryState, block).memory.dual)
+        dual = jax.device_get(find(MemoryState, block).memory.dual)
         for row in range(len(next(iter(dual.values())))):
             one = {name: w[row, 0].reshape(-1, *w.shape[-2:]) for name, w in dual.items()}
             found[place + row * len(config.pattern)] = one

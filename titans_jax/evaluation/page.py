@@ -40,12 +40,15 @@ def markdown(title: str, facts: Mapping[str, str], sections: Sequence[Section]) 
 
 def html(title: str, facts: Mapping[str, str], sections: Sequence[Section], folder: Path) -> str:
     """The report in one file, with the pictures of `folder` in it."""
-    rows = "".join(f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
+    rows = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items()
+    )
     links = "".join(f"<li><a href='#s{i}'>{escape(section.title)}</a></li>" for i, section in enumerate(sections))
     body = "".join(_section(i, section, folder) for i, section in enumerate(sections))
     return (
         f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<meta name=viewport content='width=device-width, initial-scale=1'><meta name=color-scheme content='light dark'>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        "<meta name=color-scheme content='light dark'>"
         f"<link rel=icon href='data:,'><style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
         f"<table>{rows}</table><nav aria-label=Sections><ul>{links}</ul></nav>{body}</main></body></html>\n"
     )

@@ -28,8 +28,10 @@ RESETS = {
 
 
 class Scores(NamedTuple):
-    """Sums over what was read. nll (nats), correct, tokens: float64 [batches, T], by position in the sequence. bytes: of
-    the text that was scored. reset: the policy in words.
+    """Sums over what was read.
+
+    nll (nats), correct, tokens: [batches, T], by position in the sequence. bytes: of the text that was scored. reset:
+    the policy in words.
     """
 
     nll: NDArray[np.float64]

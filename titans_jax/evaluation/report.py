@@ -39,7 +39,7 @@ class Report:
         self.numbers: dict[str, Any] = dict(facts)
 
     def make(self, scores: Scores, bar: Progress, *, samples: int, length: int, temperature: float, seed: int) -> None:
-        """Everything: `samples` texts of `length` tokens at this temperature, and the pictures. bar: of `STEPS` steps."""
+        """Everything. samples: texts of `length` tokens, drawn at this temperature. bar: of STEPS steps."""
         row = self.batch["inputs"][0][: int(self.batch["mask"][0].sum())]
         prompt, written = self.samples(samples, length, temperature, seed)
         bar.advance()
@@ -78,14 +78,16 @@ class Report:
         """Loss and accuracy along the sequence."""
         found = by_position(scores)
         plots.positions_curve(found, self.folder / "positions.png")
-        text = "If reading more helps, the loss falls along the sequence. Where it stops falling, no more is made of it."
+        text = (
+            "If reading more helps, the loss falls along the sequence. Where it stops falling, no more is made of it."
+        )
         self._add("Position in the sequence", text, [("positions.png", "Loss and accuracy by position")], numbers=found)
 
     def attention(self, reading: Reading) -> None:
         """Who looks at whom."""
         seen = reading.attention
         if seen is None:
-            self._add("Attention", "This model has no attention.", numbers=None)
+            self._add("Attention", "This model has no attention.", numbers={})
             return
         layers = np.flatnonzero(np.isfinite(seen.key).all((1, 2)))
         seen = jax.tree.map(lambda x: x[layers], seen)
@@ -104,8 +106,8 @@ class Report:
         by_distance = {name: far[name][:, : len(reading.tokens)] for name in maps}
         plots.layer_analysis(by_distance, shares, heads["reach"], self.folder / "layer_analysis.png")
         text = (
-            "The weights with which each token of a held-out text read what it can see. What is missing to 1 lies on the "
-            "persistent tokens, which stand in front of every text. Distance and reach are of the weight on tokens"
+            "The weights with which each token of a held-out text read what it can see. What is missing to 1 lies on "
+            "the persistent tokens, which stand in front of every text. Distance and reach are of the weight on tokens"
         )
         text += " and on what the memory gave for them." if "memory" in maps else "."
         pictures = [
@@ -119,27 +121,28 @@ class Report:
     def memory(self, reading: Reading) -> None:
         """What the memories did with each token."""
         if reading.memory is None:
-            self._add("Memory", "This model has no memory that is written.", numbers=None)
+            self._add("Memory", "This model has no memory that is written.", numbers={})
             return
         layers, seen = list(reading.weights[0]), _of_layers(reading)
         look, pieces = seen.look, self._pieces(reading.tokens)
         batched = jax.tree.map(lambda x: x[:, None], look)
         plots.memory_picture(batched, self.folder / "memory.png", text=pieces)
+        size = look.weight_norm
         strips = {
             "Surprise: loss before the write": look.surprise,
-            "Update: norm of what the token changed": seen.change,
+            "Update: log10 of the norm of what the token changed": np.log10(np.maximum(seen.change, 1e-12)),
             "Rate: the step's gate": look.rate,
             "Momentum: how much of the last step goes on": look.momentum,
             "Keep: how much is not forgotten": look.keep,
-            "Norm of the fast weights": look.weight_norm,
+            "Norm of the fast weights, % above the first token's": 100 * (size / size[..., :1] - 1),
         }
         plots.memory_activity(strips, self.folder / "memory_activity.png", names=layers)
         learned = statistics.learned(reading)
         means = look.surprise.mean(1), seen.change.mean(1)
         plots.memory_updates(*means, reading.ends, learned, self.folder / "memory_updates.png")
         text = (
-            "What the memories did while they read the same text, token by token. Surprise is the memory's own loss on a "
-            "token before it is written; the update is the norm of all that the token changed in the fast weights, "
+            "What the memories did while they read the same text, token by token. Surprise is the memory's own loss on "
+            "a token before it is written; the update is the norm of all that the token changed in the fast weights, "
             "forgetting included. Fast weights are looked at after every chunk."
         )
         pictures = [
@@ -153,7 +156,8 @@ class Report:
 
     def state(self, reading: Reading) -> None:
         """What is carried from token to token."""
-        panels, pictures = {}, []
+        panels: dict[str, Any] = {}
+        pictures = []
         if reading.memory is not None:
             plots.memory_state(reading.weights[0], reading.weights[-1], self.folder / "memory_state.png")
             pictures.append(("memory_state.png", "The memories' matrices at the end, and what the text has changed"))
@@ -162,6 +166,7 @@ class Report:
         if reading.attention is not None:
             panels = {"attention keys": reading.attention.key} | panels
         if panels:
+            panels = {title: np.asarray(x) for title, x in panels.items()}
             plots.norms(panels, self.folder / "key_norms.png")
             pictures.append(("key_norms.png", "Norms of keys and values by layer and head"))
         text = "What the model carries from token to token: fast weights, and keys with their values."
@@ -172,11 +177,13 @@ class Report:
         """What it costs to do without the memories."""
         found = relevance(self.model, self.batch)
         plots.relevance_bars(found, self.folder / "relevance.png")
-        meant = "; ".join(f"without {name}: {CUTS[name]}" for name in found)
-        text = (
-            f"One part of one layer is cut out, the rest reads on: {meant}. In MAC and MAG the memory's reading and "
-            "attention multiply each other, so without either of them the layer mixes nothing over time."
-        )
+        meant = [f"Without {name}: {CUTS[name]}" for name in found]
+        text = f"One part of one layer is cut out, and the rest reads on. {'. '.join(meant)}."
+        if {"mac", "mag"} & set(self.model.config.pattern):
+            text += (
+                " In MAC and MAG attention is a gate on what is read from the memory: without the reading, the layer "
+                "mixes nothing over time; nor does MAC without attention, which its memory is written and read with."
+            )
         self._add("Relevance", text, [("relevance.png", "What it costs to do without each part")], numbers=found)
 
     def animation(self, prompt: Any, written: Any) -> None:
@@ -194,8 +201,9 @@ class Report:
             attention=None if reading.attention is None else _maps(reading.attention),
             memory=memory,
         )
-        text = "The first sample as it is written: a picture for every token, means over heads where not said otherwise."
-        self._add("While it writes", text, [("generation.gif", "Attention and memory while text is written")], numbers=None)
+        text = "The first sample as it is written: a picture for every token, means over heads where it says no other."
+        pictures = [("generation.gif", "Attention and memory while text is written")]
+        self._add("While it writes", text, pictures, numbers={"tokens": tokens})
 
     def write(self) -> None:
         """report.json, report.md, report.html."""
@@ -228,4 +236,3 @@ def _of_layers(reading: Reading) -> Any:
     """What the layers that have a memory show."""
     layers = list(reading.weights[0])
     return jax.tree.map(lambda x: x[layers], reading.memory)
-

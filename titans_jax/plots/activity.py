@@ -46,7 +46,7 @@ def memory_activity(
             bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.005)
             bar.ax.tick_params(labelsize=6)
             bar.ax.yaxis.get_offset_text().set_fontsize(6)
-        panels[-1].set_xlabel(f"token; in each layer {len(heads)} of {shape[1]} memories, one below the other")
+        panels[-1].set_xlabel(f"token; in each layer {len(heads)} of its {shape[1]} heads, one below the other")
         return write(figure, path, {title: array.mean(1) for title, array in values.items()})
 
 
@@ -79,10 +79,14 @@ def memory_updates(
                 axes.plot(ends, values[layer], "o-", ms=3, color=colour)
         panels[0].set(xscale="log", xlabel="norm of a token's change", ylabel="share of tokens below")
         panels[0].set_title("Sizes of the writes")
-        panels[1].set(xscale="log", yscale="log", xlabel="surprise", ylabel="norm of the change")
+        panels[1].set(yscale="log", xlabel="surprise", ylabel="norm of the change")
         panels[1].set_title("Does surprise drive the writes?")
         titles = ("Effective rank of the fast weights", "Effective rank of what was learned", "Drift")
-        marks = ("exp(entropy of singular values)", "exp(entropy of singular values)", "|W - W at first| / |W at first|")
+        marks = (
+            "exp(entropy of singular values)",
+            "exp(entropy of singular values)",
+            "|W - W at first| / |W at first|",
+        )
         for axes, title, mark in zip(panels[2:5], titles, marks, strict=True):
             axes.set(xlabel="tokens read", ylabel=mark, title=title)
         panels[5].bar([str(layer) for layer in layers], correlations, color=colours, width=0.6)
@@ -102,10 +106,10 @@ def _legend(axes: "Axes", layers: int) -> None:
 
 def _rank_correlation(x: NDArray, y: NDArray) -> float:
     """Spearman's; 0 where one of them does not vary."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (x, y)]
+    first, second = (np.argsort(np.argsort(values)).astype(float) for values in (x, y))
     if not (np.ptp(x) > 0 and np.ptp(y) > 0):
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _low(values: NDArray) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 64
+COLUMNS = 80
 
 
 def generation(
@@ -45,7 +45,7 @@ def generation(
     places = _places(pieces)
     means = {name: weights.mean((0, 1)) for name, weights in (attention or {}).items()}
     lines = places[-1][0] + 1
-    heights = [0.22 * lines + 0.35, *[1.5 if attention else 0.0], *[0.9] * len(memory or {})]
+    heights = [0.24 * lines + 0.35, *[1.5 if attention else 0.0], *[0.9] * len(memory or {})]
     figure = figure_of(9, sum(heights) + 0.5)
     with style():
         kept = [height for height in heights if height]
@@ -90,7 +90,7 @@ def _text(axes: "Axes", pieces: Sequence[str], places: Any, prompt: int, means: 
     for spine in axes.spines.values():
         spine.set_visible(False)
     letters = [
-        axes.text(column, line + 0.55, text, family="DejaVu Sans Mono", fontsize=9, va="center", visible=False,
+        axes.text(column, line + 0.55, text, family="DejaVu Sans Mono", fontsize=11, va="center", visible=False,
                   color=MUTED if i < prompt else INK, parse_math=False)
         for i, (line, column, text) in enumerate(places)
     ]  # fmt: skip
@@ -139,8 +139,8 @@ def _attention(axes: "Axes", weights: NDArray) -> Any:
 
 
 def _memory(axes: "Axes", title: str, values: NDArray, prompt: int) -> Any:
-    top = max(float(np.nanquantile(values, 0.99)), 1e-12)
-    shown = axes.imshow(np.full(values.shape, np.nan), cmap="magma_r", vmin=0, vmax=top, aspect="auto")
+    low, high = np.nanquantile(values, [0.01, 0.99])
+    shown = axes.imshow(np.full(values.shape, np.nan), cmap="magma_r", vmin=low, vmax=high, aspect="auto")
     axes.axvline(prompt - 0.5, color=MUTED, lw=0.8, ls=":")
     axes.grid(False)
     axes.set_yticks(range(len(values)), [f"layer {i}" for i in range(len(values))], fontsize=7)

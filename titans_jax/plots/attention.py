@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from titans_jax.plots.style import MUTED, drawable, few, figure_of, layer_colours, style, write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Maps = Mapping[str, NDArray]
@@ -28,13 +29,13 @@ def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
     width, height = 1.35 * len(columns) * len(maps) + 0.8, 1.35 * len(rows) + 0.9
     figure = figure_of(max(width, 5), height)
     with style():
-        parts = np.atleast_1d(figure.subfigures(1, len(maps)))
-        for part, (name, weights), colours in zip(parts, maps.items(), COLOURS, strict=False):
+        parts: Any = figure.subfigures(1, len(maps), squeeze=False)
+        for part, (name, weights), colours in zip(parts[0], maps.items(), COLOURS, strict=False):
             part.suptitle(f"Weights on {name}", fontsize=10)
             panels = part.subplots(len(rows), len(columns), squeeze=False)
             for i, layer in enumerate(rows):
                 for j, head in enumerate(columns):
-                    _map(panels[i, j], weights[layer, head], colours)
+                    _map(panels[i, j], weights[layer, head], colours, "antialiased")
                     panels[i, j].set(xticks=[], yticks=[])
                     if i == 0:
                         panels[i, j].set_title(f"head {head}", fontsize=8)
@@ -61,7 +62,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
         for i, ((name, weights), colours) in enumerate(zip(maps.items(), COLOURS, strict=False)):
             for j, head in enumerate(columns):
                 axes = panels[i, j]
-                _map(axes, weights[head], colours)
+                _map(axes, weights[head], colours, "nearest")
                 axes.set_title(f"head {head}: weights on {name}", fontsize=9)
                 for axis in (axes.xaxis, axes.yaxis):
                     axis.set_ticks(range(length), names, family="DejaVu Sans Mono", fontsize=6, color="#1d2433")
@@ -69,8 +70,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
                         label.set_parse_math(False)
                 axes.tick_params(length=0, pad=1)
         figure.suptitle(f"Layer {layer}: each row is a token, dark is what it read", x=0.01, ha="left", fontsize=10)
-        numbers = {name: weights for name, weights in maps.items()}
-        return write(figure, path, {"layer": layer, "text": list(text), "weights": numbers})
+        return write(figure, path, {"layer": layer, "text": list(text), "weights": maps})
 
 
 def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
@@ -83,7 +83,7 @@ def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
     with style():
         panels = np.atleast_1d(figure.subplots(1, len(numbers)))
         for axes, (title, values) in zip(panels, numbers.items(), strict=True):
-            axes.imshow(values, cmap="Purples", aspect="auto", vmin=0, vmax=1.25 * max(np.nanmax(values), 1e-9))
+            axes.imshow(values, cmap="Purples", aspect="auto", vmin=0, vmax=1.7 * max(np.nanmax(values), 1e-9))
             axes.grid(False)
             axes.set_title(title, fontsize=9)
             axes.set_xticks(range(heads), [f"head {h}" for h in range(heads)], fontsize=7)
@@ -95,9 +95,7 @@ def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
         return write(figure, path, numbers)
 
 
-def layer_analysis(
-    by_distance: Maps, shares: Maps, reach: NDArray, path: str | os.PathLike[str]
-) -> "Figure":
+def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | os.PathLike[str]) -> "Figure":
     """Draws how the layers differ: how far back they look, what they look at, how widely.
 
     by_distance: [layers, W] mean weight on what lies so many tokens back, by what is read. shares: [layers] of the
@@ -108,7 +106,7 @@ def layer_analysis(
     figure = figure_of(12, 3.6)
     with style():
         far, what, wide = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
-        for (name, weights), line in zip(by_distance.items(), lines, strict=False):
+        for weights, line in zip(by_distance.values(), lines, strict=False):
             back = np.arange(1, weights.shape[1] + 1)
             for layer in range(layers):
                 label = f"layer {layer}" if line == "-" and layer in few(layers, 6) else None
@@ -124,6 +122,7 @@ def layer_analysis(
             what.bar(range(layers), share, bottom=bottom, color=colour, width=0.7, label=name)
             bottom = bottom + np.nan_to_num(share)
         what.set(xlabel="layer", ylabel="share of the weight", ylim=(0, 1.25), title="On what")
+        what.set_yticks([0, 0.25, 0.5, 0.75, 1])
         what.legend(ncols=2, fontsize=7, loc="upper center")
         for layer in range(layers):
             wide.plot([layer] * reach.shape[1], reach[layer], "o", ms=4, color=colours[layer], alpha=0.7)
@@ -144,12 +143,12 @@ def _shape(maps: Maps, axes: int = 4) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _map(axes: "object", weights: NDArray, colours: str) -> None:
+def _map(axes: "Axes", weights: NDArray, colours: str, interpolation: str) -> None:
     from matplotlib.colors import PowerNorm
 
-    norm = PowerNorm(0.5, 0, max(float(np.nanmax(weights, initial=0)), 1e-9))
-    axes.imshow(weights, cmap=colours, norm=norm, interpolation="nearest")  # type: ignore[attr-defined]
-    axes.grid(False)  # type: ignore[attr-defined]
+    norm = PowerNorm(0.4, 0, max(float(np.nanmax(weights, initial=0)), 1e-9))
+    axes.imshow(weights, cmap=colours, norm=norm, interpolation=interpolation)
+    axes.grid(False)
 
 
 def _short(value: float) -> str:

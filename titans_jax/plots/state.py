@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "
     columns = [(name, head) for head in heads for name in names]
     figure = figure_of(3.0 * len(columns) + 0.6, 1.25 * len(layers) + 0.9)
     with style():
-        parts = figure.subfigures(1, 2)
+        parts: Any = figure.subfigures(1, 2)
         changes = {layer: {n: last[layer][n] - first[layer][n] for n in last[layer]} for layer in last}
         for part, title, values in zip(parts, ("at the end", "changed by the text"), (last, changes), strict=True):
             part.suptitle(f"Fast weights {title}", fontsize=10)
@@ -57,8 +57,8 @@ def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "
 def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figure":
     """Draws how long keys and values are: for each of `values`, [layers, heads, T] by title, boxes over the tokens.
 
-    A box is the middle half of the tokens, its whiskers end at 5% and 95%. Layers that are all nan are left out. At most
-    twelve layers. Writes `path` and the JSON beside it, with medians [layers][heads].
+    A box is the middle half of the tokens, its whiskers end at 5% and 95%. Layers that are all nan are left out, and
+    at most twelve are drawn. Writes `path` and the JSON beside it, with medians [layers][heads].
     """
     figure = figure_of(4.1 * len(values), 3.4)
     with style():
@@ -87,10 +87,8 @@ def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figur
         return write(figure, path, {"median": medians})
 
 
-def relevance_bars(
-    found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]
-) -> "Figure":
-    """Draws what it costs to do without a layer's memory, as `evaluation.relevance` found it. Writes `path` and JSON."""
+def relevance_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws what it costs to do without a layer's parts, as `evaluation.relevance` found it. Writes `path` and JSON."""
     figure = figure_of(12, 3.6)
     panels = {"divergence": "Predictions that change: KL, nats a token", "loss": "Loss that is added, nats a token"}
     with style():
@@ -107,7 +105,10 @@ def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
     for i, (cut, values) in enumerate(rows.items()):
         places = np.arange(len(values)) + width * (i + 0.5) - 0.4
         heights = [np.nan if value is None else value for value in values]
-        axes.bar(places, heights, width=0.92 * width, color=_CUTS[i], label=f"without {cut}")
+        bars = axes.bar(places, heights, width=0.92 * width, color=_CUTS[i], label=f"without {cut}")
+        if len(values) * len(rows) <= 32:
+            axes.bar_label(bars, fmt="%.2g", fontsize=6.5, rotation=90, padding=2)
+    axes.margins(y=0.15)
     axes.set_xticks(few(len(values), 12))
 
 
