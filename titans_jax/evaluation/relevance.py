@@ -23,7 +23,11 @@ CUTS = {
     "attention": "what attention gives is zero",
 }
 _PARAMETERS = {
-    "learning": {r"memory/(rate|keep)/kernel": 0.0, r"memory/rate/bias": -1e9, r"memory/keep/bias": 1e9},
+    "learning": {
+        r"memory/(rate|momentum|keep)/kernel": 0.0,
+        r"memory/(rate|momentum)/bias": -1e9,
+        r"memory/keep/bias": 1e9,
+    },
     "reading": {r"memory/out/kernel": 0.0},
     "context": {r"retrieve/out/kernel": 0.0},
     "attention": {r"(attention/)?projections/out/kernel": 0.0},

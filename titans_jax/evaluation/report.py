@@ -89,14 +89,13 @@ class Report:
         if seen is None:
             self._add("Attention", "This model has no attention.", numbers={})
             return
-        layers = np.flatnonzero(np.isfinite(seen.key).all((1, 2)))
-        seen = jax.tree.map(lambda x: x[layers], seen)
+        last = int(np.flatnonzero(np.isfinite(seen.key).all((1, 2)))[-1])
         maps, heads = _maps(seen), statistics.head_numbers(seen)
         plots.attention_maps(maps, self.folder / "attention.png")
-        last, near = len(layers) - 1, slice(-NEAR, None)
+        near = slice(-NEAR, None)
         part = {name: weights[last][:, near, near] for name, weights in maps.items()}
         pieces = self._pieces(reading.tokens)[near]
-        plots.head_grid(part, pieces, self.folder / "attention_heads.png", layer=int(layers[last]))
+        plots.head_grid(part, pieces, self.folder / "attention_heads.png", layer=last)
         titles = {"distance": "mean distance, tokens", "reach": "things read at once", "read": "weight on memory"}
         titles |= {"persistent": "weight on persistent tokens"}
         shown = {title: heads[name] for name, title in titles.items() if name != "read" or "memory" in maps}
@@ -112,11 +111,11 @@ class Report:
         text += " and on what the memory gave for them." if "memory" in maps else "."
         pictures = [
             ("attention.png", "Weights of every layer and head over the text; darker is more"),
-            ("attention_heads.png", f"The heads of layer {layers[last]} over the last {len(pieces)} tokens"),
+            ("attention_heads.png", f"The heads of layer {last} over the last {len(pieces)} tokens"),
             ("head_comparison.png", "How the heads differ"),
             ("layer_analysis.png", "How the layers differ"),
         ]
-        self._add("Attention", text, pictures, numbers={"layers": layers, **heads})
+        self._add("Attention", text, pictures, numbers=heads)
 
     def memory(self, reading: Reading) -> None:
         """What the memories did with each token."""
@@ -192,7 +191,7 @@ class Report:
         reading = read(self.model, tokens.tolist())
         memory = None
         if reading.memory is not None:
-            seen = _of_layers(reading)
+            seen = reading.memory
             memory = {"Surprise": seen.look.surprise.mean(1), "Norm of the update": seen.change.mean(1)}
         plots.generation(
             self._pieces(tokens),

@@ -29,8 +29,8 @@ def generation(
     """Draws a GIF with one picture for each token that was written.
 
     pieces: the text of each of T tokens, the first `prompt` of them given. attention: by what is read ("tokens" first),
-    [layers, heads, T, T]. memory: by title [layers, T]. Either may be None. seconds: of each picture. The JSON beside
-    holds, for each picture, the mean weight on every token so far. Returns the figure of the last one.
+    [layers, heads, T, T]. memory: by title [layers, T]. Either may be None; layers without are nan. seconds: of each
+    picture. The JSON beside holds, for each picture, the mean weight on every token so far. Returns the last figure.
 
     Raises ValueError if nothing was written, or lengths do not fit.
     """
@@ -43,7 +43,7 @@ def generation(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     places = _places(pieces)
-    means = {name: weights.mean((0, 1)) for name, weights in (attention or {}).items()}
+    means = {name: np.nanmean(weights, (0, 1)) for name, weights in (attention or {}).items()}
     lines = places[-1][0] + 1
     heights = [0.24 * lines + 0.35, *[1.5 if attention else 0.0], *[0.9] * len(memory or {})]
     figure = figure_of(9, sum(heights) + 0.5)
@@ -124,7 +124,7 @@ def _strength(weights: NDArray) -> NDArray:
 
 def _attention(axes: "Axes", weights: NDArray) -> Any:
     layers, heads, length, _ = weights.shape
-    rows = weights.reshape(layers * heads, length, length)
+    rows = np.nan_to_num(weights).reshape(layers * heads, length, length)
     shown = axes.imshow(np.zeros((layers * heads, length)), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.grid(False)
     axes.set_yticks([heads * (i + 0.5) - 0.5 for i in range(layers)], [f"layer {i}" for i in range(layers)], fontsize=7)

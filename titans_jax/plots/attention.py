@@ -21,11 +21,13 @@ SHARES = ("#4f7cc4", "#d9622b", "#b8bcc6")
 def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
     """Draws every head of every layer: row t, column s is the weight with which token t read s.
 
-    `maps` names what is read ("tokens", ...), each [layers, heads, T, T]. At most eight layers and eight heads are
-    drawn. The JSON beside holds each head's mean weight on each of these. Raises ValueError for other shapes.
+    `maps` names what is read ("tokens", ...), each [layers, heads, T, T], nan in layers without attention. At most
+    eight layers and eight heads are drawn. The JSON beside holds each head's mean weight on each of these. Raises
+    ValueError for other shapes.
     """
     layers, heads = _shape(maps)
-    rows, columns = few(layers, 8), few(heads, 8 // len(maps))
+    looking = [i for i in range(layers) if all(np.isfinite(weights[i]).all() for weights in maps.values())]
+    rows, columns = [looking[i] for i in few(len(looking), 8)], few(heads, 8 // len(maps))
     width, height = 1.35 * len(columns) * len(maps) + 0.8, 1.35 * len(rows) + 0.9
     figure = figure_of(max(width, 5), height)
     with style():
@@ -40,7 +42,7 @@ def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
                     if i == 0:
                         panels[i, j].set_title(f"head {head}", fontsize=8)
                 panels[i, 0].set_ylabel(f"layer {layer}", fontsize=8)
-        numbers = {name: np.nansum(weights, -1).mean(-1) for name, weights in maps.items()}
+        numbers = {name: weights.sum(-1).mean(-1) for name, weights in maps.items()}
         return write(figure, path, {"share": numbers})
 
 
@@ -126,7 +128,7 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | 
         what.legend(ncols=2, fontsize=7, loc="upper center")
         for layer in range(layers):
             wide.plot([layer] * reach.shape[1], reach[layer], "o", ms=4, color=colours[layer], alpha=0.7)
-        wide.plot(reach.mean(1), color=MUTED, lw=1.2, label="mean of the heads")
+        wide.plot(reach.mean(1), "_-", ms=14, color=MUTED, lw=1.2, label="mean of the heads")
         wide.set(xlabel="layer", ylabel="exp(entropy)", title="How many things at once")
         wide.set_ylim(bottom=0)
         wide.legend(fontsize=7)
