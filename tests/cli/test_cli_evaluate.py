@@ -12,7 +12,7 @@ SMALL = [
     *("--model.dim", "16", "--model.depth", "2", "--model.heads", "2", "--model.head-dim", "8"),
     *("--model.segment", "16", "--model.memory.chunk", "16", "--model.memory.head-dim", "8"),
     *("--data.sequence", "32", "--data.batch", "4", "--train.steps", "4", "--train.eval-every", "4"),
-    *("--train.eval-batches", "2", "--train.sample", "12"),
+    *("--train.eval-batches", "2"),
 ]
 
 
@@ -21,6 +21,7 @@ def test_a_report_of_everything(tmp_path, capsys):
     run, folder = tmp_path / "run", tmp_path / "report"
     assert cli.main(["train", "tiny", *SMALL, "--output-dir", str(run)]) == 0
     arguments = ["eval", "--checkpoint", str(run), "--limit", "2", "--samples", "2", "--temperature", "0.5"]
+    arguments += ["--length", "12"]
     assert cli.main([*arguments, "--output-dir", str(folder)]) == 0
     assert "report.html" in capsys.readouterr().out
     result, report = (json.loads((folder / name).read_text()) for name in ("result.json", "report.json"))

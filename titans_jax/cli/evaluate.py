@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, help="read at most so many batches; by default all held-out text")
     policies = "; ".join(f"{name}: {text}" for name, text in RESETS.items())
     parser.add_argument("--samples", type=positive, default=3, help="texts to write, for the report (default 3)")
+    parser.add_argument("--length", type=positive, default=256, help="tokens of each of them (default 256)")
     parser.add_argument("--temperature", type=float, default=0.8, help="of these samples (default 0.8)")
     parser.add_argument("--no-report", action="store_true", help="scores alone: no samples, no pictures, no report")
     parser.add_argument("--reset", choices=list(RESETS), default="sequence", help=f"{policies} (default sequence)")
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
                 scores,
                 bar,
                 samples=options.samples,
-                length=experiment.train.sample,
+                length=options.length,
                 temperature=options.temperature,
                 seed=experiment.train.seed,
             )

@@ -35,15 +35,16 @@ class Report:
         self, folder: Path, model: LM, tokenizer: Tokenizer, batch: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> None:
         self.folder, self.model, self.tokenizer, self.batch, self.facts = folder, model, tokenizer, dict(batch), facts
+        pairs = zip(batch["inputs"], batch["mask"], strict=True)
+        self.rows = [tokens[mask != 0] for tokens, mask in pairs if mask.any()]
         self.sections: list[Section] = []
         self.numbers: dict[str, Any] = dict(facts)
 
     def make(self, scores: Scores, bar: Progress, *, samples: int, length: int, temperature: float, seed: int) -> None:
         """Everything. samples: texts of `length` tokens, drawn at this temperature. bar: of STEPS steps."""
-        row = self.batch["inputs"][0][: int(self.batch["mask"][0].sum())]
         prompt, written = self.samples(samples, length, temperature, seed)
         bar.advance()
-        reading = read(self.model, row.tolist())
+        reading = read(self.model, self.rows[0].tolist())
         bar.advance()
         for part in (
             lambda: self.positions(scores),
@@ -59,16 +60,18 @@ class Report:
 
     def samples(self, count: int, length: int, temperature: float, seed: int) -> tuple[Any, Any]:
         """Texts that go on from held-out text. Returns the tokens of the first prompt and of what was written."""
-        rows, width = self.batch["inputs"].shape
-        size = min(PROMPT, max(width // 2, 1))
-        starts = [(i % rows, (i // rows * size) % max(width - size, 1)) for i in range(count)]
-        prompts = np.stack([self.batch["inputs"][row, start : start + size] for row, start in starts])
+        prompts, rests = [], []
+        for i in range(count):
+            row = self.rows[i % len(self.rows)]
+            size = max(1, min(PROMPT, len(row) // 2))
+            start = i // len(self.rows) * size % max(len(row) - size, 1)
+            prompts.append(row[start : start + size])
+            rests.append(row[start + size :][:length])
         key = jax.random.key(seed)
         written = generate(self.model, prompts, length=length, temperature=temperature, key=key)
-        decode = self.tokenizer.decode
         shown = [
-            Sample(decode(prompt), decode(text), decode(self.batch["inputs"][row, start + size :][:length]))
-            for prompt, text, (row, start) in zip(prompts, written, starts, strict=True)
+            Sample(*(self.tokenizer.decode(part) for part in parts))
+            for parts in zip(prompts, written, rests, strict=True)
         ]
         text = f"Grey is held-out text; the rest is drawn at temperature {temperature} with seed {seed}."
         self._add("Samples", text, samples=shown, numbers=[sample._asdict() for sample in shown])
@@ -100,7 +103,7 @@ class Report:
         titles |= {"persistent": "weight on persistent tokens"}
         shown = {title: heads[name] for name, title in titles.items() if name != "read" or "memory" in maps}
         plots.head_comparison(shown, self.folder / "head_comparison.png")
-        far = {"tokens": seen.tokens.mean((1, 2)), "memory": seen.read.mean((1, 2))}
+        far = {"tokens": np.asarray(seen.tokens).mean((1, 2)), "memory": np.asarray(seen.read).mean((1, 2))}
         shares = {name: far[name].sum(-1) for name in maps} | {"persistent tokens": heads["persistent"].mean(1)}
         by_distance = {name: far[name][:, : len(reading.tokens)] for name in maps}
         plots.layer_analysis(by_distance, shares, heads["reach"], self.folder / "layer_analysis.png")
@@ -191,8 +194,8 @@ class Report:
         reading = read(self.model, tokens.tolist())
         memory = None
         if reading.memory is not None:
-            seen = reading.memory
-            memory = {"Surprise": seen.look.surprise.mean(1), "Norm of the update": seen.change.mean(1)}
+            parts = {"Surprise": reading.memory.look.surprise, "Norm of the update": reading.memory.change}
+            memory = {title: np.asarray(x).mean(1) for title, x in parts.items()}
         plots.generation(
             self._pieces(tokens),
             self.folder / "generation.gif",
