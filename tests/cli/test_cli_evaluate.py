@@ -11,6 +11,7 @@ from titans_jax import cli
 SMALL = [
     *("--model.dim", "16", "--model.depth", "2", "--model.heads", "2", "--model.head-dim", "8"),
     *("--model.segment", "16", "--model.memory.chunk", "16", "--model.memory.head-dim", "8"),
+    *("--model.memory.rule", "titans_linear", "--model.memory.conv", "0"),
     *("--data.sequence", "32", "--data.batch", "4", "--train.steps", "4", "--train.eval-every", "4"),
     *("--train.eval-batches", "2"),
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Layers = Mapping[int, Mapping[str, NDArray]]
+NOTHING = 5e-4  # nats a token, drawn as 0
 _CUTS = (ORANGE, BLUE, "#7a9e4d", "#8b6bb1")
 
 
@@ -88,7 +89,10 @@ def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figur
 
 
 def relevance_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws what it costs to do without a layer's parts, as `evaluation.relevance` found it. Writes `path` and JSON."""
+    """Draws what it costs to do without a layer's parts, as `evaluation.relevance` found it. Writes `path` and JSON.
+
+    Costs below NOTHING are drawn as 0; the JSON has them as they are.
+    """
     figure = figure_of(12, 3.6)
     panels = {"divergence": "Predictions that change: KL, nats a token", "loss": "Loss that is added, nats a token"}
     with style():
@@ -104,10 +108,11 @@ def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
     width = 0.8 / len(rows)
     for i, (cut, values) in enumerate(rows.items()):
         places = np.arange(len(values)) + width * (i + 0.5) - 0.4
-        heights = [np.nan if value is None else value for value in values]
+        heights = np.array([np.nan if value is None else value for value in values])
+        heights = np.where(np.abs(heights) < NOTHING, 0, heights)
         bars = axes.bar(places, heights, width=0.92 * width, color=_CUTS[i], label=f"without {cut}")
         if len(values) * len(rows) <= 32:
-            axes.bar_label(bars, fmt="%.2g", fontsize=6.5, rotation=90, padding=2)
+            axes.bar_label(bars, fmt=lambda x: f"{x:.3f}" if x else "0", fontsize=6.5, rotation=90, padding=2)
     axes.margins(y=0.15)
     axes.set_xticks(few(len(values), 12))
 
