@@ -172,7 +172,9 @@ class Report:
             plots.norms(panels, self.folder / "key_norms.png")
             pictures.append(("key_norms.png", "Norms of keys and values by layer and head"))
         text = "What the model carries from token to token: fast weights, and keys with their values."
-        numbers = {title: np.nanmedian(x, -1) for title, x in panels.items()}
+        if {"hope", "hope_attention"} & set(self.model.config.pattern):
+            text += " Not shown: the keys that HOPE's memories make for themselves, and the MLPs that learn."
+        numbers = {title: np.median(x, -1) for title, x in panels.items()}
         self._add("State", text, pictures, numbers=numbers)
 
     def relevance(self) -> None:
