@@ -87,7 +87,8 @@ table { border-collapse: collapse; width: 100%; max-width: 46rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 1rem 0.25rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 500; color: var(--soft); white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; padding: 0.6rem; overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
+figure { margin: 1rem 0; padding: 0.6rem; overflow-x: auto; background: #fff; border: 1px solid var(--line);
+  border-radius: 8px; }
 figure img { display: block; width: 100%; min-width: 40rem; height: auto; }
 figcaption { color: #5b6472; font-size: 0.85rem; padding-top: 0.4rem; }
 blockquote { margin: 0.8rem 0; padding: 0.6rem 1rem; background: var(--card); border: 1px solid var(--line);

@@ -22,13 +22,15 @@ from titans_jax.plots.style import write_numbers
 
 PROMPT, MOVING = 64, 64  # tokens given before a sample, and written in the moving picture
 NEAR = 32  # tokens of the map that is large enough to read
+READ = 512  # tokens that are read one by one, at most: more are not legible in a picture
+STEPS = 8  # of a report's progress bar
 
 
 class Report:
     """Makes the report in a folder, a section at a time: pictures, report.json, report.md, report.html.
 
     folder: where to. model, tokenizer: what to look at. batch: held-out text as `data.held_out_batches` gives it, whose
-    first row is read token by token. facts: what stands at the top, by name.
+    first row is read token by token, READ of them. facts: what stands at the top, by name.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Report:
         """Everything. samples: texts of `length` tokens, drawn at this temperature. bar: of STEPS steps."""
         prompt, written = self.samples(samples, length, temperature, seed)
         bar.advance()
-        reading = read(self.model, self.rows[0].tolist())
+        reading = read(self.model, self.rows[0][:READ].tolist())
         bar.advance()
         for part in (
             lambda: self.positions(scores),
@@ -223,9 +225,6 @@ class Report:
 
     def _pieces(self, tokens: Any) -> list[str]:
         return [self.tokenizer.decode([int(token)]) for token in tokens]
-
-
-STEPS = 8
 
 
 def _maps(seen: Any) -> dict[str, Any]:
