@@ -8,7 +8,7 @@ import pytest
 
 from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
-from titans_jax.evaluation import Hay, Needle, Scores, find_needles, score
+from titans_jax.evaluation import Answers, Hay, Needle, find_needles, score_answers
 from titans_jax.evaluation.haystack import fits
 from titans_jax.nn import ModelConfig
 from titans_jax.training import define
@@ -35,7 +35,7 @@ def test_a_score_is_what_one_call_and_greedy_decoding_say(model):
     logits = jax.jit(lambda model, tokens: model(tokens, model.init_state(3))[0])(model, tokens[:, :-1])
     each = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[:, 1:, None], -1)[..., 0]
     for segment in (512, 10):
-        scores = score(model, tokens[:, :-1], tokens[:, 1:], mask, segment=segment)
+        scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask, segment=segment)
         np.testing.assert_allclose(scores.log_likelihood, (each * mask).sum(1), rtol=1e-5)
         assert scores.tokens.tolist() == [4, 2, 0] and scores.correct[0] == 4
         assert scores.exact.tolist() == [True, False, True]  # the last has nothing to get wrong
@@ -79,9 +79,9 @@ def test_each_cell_is_of_its_depth(model, monkeypatch):
         texts = [bytes(line.astype(np.uint8)) for line in inputs[:, 1:]]
         near = np.array([len(text) - text.index(b"KEY ") < 60 for text in texts])
         counted = mask.sum(1).astype(int)
-        return Scores(np.where(near, -1.0, -9.0), np.where(near, counted, 1), counted)
+        return Answers(np.where(near, -1.0, -9.0), np.where(near, counted, 1), counted)
 
-    monkeypatch.setattr("titans_jax.evaluation.haystack.score", right_when_near)
+    monkeypatch.setattr("titans_jax.evaluation.haystack.score_answers", right_when_near)
     read = []
     cells = find_needles(
         model, Hay(["hay hay hay"], BYTES), NEEDLE, length=100, depths=[0, 0.9], samples=3, heard=read.append

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from titans_jax.nn import LM
 
 
-class Scores(NamedTuple):
+class Answers(NamedTuple):
     """Of each row [B]: the sum of log p(target) in nats, targets that are the likeliest token, and targets, counted."""
 
     log_likelihood: NDArray[np.float64]
@@ -45,7 +45,7 @@ def _begin(graphdef: Any, params: Any, batch: int) -> Any:
     return jax.tree.map(partial(jnp.array, copy=True), nnx.merge(graphdef, params).init_state(batch))
 
 
-def score(
+def score_answers(
     model: LM,
     inputs: ArrayLike,
     targets: ArrayLike,
@@ -53,7 +53,7 @@ def score(
     *,
     segment: int = 512,
     heard: Callable[[int], object] = lambda tokens: None,
-) -> Scores:
+) -> Answers:
     """Score the targets of rows that each begin a document.
 
     inputs, targets: int [B, T]; mask: [B, T], not 0 where a target counts. segment: tokens read at a time; the rest of
@@ -79,7 +79,7 @@ def score(
         heard(batch * (part.stop - start))
     totals = [np.sum(jax.device_get(each), 0) for each in zip(*sums, strict=True)]
     counted = (mask != 0).sum(1)
-    return Scores(totals[0].astype(np.float64), totals[1].astype(np.int64), counted.astype(np.int64))
+    return Answers(totals[0].astype(np.float64), totals[1].astype(np.int64), counted.astype(np.int64))
 
 
 def no_room(model: LM, length: int) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks import question
 from titans_jax.decode import Text, generate
-from titans_jax.evaluation.answers import no_room, score
+from titans_jax.evaluation.answers import no_room, score_answers
 from titans_jax.nn import LM
 
 BATCH, GRID = 16, 64
@@ -122,7 +122,7 @@ def _scored(model: LM, rows: list[tuple[NDArray, int]], filler: int) -> list[tup
             mask[line, len(row) - count : len(row)] = 1
         if no_room(model, tokens.shape[1] - 1):  # perhaps without filler
             tokens, mask = tokens[:, :longest], mask[:, :longest]
-        scores = score(model, tokens[:, :-1], tokens[:, 1:], mask[:, 1:])
+        scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask[:, 1:])
         answers |= {i: (float(scores.log_likelihood[line]), bool(scores.exact[line])) for line, i in enumerate(members)}
     return [answers[i] for i in range(len(rows))]
 

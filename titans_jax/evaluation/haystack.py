@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks.passkey import ANSWER, DIGITS, NEEDLE, QUESTION, random_key
-from titans_jax.evaluation.answers import no_room, score
+from titans_jax.evaluation.answers import no_room, score_answers
 from titans_jax.nn import LM
 
 Cell = dict[str, float]
@@ -106,7 +106,7 @@ def find_needles(
     for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         tokens[i, : len(row)] = row
         mask[i, len(row) - answer : len(row)] = 1
-    scores = score(model, tokens[:, :-1], tokens[:, 1:], mask[:, 1:], heard=heard)
+    scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask[:, 1:], heard=heard)
     per_depth: list[tuple[Any, ...]] = list(
         zip(*(np.split(x, len(depths)) for x in (scores.exact, *scores)), strict=True)
     )
