@@ -80,7 +80,7 @@ def test_debug_shows_where_an_error_came_from(capsys):
 
 def test_eval_writes_what_it_says(trained, tmp_path, capsys):
     folder = tmp_path / "results"
-    arguments = ["eval", "--checkpoint", str(trained), "--limit", "2"]
+    arguments = ["eval", "--checkpoint", str(trained), "--limit", "2", "--no-report"]
     assert cli.main([*arguments, "--output-dir", str(folder)]) == 0
     result = json.loads((folder / "result.json").read_text())
     run = json.loads((trained / "result.json").read_text())

@@ -1,13 +1,20 @@
 """`titans-jax eval`: a checkpoint on held-out text."""
 
 import argparse
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import jax
+from flax import nnx
+
 from titans_jax import data, metrics, training
 from titans_jax.cli.options import checkpoint_options, output, positive
-from titans_jax.evaluation import RESETS, evaluate
+from titans_jax.decode import Sampling
+from titans_jax.evaluation import RESETS, score
+from titans_jax.evaluation.report import STEPS, Report
+from titans_jax.nn import LM
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +25,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequence", type=positive, help="tokens of a sequence; by default as in training")
     parser.add_argument("--limit", type=positive, help="read at most so many batches; by default all held-out text")
     policies = "; ".join(f"{name}: {text}" for name, text in RESETS.items())
+    parser.add_argument("--samples", type=positive, default=3, help="texts to write, for the report (default 3)")
+    parser.add_argument("--length", type=positive, default=256, help="tokens of each of them (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of these samples (default 0.8)")
+    parser.add_argument("--no-report", action="store_true", help="scores alone: no samples, no pictures, no report")
     parser.add_argument("--reset", choices=list(RESETS), default="sequence", help=f"{policies} (default sequence)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score a checkpoint on held-out text: loss, perplexity, bits per byte, accuracy."""
+    """Score a checkpoint on held-out text, and report what goes on inside: loss, samples, attention, memories."""
+    if not options.no_report and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
+    Sampling(options.temperature)
     experiment, model, step = training.load(options.checkpoint, options.which)
     given = {name: getattr(options, name) for name in ("corpus", "batch", "sequence") if getattr(options, name)}
     source = replace(experiment.data, **given)
@@ -31,20 +45,39 @@ def run(options: argparse.Namespace) -> None:
     total = len(stream_.tokens) - 1 if stream_ else 0
     if options.limit:
         total = min(total, options.limit * source.batch * source.sequence)
+    folder = output(options, "eval")
     with training.memory_advice(), metrics.progress(total, "eval") as bar:
-        result = evaluate(model, _counted(batches, bar), tokenizer.byte_lengths, reset=options.reset)
-    result |= {
+        scores = score(model, _counted(batches, bar), tokenizer.byte_lengths, reset=options.reset)
+    result = scores.summary() | {
         "corpus": source.corpus,
         "sequence": source.sequence,
         "checkpoint": str(options.checkpoint),
         "step": step,
     }
-    folder = output(options, "eval")
     metrics.write_result(folder, result)
     shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
     lines = [f"{name:<14} {value}" for name, value in shown.items()]
     (folder / "result.txt").write_text("\n".join(lines) + "\n")
-    print("\n".join([*lines, f"{'written':<14} {folder}/: result.json, result.txt"]))
+    print("\n".join(lines))
+    written = ["result.json", "result.txt"]
+    if not options.no_report:
+        facts = {"model": f"{experiment.name}: {model.config.block}, {_parameters(model):,} parameters"} | result
+        batch = next(data.held_out_batches(source, limit=1))
+        with training.memory_advice(), metrics.progress(STEPS, "report") as bar:
+            Report(folder, model, tokenizer, batch, facts).make(
+                scores,
+                bar,
+                samples=options.samples,
+                length=options.length,
+                temperature=options.temperature,
+                seed=experiment.train.seed,
+            )
+        written += ["report.html", "report.md", "report.json", "and their pictures"]
+    print(f"{'written':<14} {folder}/: {', '.join(written)}")
+
+
+def _parameters(model: LM) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))
 
 
 def _counted(batches: Iterator[dict[str, Any]], bar: metrics.Progress) -> Iterator[dict[str, Any]]:

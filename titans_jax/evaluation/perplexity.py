@@ -7,7 +7,7 @@ the memory has read inputs up to t alone.
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,13 +27,34 @@ RESETS = {
 }
 
 
+class Scores(NamedTuple):
+    """Sums over what was read.
+
+    nll (nats), correct, tokens: [batches, T], by position in the sequence. bytes: of the text that was scored. reset:
+    the policy in words.
+    """
+
+    nll: NDArray[np.float64]
+    correct: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    bytes: int
+    reset: str
+
+    def summary(self) -> dict[str, Any]:
+        """What `evaluate` returns."""
+        nll, correct, tokens = (float(sums.sum()) for sums in (self.nll, self.correct, self.tokens))
+        numbers = summarise(nll, tokens, correct, self.bytes)
+        return {**numbers, "tokens": int(tokens), "bytes": self.bytes, "reset": self.reset}
+
+
 @partial(jax.jit, static_argnums=0)
 def _score(graphdef: Any, params: Any, state: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
-    """Sums of one batch, and the state after it; a state of None starts from the beginning."""
+    """One batch's sums [T] over its rows, and the state after it; a state of None starts from the beginning."""
     model = nnx.merge(graphdef, params)
     state = model.init_state(batch["inputs"].shape[0]) if state is None else state
     logits, state, _ = model(batch["inputs"], state, batch.get("restart"))
-    return cross_entropy(logits, batch["targets"], batch["mask"])[1], state
+    by_position = jax.vmap(lambda *batch: cross_entropy(*batch)[1], in_axes=1)
+    return by_position(logits, batch["targets"], batch["mask"]), state
 
 
 def evaluate(
@@ -44,13 +65,24 @@ def evaluate(
     reset: str = "sequence",
     sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, Any]:
-    """Score a model on batches as `data.held_out_batches` gives them.
+    """Score a model as `score` does: loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes, and
+    `reset`, the policy in words.
+    """
+    return score(model, batches, byte_lengths, reset=reset, sharding=sharding).summary()
+
+
+def score(
+    model: LM,
+    batches: Iterable[Batch],
+    byte_lengths: NDArray[np.int32],
+    *,
+    reset: str = "sequence",
+    sharding: jax.sharding.Sharding | None = None,
+) -> Scores:
+    """Score a model on batches of one shape, as `data.held_out_batches` gives them.
 
     byte_lengths [vocab]: the bytes of text that each token stands for. reset: a key of RESETS. sharding: where
-    each batch goes.
-
-    Returns loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes, and `reset`, the policy in words.
-    Raises ValueError for an unknown reset, or no token to score.
+    each batch goes. Raises ValueError for an unknown reset, or no token to score.
     """
     if reset not in RESETS:
         raise ValueError(f"reset is {reset!r}; it must be one of {', '.join(RESETS)}")
@@ -66,7 +98,10 @@ def evaluate(
         state = after if reset == "stream" else None
         sums.append(scores)
     # Fetched together at the end, so that the device never waits; added in float64, so that no token is lost.
-    nll, correct, tokens = (float(sum(float(s[name]) for s in sums)) for name in ("nll", "correct", "tokens"))
-    if not tokens:
+    every = jax.device_get(sums)
+    if not any(one["tokens"].any() for one in every):
         raise ValueError("there is no held-out token to score; give more text or a larger data.held_out")
-    return {**summarise(nll, tokens, correct, size), "tokens": int(tokens), "bytes": size, "reset": RESETS[reset]}
+    nll, correct, tokens = (
+        np.stack([one[name] for one in every]).astype(np.float64) for name in ("nll", "correct", "tokens")
+    )
+    return Scores(nll, correct, tokens, size, RESETS[reset])

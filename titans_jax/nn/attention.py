@@ -108,10 +108,17 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, state: KV, age: Array, values: Values | None) -> tuple[Array, KV, Values | None]:
         """x: [B, T, E]; age: [B, T] bounds how far back a token sees. Returns y [B, T, E], the cache and the values."""
         q, k, v, values = self.projections.qkv(x, values)
-        attend = self._full if self.config.attention == "full" else self._local
-        y, keys, cached = attend(q, k, v, state, age)
+        y, keys, cached = self.attend(q, k, v, state, age)
         y = self.projections.out(y.reshape(*x.shape[:2], -1))
         return y, KV(keys, cached, state.step + x.shape[1]), values
+
+    def attend(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
+        """Attention of q over the cache and k, v, each [B, T, H, D]: y of that shape, and the cache's keys and values.
+
+        It is linear in the values, v and the cache's.
+        """
+        attend = self._full if self.config.attention == "full" else self._local
+        return attend(q, k, v, state, age)
 
     def _full(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         T, slots = q.shape[1], state.keys.shape[1]

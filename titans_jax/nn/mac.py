@@ -135,19 +135,22 @@ class MAC(Block):
         split = self.projections.split
         read = _append(state.read, split(self.projections.key(h)), split(self.projections.value(h)), at, span)
         seen = _append(state.seen, tokens.key, tokens.value, at, span)
-        y = self.projections.out(self._attend(tokens, read, seen, at))
+        y = self.projections.out(self.attend(tokens.query, tokens.age, read, seen, at))
         m, memory, look, learned = self.memory(self.memory_norm(y), memory, tokens.age, span=span, residual=residual)
         return MACState(memory, snapshot, read, seen), (self.combine(y, m), look, learned)
 
-    def _attend(self, tokens: Tokens, read: KV, seen: KV, at: Array) -> Array:
-        """Eq 22-23 for the rows `at` ... of a segment whose keys are in `read` and `seen`."""
-        (B, T, H, D), L = tokens.query.shape, self.config.segment
-        query, slot = at + jnp.arange(T), jnp.arange(L)
-        back = query[:, None] - slot
-        mask = (back >= 0) & (back <= tokens.age[..., None])
+    def attend(self, query: Array, age: Array, read: KV, seen: KV, at: Array) -> Array:
+        """Eq 22-23 for the rows `at` ... of a segment whose keys are in `read` and `seen`: [B, T, H D].
+
+        query: [B, T, H, D]; age: [B, T]. It is linear in the values of `read` and `seen`.
+        """
+        (B, T, H, D), L = query.shape, self.config.segment
+        row, slot = at + jnp.arange(T), jnp.arange(L)
+        back = row[:, None] - slot
+        mask = (back >= 0) & (back <= age[..., None])
         k, v = jnp.concatenate([read.keys, seen.keys], 1), jnp.concatenate([read.values, seen.values], 1)
-        q, k, v, mask = (x[:, None] for x in (tokens.query, k, v, jnp.concatenate([mask, mask], -1)))
-        return self.projections.attend(q, k, v, mask, (query, jnp.concatenate([slot, slot])))[:, 0].reshape(B, T, H * D)
+        q, k, v, mask = (x[:, None] for x in (query, k, v, jnp.concatenate([mask, mask], -1)))
+        return self.projections.attend(q, k, v, mask, (row, jnp.concatenate([slot, slot])))[:, 0].reshape(B, T, H * D)
 
 
 def _append(cache: KV, k: Array, v: Array, at: Array, span: Span | None) -> KV:

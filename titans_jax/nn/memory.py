@@ -165,11 +165,7 @@ class MemoryLayer(nnx.Module):
         start). residual: [B, H, chunks, in, out], what the memory below has learned. Returns y, state, what there is
         to see, and with a residual this memory's own.
         """
-        qkv, conv = self.qkv(x), state.conv
-        if self.conv is not None:
-            assert conv is not None, "a layer with a convolution makes states with its inputs"
-            qkv, conv = self.conv(qkv, conv, age, span)
-        q, k, v = self.split(self.heads(jax.nn.silu(qkv)))
+        (q, k, v), conv = self.project(x, state.conv, age, span)
         q, k = l2_normalise(q), l2_normalise(k)
         gates = self.gates(x)
         y, memory, info = self._update(state.memory, (q, k, v, gates), span, restart, residual)
@@ -181,6 +177,16 @@ class MemoryLayer(nnx.Module):
             begun = self.rule.retention.link(self.initial())
             learned = jax.tree.map(lambda anchor, w: anchor - w[:, None], info.anchors, begun)
         return self.out(y), MemoryState(memory, conv), look, learned
+
+    def project(
+        self, x: Array, conv: Array | None, age: Array, span: Span | None = None
+    ) -> tuple[tuple[Array, Array, Array], Array | None]:
+        """q, k, v of x [B, T, E] as `split` has them, not yet normalised, and the convolution's last inputs."""
+        qkv = self.qkv(x)
+        if self.conv is not None:
+            assert conv is not None, "a layer with a convolution makes states with its inputs"
+            qkv, conv = self.conv(qkv, conv, age, span)
+        return self.split(self.heads(jax.nn.silu(qkv))), conv
 
     def split(self, qkv: Array) -> tuple[Array, Array, Array]:
         """[B, H, T, (1 + 2 writes) D] -> q [B, H, T, D] and k, v of its shape, or [B, H, T, writes, D] if several."""

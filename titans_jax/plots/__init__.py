@@ -3,7 +3,25 @@
 Needs matplotlib, the optional extra `plot`. Only its object interface is used: no window, no global state.
 """
 
+from titans_jax.plots.activity import memory_activity, memory_updates
+from titans_jax.plots.animation import generation
+from titans_jax.plots.attention import attention_maps, head_comparison, head_grid, layer_analysis
 from titans_jax.plots.memory import memory_picture
+from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
 from titans_jax.plots.training import loss_curve
 
-__all__ = ["loss_curve", "memory_picture"]
+__all__ = [
+    "attention_maps",
+    "generation",
+    "head_comparison",
+    "head_grid",
+    "layer_analysis",
+    "loss_curve",
+    "memory_activity",
+    "memory_picture",
+    "memory_state",
+    "memory_updates",
+    "norms",
+    "positions_curve",
+    "relevance_bars",
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from titans_jax.plots.style import INK, ORANGE, figure_of, layer_colours, style, write
+from titans_jax.plots.style import INK, ORANGE, drawable, figure_of, layer_colours, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,18 +105,10 @@ def _most_surprising(surprise: np.ndarray, marks: int) -> list[int]:
 
 
 def _write_marks(panels: Sequence["Axes"], surprise: np.ndarray, text: Sequence[str], marked: Sequence[int]) -> None:
-    from matplotlib.font_manager import fontManager, get_font
-
-    drawable = get_font(fontManager.findfont("DejaVu Sans Mono")).get_charmap()
-
-    def shown(piece: str) -> str:
-        piece = piece.replace("\n", "↵").replace("\t", "→")
-        return "".join(letter if ord(letter) in drawable else "□" for letter in piece)
-
     names = []
     for position in marked:
         before = "".join(text[max(0, position - 12) : position])[-12:]
-        names.append(f"{shown(before)}[{shown(text[position]).replace(' ', '␣')}]")
+        names.append(f"{drawable(before)}[{drawable(text[position]).replace(' ', '␣')}]")
     below = panels[0].secondary_xaxis("bottom")
     below.set_xticks(list(marked), names, rotation=90, family="DejaVu Sans Mono", fontsize=6.5, color=INK)
     for label in below.get_xticklabels():

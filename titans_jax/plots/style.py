@@ -68,16 +68,43 @@ def layer_colours(layers: int) -> list[Any]:
     return list(matplotlib().colormaps["plasma"](np.linspace(0.08, 0.85, layers)))
 
 
+def few(count: int, most: int) -> list[int]:
+    """At most so many of `count` indices, evenly spread, the first and the last among them.
+
+    >>> few(3, 4), few(12, 4)
+    ([0, 1, 2], [0, 4, 7, 11])
+    """
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+
+
+def drawable(text: str) -> str:
+    """The text as DejaVu Sans Mono can draw it in one line."""
+    matplotlib()
+    from matplotlib.font_manager import fontManager, get_font
+
+    letters = get_font(fontManager.findfont("DejaVu Sans Mono")).get_charmap()
+    text = text.replace("\n", "↵").replace("\t", "→")
+    return "".join(letter if ord(letter) in letters else "□" for letter in text)
+
+
 def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> "Figure":
     """Write the picture, and its numbers beside it with the ending .json; returns the figure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    path.with_suffix(".json").write_text(json.dumps(_rounded(numbers)) + "\n", encoding="utf-8")
+    write_numbers(path, numbers)
     return figure
 
 
+def write_numbers(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> None:
+    """Write the numbers of a picture beside it, six digits of each; arrays as lists."""
+    text = json.dumps(_rounded(numbers)) + "\n"
+    Path(path).with_suffix(".json").write_text(text, encoding="utf-8")
+
+
 def _rounded(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {name: _rounded(part) for name, part in value.items()}
     if isinstance(value, list):

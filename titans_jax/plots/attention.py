@@ -1,0 +1,157 @@
+"""Pictures of attention: who looked at whom, head by head and layer by layer."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from titans_jax.plots.style import MUTED, drawable, few, figure_of, layer_colours, style, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Maps = Mapping[str, NDArray]
+COLOURS = ("Blues", "Oranges", "Greens")
+SHARES = ("#4f7cc4", "#d9622b", "#b8bcc6")
+
+
+def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
+    """Draws every head of every layer: row t, column s is the weight with which token t read s.
+
+    `maps` names what is read ("tokens", ...), each [layers, heads, T, T], nan in layers without attention. At most
+    eight layers and eight heads are drawn. The JSON beside holds each head's mean weight on each of these. Raises
+    ValueError for other shapes.
+    """
+    layers, heads = _shape(maps)
+    looking = [i for i in range(layers) if all(np.isfinite(weights[i]).all() for weights in maps.values())]
+    rows, columns = [looking[i] for i in few(len(looking), 8)], few(heads, 8 // len(maps))
+    width, height = 1.35 * len(columns) * len(maps) + 0.8, 1.35 * len(rows) + 0.9
+    figure = figure_of(max(width, 5), height)
+    with style():
+        parts: Any = figure.subfigures(1, len(maps), squeeze=False)
+        for part, (name, weights), colours in zip(parts[0], maps.items(), COLOURS, strict=False):
+            part.suptitle(f"Weights on {name}", fontsize=10)
+            panels = part.subplots(len(rows), len(columns), squeeze=False)
+            for i, layer in enumerate(rows):
+                for j, head in enumerate(columns):
+                    _map(panels[i, j], weights[layer, head], colours, "antialiased")
+                    panels[i, j].set(xticks=[], yticks=[])
+                    if i == 0:
+                        panels[i, j].set_title(f"head {head}", fontsize=8)
+                panels[i, 0].set_ylabel(f"layer {layer}", fontsize=8)
+        numbers = {name: weights.sum(-1).mean(-1) for name, weights in maps.items()}
+        return write(figure, path, {"share": numbers})
+
+
+def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, layer: int) -> "Figure":
+    """Draws the heads of one layer over a short text, large enough to read: row by row, what each token looked at.
+
+    `maps` names what is read, each [heads, T, T]; `text` has T pieces. At most four heads. The JSON beside holds the
+    weights. Raises ValueError if they do not fit.
+    """
+    heads, length = next(iter(maps.values())).shape[:2]
+    if any(weights.shape != (heads, length, length) for weights in maps.values()) or len(text) != length:
+        shapes = ", ".join(f"{name} {weights.shape}" for name, weights in maps.items())
+        raise ValueError(f"maps: expected [heads, T, T] and as many pieces of text, not {shapes} and {len(text)}")
+    columns = few(heads, 4)
+    names = [drawable(piece).replace(" ", "␣") for piece in text]
+    figure = figure_of(3.3 * len(columns) + 0.5, 3.3 * len(maps) + 0.5)
+    with style():
+        panels = figure.subplots(len(maps), len(columns), squeeze=False)
+        for i, ((name, weights), colours) in enumerate(zip(maps.items(), COLOURS, strict=False)):
+            for j, head in enumerate(columns):
+                axes = panels[i, j]
+                _map(axes, weights[head], colours, "nearest")
+                axes.set_title(f"head {head}: weights on {name}", fontsize=9)
+                for axis in (axes.xaxis, axes.yaxis):
+                    axis.set_ticks(range(length), names, family="DejaVu Sans Mono", fontsize=6, color="#1d2433")
+                    for label in axis.get_ticklabels():
+                        label.set_parse_math(False)
+                axes.tick_params(length=0, pad=1)
+        figure.suptitle(f"Layer {layer}: each row is a token, dark is what it read", x=0.01, ha="left", fontsize=10)
+        return write(figure, path, {"layer": layer, "text": list(text), "weights": maps})
+
+
+def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
+    """Draws a table in colour for each of `numbers`, [layers, heads] by title: how the heads differ.
+
+    Writes `path` and the JSON beside it. Raises ValueError for other shapes.
+    """
+    layers, heads = _shape(numbers, 2)
+    figure = figure_of((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1)
+    with style():
+        panels = np.atleast_1d(figure.subplots(1, len(numbers)))
+        for axes, (title, values) in zip(panels, numbers.items(), strict=True):
+            axes.imshow(values, cmap="Purples", aspect="auto", vmin=0, vmax=1.7 * max(np.nanmax(values), 1e-9))
+            axes.grid(False)
+            axes.set_title(title, fontsize=9)
+            axes.set_xticks(range(heads), [f"head {h}" for h in range(heads)], fontsize=7)
+            axes.set_yticks(range(layers), [f"layer {i}" for i in range(layers)], fontsize=7)
+            axes.tick_params(length=0)
+            if layers * heads <= 256:
+                for (i, j), value in np.ndenumerate(values):
+                    axes.text(j, i, _short(value), ha="center", va="center", fontsize=7.5)
+        return write(figure, path, numbers)
+
+
+def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | os.PathLike[str]) -> "Figure":
+    """Draws how the layers differ: how far back they look, what they look at, how widely.
+
+    by_distance: [layers, W] mean weight on what lies so many tokens back, by what is read. shares: [layers] of the
+    weight, by what is read. reach: [layers, heads] how many things a token reads at once. Writes `path` and the JSON.
+    """
+    layers = len(reach)
+    colours, lines = layer_colours(layers), ("-", "--")
+    figure = figure_of(12, 3.6)
+    with style():
+        far, what, wide = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
+        for weights, line in zip(by_distance.values(), lines, strict=False):
+            back = np.arange(1, weights.shape[1] + 1)
+            for layer in range(layers):
+                label = f"layer {layer}" if line == "-" and layer in few(layers, 6) else None
+                far.plot(back, np.where(weights[layer] > 0, weights[layer], np.nan), line, color=colours[layer],
+                         lw=1.3, label=label)  # fmt: skip
+        if len(by_distance) > 1:
+            far.plot([], [], "--", color=MUTED, label=f"on {list(by_distance)[1]}")
+        far.set(xscale="log", yscale="log", xlabel="tokens back (1 is the token itself)", ylabel="mean weight")
+        far.set_title("How far back")
+        far.legend(fontsize=7)
+        bottom = np.zeros(layers)
+        for (name, share), colour in zip(shares.items(), SHARES, strict=False):
+            what.bar(range(layers), share, bottom=bottom, color=colour, width=0.7, label=name)
+            bottom = bottom + np.nan_to_num(share)
+        what.set(xlabel="layer", ylabel="share of the weight", ylim=(0, 1.25), title="On what")
+        what.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        what.legend(ncols=2, fontsize=7, loc="upper center")
+        for layer in range(layers):
+            wide.plot([layer] * reach.shape[1], reach[layer], "o", ms=4, color=colours[layer], alpha=0.7)
+        wide.plot(reach.mean(1), "_-", ms=14, color=MUTED, lw=1.2, label="mean of the heads")
+        wide.set(xlabel="layer", ylabel="exp(entropy)", title="How many things at once")
+        wide.set_ylim(bottom=0)
+        wide.legend(fontsize=7)
+        for axes in (what, wide):
+            axes.set_xticks(few(layers, 12))
+        return write(figure, path, {"by_distance": by_distance, "shares": shares, "reach": reach})
+
+
+def _shape(maps: Maps, axes: int = 4) -> tuple[int, int]:
+    shapes = {weights.shape for weights in maps.values()}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != axes:
+        found = ", ".join(f"{name} {weights.shape}" for name, weights in maps.items())
+        raise ValueError(f"expected arrays of one shape [layers, heads{', T, T' * (axes == 4)}], not {found}")
+    return shape[0], shape[1]
+
+
+def _map(axes: "Axes", weights: NDArray, colours: str, interpolation: str) -> None:
+    from matplotlib.colors import PowerNorm
+
+    norm = PowerNorm(0.4, 0, max(float(np.nanmax(weights, initial=0)), 1e-9))
+    axes.imshow(weights, cmap=colours, norm=norm, interpolation=interpolation)
+    axes.grid(False)
+
+
+def _short(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.0f}" if value >= 10 else f"{value:.2g}"
