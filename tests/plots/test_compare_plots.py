@@ -42,9 +42,12 @@ def test_curves_are_means_with_their_extremes(tmp_path):
 
 
 def test_places_run_from_the_sequence_s_start_to_its_end(tmp_path):
-    figure = plots.compare_places({"lmm": [[4.0, 2.0], [2.0, 1.0]], "mac": []}, tmp_path / "places.png")
-    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), [[0.25, 3], [0.75, 1.5]])
-    assert json.loads((tmp_path / "places.json").read_text()) == {"lmm": [[4, 2], [2, 1]], "mac": []}
+    places = {"lmm": [[4.0, 2.0], [2.0, 1.0]], "mal": [[1.0, 1.5]], "mac": []}
+    figure = plots.compare_places(places, tmp_path / "places.png")
+    lines, differences = ([line.get_xydata().tolist() for line in axes.lines] for axes in figure.axes)
+    assert lines == [[[0.25, 3], [0.75, 1.5]], [[0.25, 1], [0.75, 1.5]]]
+    assert differences == [[[0.25, 1], [0.75, 0]], [[0.25, -1], [0.75, 0]]]
+    assert json.loads((tmp_path / "places.json").read_text()) == places
 
 
 def test_costs_are_bars_and_what_is_not_known_is_left_out(tmp_path):

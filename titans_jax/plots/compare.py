@@ -50,21 +50,27 @@ def compare_curves(curves: Mapping[str, Sequence[Curve]], path: str | os.PathLik
 def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str]) -> "Figure":
     """Draws the held-out loss against the place in the sequence: what what came before is worth to each model.
 
-    `places` has for each model and seed the loss in each of equal parts of the sequence. Writes `path` and the JSON
-    beside it; returns the figure. Raises ValueError if there is no model, ImportError without matplotlib.
+    `places` has for each model and seed the loss in each of equal parts of the sequence. All read the same text, which
+    is easier here and harder there: beside the losses stand their differences to the mean of the models. Writes `path`
+    and the JSON beside it; returns the figure. Raises ValueError if there is no model, ImportError without matplotlib.
     """
-    figure = figure_of(8, 4.6)
+    colours = _colours(places)
+    values = {name: np.asarray(rows, float) for name, rows in places.items() if len(rows)}
+    middle = np.mean([each.mean(0) for each in values.values()], axis=0) if values else 0.0
+    figure = figure_of(12, 4.6)
     with style():
-        axes = figure.subplots()
-        for name, (colour, mark) in _colours(places).items():
-            values = np.asarray(places[name], float)
-            if values.size:
-                at = (np.arange(values.shape[1]) + 0.5) / values.shape[1]
-                axes.plot(at, values.mean(0), color=colour, marker=mark, ms=3.5, lw=1.4, label=name)
-                axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-        axes.set(xlabel="place in the sequence", title="Held-out loss (nats a token) by place", xlim=(0, 1))
-        axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1))
-        _legend(figure, axes, "lines: means over seeds; bands: from the least to the largest")
+        left, right = figure.subplots(1, 2)
+        for axes, zero in ((left, 0.0), (right, middle)):
+            for name, each in values.items():
+                (colour, mark), shown = colours[name], each - zero
+                at = (np.arange(each.shape[1]) + 0.5) / each.shape[1]
+                axes.plot(at, shown.mean(0), color=colour, marker=mark, ms=3.5, lw=1.4, label=name)
+                axes.fill_between(at, shown.min(0), shown.max(0), color=colour, alpha=0.15, lw=0)
+            axes.set(xlabel="place in the sequence", xlim=(0, 1))
+            axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1))
+        left.set_title("Held-out loss (nats a token) by place")
+        right.set_title("The same less the mean of the models there")
+        _legend(figure, left, "lines: means over seeds; bands: from the least to the largest")
         return write(figure, path, {name: [list(row) for row in rows] for name, rows in places.items()})
 
 
