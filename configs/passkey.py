@@ -23,6 +23,6 @@ def get_config() -> Experiment:
         data=DataConfig(task="passkey", sequence=512, batch=8),
         optim=OptimConfig(name="muon", peak_rate=0.03, warmup=30),
         train=TrainConfig(
-            steps=300, eval_every=150, save_every=150, eval_batches=4, prompt="The pass key is ", sample=64
+            steps=600, eval_every=100, save_every=100, eval_batches=4, prompt="The pass key is ", sample=64
         ),
     )

@@ -8,8 +8,9 @@ import pytest
 
 from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
-from titans_jax.evaluation import Answers, Hay, Needle, find_needles, score_answers
-from titans_jax.evaluation.haystack import fits
+from titans_jax.evaluation import Hay, Needle, Answers, find_needles, score_answers
+from titans_jax.evaluation.answers import no_room
+from titans_jax.evaluation.haystack import row_size
 from titans_jax.nn import ModelConfig
 from titans_jax.training import define
 
@@ -104,6 +105,7 @@ def test_rows_of_a_seed_are_the_same_and_every_depth_has_the_same_keys(model):
 def test_full_attention_refuses_what_it_has_no_room_for():
     model = made(dataclasses.replace(CONFIG, attention="full"))
     hay = Hay(["hay"], BYTES)
-    assert fits(model, hay, NEEDLE, 46) == "" and "model.context of 48" in fits(model, hay, NEEDLE, 47)
+    sizes = [row_size(hay, NEEDLE, length) for length in (46, 47)]
+    assert sizes == [48, 49] and [no_room(model, size) == "" for size in sizes] == [True, False]
     with pytest.raises(ValueError, match=r"49 tokens do not fit into the model\.context of 48 tokens"):
         find_needles(model, hay, NEEDLE, length=47, depths=[0.5], samples=1)

@@ -12,7 +12,8 @@ from flax import nnx
 from titans_jax import data, metrics, plots, training
 from titans_jax.cli.options import positive, which
 from titans_jax.data.tasks.passkey import NOISE
-from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, fits
+from titans_jax.evaluation.answers import no_room
+from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
 from titans_jax.training import bench
 
 LENGTHS = "512,1024,2048,4096,8192,16384,32768,65536"
@@ -67,12 +68,13 @@ def _test(
         config = replace(experiment.model, context=options.context)
         model = training.define(config).model(nnx.to_pure_dict(nnx.split(model)[1]))
     hay = Hay(texts, data.load_tokenizer(experiment.data.tokenizer))
-    reasons = {length: fits(model, hay, needle, length) for length in options.lengths}
+    sizes = {length: row_size(hay, needle, length) for length in options.lengths}
+    reasons = {length: no_room(model, size) for length, size in sizes.items()}
     if all(reasons.values()):
         raise ValueError(f"{name}: {reasons[options.lengths[0]]}; --context gives full attention more room")
     keys = {length: f"{name}, step {step}, {length} tokens" for length in options.lengths}
     each = len(options.depths) * options.samples
-    total = sum(length for length in options.lengths if not reasons[length]) * each
+    total = sum(size for length, size in sizes.items() if not reasons[length]) * each
     with metrics.progress(total, name) as bar:
         found: dict[int, list[Cell] | None] = {}
         for length in options.lengths:
@@ -81,7 +83,7 @@ def _test(
                 found[length] = None
                 continue
             if keys[length] in rows.rows:
-                bar.advance(length * each)
+                bar.advance(sizes[length] * each)
 
             def make(length: int = length) -> bench.Row:
                 def heard(tokens: int) -> None:

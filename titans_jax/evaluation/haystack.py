@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks.passkey import ANSWER, DIGITS, NEEDLE, QUESTION, random_key
-from titans_jax.evaluation.answers import no_room, score_answers
+from titans_jax.evaluation.answers import score_answers
 from titans_jax.nn import LM
 
 Cell = dict[str, float]
@@ -122,7 +122,10 @@ def find_needles(
     ]
 
 
-def fits(model: LM, hay: Hay, needle: Needle, length: int) -> str:
-    """Why a length cannot be tested, in a line; "" where it can. Raises ValueError where needle and question do not."""
+def row_size(hay: Hay, needle: Needle, length: int) -> int:
+    """How many tokens are read for one sample: those before the answer, and the answer but its last token.
+
+    Raises ValueError where needle and question do not fit into the length.
+    """
     row, _ = hay.row(needle.filled(np.random.default_rng(0)), length, 0.0, np.random.default_rng(0))
-    return no_room(model, len(row) - 1)
+    return len(row) - 1
