@@ -25,7 +25,8 @@ ARROWS: dict[str, set[str]] = {
     "interop": {"nn", "memory"},
     "evaluation": LEAVES | MIDDLE,
     "training": LEAVES | MIDDLE | {"evaluation"},
-    "cli": LEAVES | MIDDLE | {"evaluation", "training"},
+    "needle": LEAVES | MIDDLE | {"training"},
+    "cli": LEAVES | MIDDLE | {"evaluation", "training", "needle"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }

@@ -11,7 +11,10 @@ def test_the_dataset_reads_back_the_samples_in_order(tmp_path):
     splits = ("train", "validation", "test")
     for name, samples in zip(splits, needle_splits(7, (12, 3, 2), (8, 16)), strict=True):
         source = tfds.data_source(
-            "titans_needle", split=name, data_dir=tmp_path, builder_kwargs={"config": setting, "file_format": "array_record"}
+            "titans_needle",
+            split=name,
+            data_dir=tmp_path,
+            builder_kwargs={"config": setting, "file_format": "array_record"},
         )
         assert len(source) == len(samples.length)
         for record, tokens, length, position in zip(source, *samples, strict=True):

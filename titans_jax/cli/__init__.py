@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from titans_jax import training
-from titans_jax.cli import bench, evaluate, generate, rules
+from titans_jax.cli import bench, evaluate, generate, needle, rules
 from titans_jax.cli.options import first_line
 
-COMMANDS: dict[str, ModuleType] = {"bench": bench, "eval": evaluate, "generate": generate, "rules": rules}
+COMMANDS: dict[str, ModuleType] = {
+    "bench": bench,
+    "eval": evaluate,
+    "generate": generate,
+    "needle": needle,
+    "rules": rules,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

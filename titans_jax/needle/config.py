@@ -33,15 +33,15 @@ class NeedleConfig:
     memory_lr: float = 1.0
     """the memory's largest step; at 1 a token alone is learned in one go, and steps start at 1 / segment_size of it"""
     memory: bool = True
-    """the memory; without it segments know nothing of each other"""
+    """the memory; without it segments know nothing of each other, but for what the convolutions reach"""
     dsconv: bool = True
     """causal depthwise convolutions after the projections to queries, keys and values"""
     l2: bool = True
     """cosine attention: queries and keys of unit length"""
     activation: Literal["silu", "relu"] = "silu"
     """what queries, keys and values of the attention go through"""
-    head: Literal["classify", "regress", "point"] = "classify"
-    """what reads the position: see titans_jax.nn.heads"""
+    head: Literal["point", "classify", "regress"] = "point"
+    """what says the position: a score for each token, or, from the last token's state alone, a class or a number"""
     lengths: tuple[int, ...] = (64, 128, 256)
     """tokens of a sample, drawn evenly"""
     samples: tuple[int, int, int] = (8000, 1000, 1000)
@@ -52,8 +52,8 @@ class NeedleConfig:
     """times that every training sample is read"""
     batch: int = 32
     """samples of one length a step"""
-    learning_rate: float = 3e-3
-    """peak rate of Muon"""
+    learning_rate: float = 1e-2
+    """peak rate of AdamW"""
     seed: int = 0
     """fixes the first weights and the order of the samples"""
 

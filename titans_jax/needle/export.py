@@ -1,8 +1,8 @@
 """A trained Titan-Min as files that run with jax alone: one for each length, for any number of sequences at once.
 
-    DIR/length_64.stablehlo, ...   tokens int32 [n, 64] -> logits float32 [n, 64], weights inside
-    DIR/export_manifest.json       what they are, their sha256, and the versions that wrote them
-    DIR/run.py                     reads tokens, prints positions: `titans_jax.needle.standalone`
+DIR/length_64.stablehlo, ...   tokens int32 [n, 64] -> logits float32 [n, 64], weights inside
+DIR/export_manifest.json       what they are, their sha256, and the versions that wrote them
+DIR/run.py                     reads tokens, prints positions: `titans_jax.needle.standalone`
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from titans_jax.needle.model import PAD, VOCABULARY, TitanMin
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MANIFEST = "export_manifest.json"
+
 
 def export(model: TitanMin, folder: Path) -> Path:
     """Write the model's programs, their manifest and a script that runs them; returns the manifest's path."""

@@ -1,8 +1,9 @@
 """Titan-Min: a small model that says where in a sequence the needle is.
 
 A block attends inside segments, behind learned tokens and behind what its memory answers to a few learned questions
-(memory as a context); what comes out is written to the memory, token by token, and read back. The model is causal: the
-position is read from the last token's state, so whatever lay before its segment has to come through the memory.
+(memory as a context); what comes out is written to the memory, token by token, and read back, in training as in use.
+A head that points asks each token for itself, which a needle of one known token needs no memory for; heads that read
+the last token's state alone have to get what lay before its segment through the memory.
 """
 
 from typing import Any, NamedTuple
@@ -23,10 +24,11 @@ ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
 
 
 class SurprisedMemory(MemoryLayer):
-    """A memory that passes over what it knows: a token is written if ||M(k) - v|| >= threshold ||v||, else its rate is 0.
+    """A memory that passes over what it knows: a token is written where ||M(k) - v|| >= threshold ||v||.
 
-    M is the memory as it was when the segment began, where the gradients are taken too: the surprise on which it is
-    decided is the loss whose gradient is the write. A call must not reach over the end of a chunk.
+    M is the memory as it was when the segment began, where the gradients are taken too: what decides is the loss whose
+    gradient is the write. As a share of the value's size the threshold has no unit, where one on the gradient's norm
+    would mean something else with every change of the weights. A call must not reach over the end of a chunk.
     """
 
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:

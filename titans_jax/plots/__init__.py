@@ -4,6 +4,7 @@ Needs matplotlib, the optional extra `plot`. Only its object interface is used: 
 """
 
 from titans_jax.plots.memory import memory_picture
+from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
 from titans_jax.plots.training import loss_curve
 
-__all__ = ["loss_curve", "memory_picture"]
+__all__ = ["loss_curve", "memory_picture", "needle_ablations", "needle_answers", "needle_memory"]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from titans_jax import config as configs
 from titans_jax import data, metrics, optim
@@ -24,13 +24,13 @@ from titans_jax.needle.samples import epoch
 from titans_jax.training import Diverged, Stopped, memory_advice
 from titans_jax.training.guards import stop_requested
 
-Step = Callable[[Any, Any, Array, Array], tuple[Any, Any, Array, Array]]
+Step = Callable[[Any, Any, ArrayLike, ArrayLike], tuple[Any, Any, Array, Array]]
 
 
 def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str = "needle") -> TitanMin:
     """Train, or go on with, a model; `folder` gets checkpoints/, config.json and metrics.json.
 
-    metrics.json: `train`, a record {step, length, loss, accuracy} a step, and `validation`, a score an epoch.
+    metrics.json: a record of split "train" for every step, one of split "held_out" for every epoch.
     resume: go on from the newest checkpoint there, if there is one. name: stands at the progress bar.
     Returns the model of the epoch that was best on the samples to validate.
 
@@ -46,7 +46,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     checkpoints = Checkpoints(folder / "checkpoints")
     with stop_requested() as stop, memory_advice():
         graphdef, arrays, optimizer = _begin(config, total)
-        record: dict[str, list[Any]] = {"train": [], "validation": []}
+        record: list[dict[str, Any]] = []
         start = 0
         if checkpoints.steps():
             arrays, meta, start = checkpoints.restore(arrays)
@@ -65,14 +65,15 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
                 loss, accuracy = (float(x) for x in seen)
                 if not math.isfinite(loss):
                     raise Diverged(f"diverged at step {n + 1}: the loss is {loss}; a lower --learning-rate may help")
-                record["train"].append({"step": n + 1, "length": batch.tokens.shape[1], "loss": loss, "accuracy": accuracy})
+                length = batch.tokens.shape[1]
+                record.append({"step": n + 1, "split": "train", "length": length, "loss": loss, "accuracy": accuracy})
                 bar.advance(1, tokens=batch.tokens.size, loss=loss, accuracy=accuracy)
                 ended = (n + 1) % each == 0
                 if not (ended or stop.is_set()):
                     continue
                 if ended:
                     found = score(predict(nnx.merge(graphdef, params), validation, config.batch))
-                    record["validation"].append({"step": n + 1, "epoch": (n + 1) // each} | found)
+                    record.append({"step": n + 1, "split": "held_out"} | found)
                 checkpoints.save(
                     n + 1,
                     {"params": params, "optimizer": state},
@@ -118,7 +119,7 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
 
 
 def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:
-    """The model's graph, its first arrays and those of its optimizer (their shapes alone if abstract), the optimizer."""
+    """The model's graph, its first arrays and its optimizer's (their shapes alone if abstract), the optimizer."""
     static = []
 
     def build(key: Array) -> Any:
@@ -129,7 +130,7 @@ def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[An
     make = jax.eval_shape if abstract else lambda f, x: jax.jit(f)(x)
     params = make(build, jax.random.key(config.seed))
     warmup = min(50, steps // 10)
-    chosen = optim.OptimConfig(name="muon", peak_rate=config.learning_rate, warmup=warmup, weight_decay=0.01)
+    chosen = optim.OptimConfig(name="adamw", peak_rate=config.learning_rate, warmup=warmup, weight_decay=0.01)
     optimizer = optim.build(chosen, steps)
     return static[0], {"params": params, "optimizer": make(optimizer.init, params)}, optimizer
 
