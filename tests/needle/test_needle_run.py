@@ -24,6 +24,7 @@ SMALL = {
     "samples": (128, 20, 30),
     "batch": 16,
     "epochs": 3,
+    "learning_rate": 0.01,
 }
 OPTIONS = [
     part

@@ -52,7 +52,7 @@ class NeedleConfig:
     """times that every training sample is read"""
     batch: int = 32
     """samples of one length a step"""
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-3
     """peak rate of AdamW"""
     seed: int = 0
     """fixes the first weights and the order of the samples"""

@@ -38,6 +38,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 # The last token is asked, since a pointer finds a token that is like no other whatever is left out.
 SMALL: dict[str, Any] = {
     "head": "classify",
+    "learning_rate": 1e-2,
     "dim": 64,
     "heads": 4,
     "memory_dim": 32,
