@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ from titans_jax import cli, data, needle, training
 from titans_jax.needle import loop, samples
 
 SMALL = {
+    "memory": False,
     "dim": 32,
     "heads": 2,
     "layers": 1,
@@ -26,11 +28,24 @@ SMALL = {
     "epochs": 3,
     "learning_rate": 0.01,
 }
-OPTIONS = [
-    part
+OPTIONS = ["--no-memory"]
+OPTIONS += [
+    word
     for name, value in SMALL.items()
-    for part in (f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))
+    if name != "memory"
+    for word in (f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))
 ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, compilation_cache):
+    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    folder = tmp_path_factory.mktemp("needle") / "run"
+    assert cli.main(["needle", "run", *OPTIONS, "--out", str(folder)]) == 0
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 
 
 def test_an_epoch_reads_every_sample_once_without_padding():
@@ -45,9 +60,7 @@ def test_an_epoch_reads_every_sample_once_without_padding():
     assert sorted({row for batch in samples.in_order(found, 7) for row in batch.rows}) == list(range(64))
 
 
-def test_run_trains_and_leaves_everything(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert cli.main(["needle", "run", "--no-memory", *OPTIONS, "--out", str(folder)]) == 0
+def test_run_trains_and_leaves_everything(folder, capsys):
     result, report = (json.loads((folder / f"{name}.json").read_text()) for name in ("result", "report"))
     assert result["accuracy_16"] == report["acc_by_L"]["16"] == 1.0
     with (folder / "predictions.csv").open() as file:
@@ -66,9 +79,8 @@ def test_run_trains_and_leaves_everything(tmp_path, capsys):
         assert capsys.readouterr().out.startswith("16 tokens: at 11 (probability ")
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    config = needle.NeedleConfig(**{**SMALL, "memory": False, "dim": 8, "epochs": 2})
-    whole = needle.train(config, tmp_path / "whole")
+def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch):
+    config = needle.NeedleConfig(**SMALL)
 
     class After:
         """Asked so often, it says stop."""
@@ -81,15 +93,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "stop_requested", lambda: contextlib.nullcontext(After()))
-        with pytest.raises(training.Stopped, match="after step 5 of 16"):
-            needle.train(config, tmp_path / "cut")
+        with pytest.raises(training.Stopped, match="after step 5 of 24"):
+            needle.train(config, tmp_path)
     with pytest.raises(ValueError, match="holds a run with seed = 0, not 1"):
-        needle.train(
-            needle.NeedleConfig(**{**SMALL, "memory": False, "dim": 8, "epochs": 2, "seed": 1}), tmp_path / "cut"
-        )
-    cut = needle.train(config, tmp_path / "cut")
-    jax.tree.map(np.testing.assert_array_equal, *(nnx.to_pure_dict(nnx.split(model)[1]) for model in (whole, cut)))
-    assert (tmp_path / "cut/metrics.json").read_text() == (tmp_path / "whole/metrics.json").read_text()
+        needle.train(dataclasses.replace(config, seed=1), tmp_path)
+    needle.train(config, tmp_path)
+    weights = [nnx.to_pure_dict(nnx.split(needle.load(where, "last")[1])[1]) for where in (folder, tmp_path)]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+    assert (tmp_path / "metrics.json").read_text() == (folder / "metrics.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +122,6 @@ def test_what_is_wrong_is_said_in_a_line(arguments, code, message, capsys):
 
 @pytest.mark.slow
 def test_titan_min_finds_needles(tmp_path):
-    result = needle.run(needle.NeedleConfig(**SMALL | {"segment_size": 8}), tmp_path)
+    result = needle.run(needle.NeedleConfig(**SMALL | {"memory": True, "segment_size": 8}), tmp_path)
     assert result["accuracy_16"] == 1.0
     assert json.loads((tmp_path / "plots/memory.json").read_text())["rate"]

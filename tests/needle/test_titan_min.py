@@ -70,7 +70,9 @@ def test_a_first_segment_reaches_the_last_token_through_the_memory_alone(answers
 
 
 def test_a_token_is_written_where_the_memory_errs_enough():
-    memory = SurprisedMemory(dataclasses.replace(TINY, surprise_threshold=0.8), rngs=nnx.Rngs(0))
+    memory = jax.eval_shape(
+        lambda: SurprisedMemory(dataclasses.replace(TINY, surprise_threshold=0.8), rngs=nnx.Rngs(0))
+    )
     v = jax.random.normal(jax.random.key(0), (1, 1, 3, 8))
     known = jnp.array([0.1, 0.3, 1.9])[:, None]  # share of the value that the memory says: it errs by 0.9, 0.7, 0.9
     state = State({"w": jnp.eye(8)[None, None]}, (), {}, jnp.int32(0))
