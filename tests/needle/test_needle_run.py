@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from titans_jax import cli, data, needle, training
-from titans_jax.needle import loop, samples
+from titans_jax.needle import loop, pipeline, samples
 
 SMALL = {
     "memory": False,
@@ -125,3 +125,18 @@ def test_titan_min_finds_needles(tmp_path):
     result = needle.run(needle.NeedleConfig(**SMALL | {"memory": True, "segment_size": 8}), tmp_path)
     assert result["accuracy_16"] == 1.0
     assert json.loads((tmp_path / "plots/memory.json").read_text())["rate"]
+
+
+@pytest.mark.slow
+def test_ablations_are_tabulated_beside_the_whole(tmp_path, monkeypatch):
+    tiny = {**SMALL, "samples": (64, 8, 16), "epochs": 1}
+    monkeypatch.setattr(pipeline, "SMALL", tiny)
+    monkeypatch.setattr(pipeline, "ABLATIONS", {"whole": {}, "relu": {"activation": "relu"}})
+    table = needle.ablate(needle.NeedleConfig(), tmp_path).splitlines()
+    rows = json.loads((tmp_path / "ablations.json").read_text())
+    assert table[0] == "| variant | parameters | found, 16 tokens |"
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| whole", "| relu"]
+    for line, row in zip(table[2:], rows.values(), strict=True):
+        assert line.endswith(f"{100 * row['accuracy_16']:.1f}% |")
+    assert json.loads((tmp_path / "relu/config.json").read_text())["activation"] == "relu"
+    assert json.loads((tmp_path / "ablations_chart.json").read_text())["whole"]["16"] == rows["whole"]["accuracy_16"]

@@ -13,7 +13,7 @@ from flax import nnx
 from titans_jax import needle
 from titans_jax.memory import Gates, State
 from titans_jax.needle import standalone
-from titans_jax.needle.model import SurprisedMemory
+from titans_jax.needle.model import SurprisedMemory, TitanBlock
 
 TINY = needle.NeedleConfig(
     dim=16,
@@ -69,6 +69,42 @@ def test_a_first_segment_reaches_the_last_token_through_the_memory_alone(answers
     assert abs(answers[0][3] - answers[0][0]).max() > 1e-5
 
 
+@pytest.mark.parametrize(("l2", "activation"), [(True, "silu"), (False, "relu")])
+def test_a_block_without_memory_is_attention_in_segments_behind_learned_tokens(l2, activation):
+    config = dataclasses.replace(TINY, memory=False, l2=l2, activation=activation)
+    block = TitanBlock(config, rngs=nnx.Rngs(1))
+    x = np.random.default_rng(2).normal(size=(1, 16, 16)).astype(np.float32)
+    y, _ = jax.jit(lambda block, x: block(x))(block, x)
+    np.testing.assert_allclose(y[0], x[0] + mixed(block, x[0], l2, activation), atol=1e-5)
+
+
+def mixed(block, x, l2, activation):
+    """What the block adds to x [16, 16], token by token; its convolution is the identity when it is made."""
+
+    def silu(a):
+        return a / (1 + np.exp(-a))
+
+    def normal(a):
+        return a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-6)
+
+    def heads(a):
+        q, k, v = np.moveaxis((normal(a) @ block.qkv.kernel).reshape(-1, 3, 2, 8), 1, 0)
+        q, k, v = ((silu if activation == "silu" else lambda a: np.maximum(a, 0))(part) for part in (q, k, v))
+        unit = (lambda a: a / np.sqrt((a * a).sum(-1, keepdims=True) + 1e-6)) if l2 else lambda a: a
+        return unit(q), unit(k), v
+
+    (q, k, v), (_, front_k, front_v) = heads(x), heads(np.asarray(block.persistent))
+    y = np.zeros((16, 2, 8))
+    for t in range(16):
+        start = t // 8 * 8
+        for h in range(2):
+            seen_k = np.concatenate([front_k[:, h], k[start : t + 1, h]])
+            seen_v = np.concatenate([front_v[:, h], v[start : t + 1, h]])
+            weights = np.exp(seen_k @ q[t, h] * (10 if l2 else 8**-0.5))
+            y[t, h] = weights @ seen_v / weights.sum()
+    return (normal(y.reshape(16, 16)) * silu(normal(x) @ block.gate.kernel)) @ block.out.kernel
+
+
 def test_a_token_is_written_where_the_memory_errs_enough():
     memory = jax.eval_shape(
         lambda: SurprisedMemory(dataclasses.replace(TINY, surprise_threshold=0.8), rngs=nnx.Rngs(0))
@@ -80,6 +116,14 @@ def test_a_token_is_written_where_the_memory_errs_enough():
     held = memory.hold_back(gates, state, known * v, v)
     np.testing.assert_array_equal(held.rate[0, 0], [0.5, 0.0, 0.5])
     np.testing.assert_array_equal(held.keep, gates.keep)
+
+
+@pytest.mark.slow
+def test_with_every_part_left_out_but_the_memory_a_needle_far_back_still_reaches_the_answer():
+    bare = {"memory_slots": 0, "n_persistent": 0, "surprise_threshold": 0.0, "dsconv": False}
+    logits, look = call(made(dataclasses.replace(TINY, **bare)), TOKENS)
+    assert abs(logits[3] - logits[0]).max() > 1e-5
+    assert (look.rate > 0).all()
 
 
 def test_what_is_exported_answers_alike_where_the_package_is_not(model, answers, tmp_path, run_python):

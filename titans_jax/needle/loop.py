@@ -20,11 +20,11 @@ from titans_jax.checkpoint import CheckpointError, Checkpoints, Which
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
-from titans_jax.needle.samples import epoch
-from titans_jax.training import Diverged, Stopped, memory_advice
+from titans_jax.needle.samples import Batch, epoch
+from titans_jax.training import Diverged, Stopped
 from titans_jax.training.guards import stop_requested
 
-Step = Callable[[Any, Any, ArrayLike, ArrayLike], tuple[Any, Any, Array, Array]]
+Step = Callable[[dict[str, Any], ArrayLike, ArrayLike], tuple[dict[str, Any], tuple[Array, Array]]]
 
 
 def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str = "needle") -> TitanMin:
@@ -44,46 +44,44 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     if not resume:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     checkpoints = Checkpoints(folder / "checkpoints")
-    with stop_requested() as stop, memory_advice():
-        graphdef, arrays, optimizer = _begin(config, total)
-        record: list[dict[str, Any]] = []
-        start = 0
-        if checkpoints.steps():
-            arrays, meta, start = checkpoints.restore(arrays)
-            _same_run(config, meta["config"], folder)
-            record = meta["record"]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        step = make_step(graphdef, optimizer)
-        params, state = arrays["params"], arrays["optimizer"]
-        with metrics.progress(total, name, initial=start) as bar:
-            for n in range(start, total):
-                if n == start or n % each == 0:
-                    batches = epoch(samples, config.batch, seed=config.seed, number=n // each)
-                batch = batches[n % each]
-                params, state, *seen = step(params, state, batch.tokens, batch.position)
-                loss, accuracy = (float(x) for x in seen)
-                if not math.isfinite(loss):
-                    raise Diverged(f"diverged at step {n + 1}: the loss is {loss}; a lower --learning-rate may help")
-                length = batch.tokens.shape[1]
-                record.append({"step": n + 1, "split": "train", "length": length, "loss": loss, "accuracy": accuracy})
-                bar.advance(1, tokens=batch.tokens.size, loss=loss, accuracy=accuracy)
-                ended = (n + 1) % each == 0
-                if not (ended or stop.is_set()):
-                    continue
-                if ended:
-                    found = score(predict(nnx.merge(graphdef, params), validation, config.batch))
-                    record.append({"step": n + 1, "split": "held_out"} | found)
-                checkpoints.save(
-                    n + 1,
-                    {"params": params, "optimizer": state},
-                    meta={"config": dataclasses.asdict(config), "record": record},
-                    score=found["loss"] if ended else None,
-                )
+    graphdef, arrays, optimizer = _begin(config, total)
+    record: list[dict[str, Any]] = []
+    start = 0
+    if checkpoints.steps():
+        _same_run(config, checkpoints.meta("last")["config"], folder)
+        arrays, meta, start = checkpoints.restore(arrays)
+        record = meta["record"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    step = make_step(graphdef, optimizer)
+    with stop_requested() as stop, metrics.progress(total, name, initial=start) as bar:
+        for n in range(start + 1, total + 1):
+            number, place = divmod(n - 1, each)
+            if n == start + 1 or place == 0:
+                batches = epoch(samples, config.batch, seed=config.seed, number=number)
+            arrays, seen = step(arrays, batches[place].tokens, batches[place].position)
+            record.append({"step": n, "split": "train", **_seen(n, batches[place], seen, bar)})
+            stopping, score_ = stop.is_set(), None
+            if place == each - 1:
+                found = score(predict(nnx.merge(graphdef, arrays["params"]), validation, config.batch))
+                record.append({"step": n, "split": "held_out", **found})
+                score_ = found["loss"]
+            if stopping or score_ is not None:
+                meta = {"config": dataclasses.asdict(config), "record": record}
+                checkpoints.save(n, arrays, meta=meta, score=score_)
                 (folder / "metrics.json").write_text(json.dumps(record) + "\n")
-                if stop.is_set() and n + 1 < total:
-                    raise Stopped(f"stopped after step {n + 1} of {total}, which is saved in {folder}/checkpoints")
+            if stopping and n < total:
+                raise Stopped(f"stopped after step {n} of {total}, which is saved in {folder}/checkpoints")
     return load(folder)[1]
+
+
+def _seen(n: int, batch: Batch, seen: tuple[Array, Array], bar: metrics.Progress) -> dict[str, float]:
+    """A step's length, loss and accuracy, shown at the bar."""
+    loss, accuracy = (float(x) for x in seen)
+    if not math.isfinite(loss):
+        raise Diverged(f"diverged at step {n}: the loss is {loss}; a lower --learning-rate may help")
+    bar.advance(1, tokens=batch.tokens.size, loss=loss, accuracy=accuracy)
+    return {"length": batch.tokens.shape[1], "loss": loss, "accuracy": accuracy}
 
 
 def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, int]:
@@ -103,19 +101,23 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
 
 
 def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
-    """step(params, optimizer, tokens, position) -> both after it, loss and accuracy; compiled once a length."""
+    """step(arrays, tokens, position) -> arrays after it, (loss, accuracy); compiled once a length.
+
+    arrays: the model's as "params", the optimizer's as "optimizer"; those given are used up.
+    """
 
     def loss_of(params: Any, tokens: Array, position: Array) -> tuple[Array, Array]:
         logits, _ = nnx.merge(graphdef, params)(tokens)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, position).mean()
         return loss, (logits.argmax(-1) == position).mean()
 
-    def step(params: Any, state: Any, tokens: Array, position: Array) -> tuple[Any, Any, Array, Array]:
-        (loss, accuracy), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, tokens, position)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, loss, accuracy
+    def step(arrays: dict[str, Any], tokens: Array, position: Array) -> tuple[dict[str, Any], tuple[Array, Array]]:
+        params = arrays["params"]
+        seen, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, tokens, position)
+        updates, state = optimizer.update(gradients, arrays["optimizer"], params)
+        return {"params": optax.apply_updates(params, updates), "optimizer": state}, seen
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return jax.jit(step, donate_argnums=0)
 
 
 def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:

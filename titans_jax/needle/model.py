@@ -97,8 +97,8 @@ class TitanBlock(nnx.Module):
 
     def split(self, qkv: Array) -> tuple[Array, Array, Array]:
         """[B, T, 3 E] -> q, k, v [B, T, H, D], activated, q and k of unit length."""
-        qkv = ACTIVATIONS[self.config.activation](qkv)
-        q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.config.heads, -1), 2, 0)
+        qkv, size = ACTIVATIONS[self.config.activation](qkv), self.config.dim // self.config.heads
+        q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.config.heads, size), 2, 0)
         return (l2_normalise(q), l2_normalise(k), v) if self.config.l2 else (q, k, v)
 
     def _segment(self, memory: Any, segment: tuple[Array, ...]) -> tuple[Any, tuple[Array, Look | None]]:

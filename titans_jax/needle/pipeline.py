@@ -103,7 +103,7 @@ def ablate(config: NeedleConfig, folder: Path) -> str:
     (folder / "ablations.md").write_text("\n".join(lines) + "\n")
     (folder / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
     if importlib.util.find_spec("matplotlib") is not None:
-        plots.needle_ablations(accuracies, folder / "ablations.png")
+        plots.needle_ablations(accuracies, folder / "ablations_chart.png")
     return "\n".join(lines)
 
 

@@ -29,8 +29,8 @@ def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.Pa
         left, middle, answers = figure.subplots(1, 3, width_ratios=[1, 1.6, 1.6])
         _shares(left, [str(L) for L in lengths], by_length)
         left.set(title="Found, by length", xlabel="tokens of the sequence", ylabel="share of needles found")
-        _shares(middle, [f"{10 * i}-{10 * i + 10}" for i in range(10)], by_tenth, size=7)
-        middle.set(title="Found, by where the needle is", xlabel="% of the sequence before it")
+        _shares(middle, [f"{10 * i}" for i in range(10)], by_tenth, size=7)
+        middle.set(title="Found, by where the needle is", xlabel="at least so many % of the sequence before it")
         answers.plot([0, lengths.max()], [0, lengths.max()], color=MUTED, lw=0.8)
         for L, colour in zip(lengths, layer_colours(len(lengths)), strict=True):
             of = length == L
@@ -49,7 +49,7 @@ def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.Pa
 
 def _shares(axes: "Axes", names: Sequence[str], values: Sequence[float], size: float = 9) -> None:
     bars = axes.bar(names, values, color=BLUE, width=0.7)
-    axes.bar_label(bars, [f"{100 * value:.1f}" for value in values], size=size, padding=2, color=INK)
+    axes.bar_label(bars, [f"{100 * value:.1f}%" for value in values], size=size, padding=2, color=INK)
     axes.set_ylim(0, 1.08)
     axes.tick_params(axis="x", labelsize=size)
     axes.grid(axis="x", visible=False)
@@ -97,7 +97,7 @@ def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: str | os.Pat
             bars = axes.barh(
                 where, [row[length] for row in rows.values()], height, color=colour, label=f"{length} tokens"
             )
-            axes.bar_label(bars, [f"{100 * row[length]:.1f}" for row in rows.values()], size=8, padding=3, color=INK)
+            axes.bar_label(bars, [f"{100 * row[length]:.1f}%" for row in rows.values()], size=8, padding=3, color=INK)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
