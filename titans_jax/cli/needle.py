@@ -15,8 +15,7 @@ from titans_jax.needle import standalone
 def configure(parser: argparse.ArgumentParser) -> None:
     """What to do, with which model."""
     kinds = parser.add_subparsers(title="what to do", required=True, metavar="WHAT")
-    defaults = dataclasses.asdict(needle.NeedleConfig())
-    fields = "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in defaults.items())
+    fields = "  ".join(_option(*field) for field in dataclasses.asdict(needle.NeedleConfig()).items())
     for name, work in (("run", run_all), ("train", train), ("eval", evaluate), ("infer", infer)):
         kind = kinds.add_parser(name, help=first_line(work), description=work.__doc__, epilog=EPILOGS.get(name, fields))
         kind.set_defaults(work=work)
@@ -48,6 +47,14 @@ EPILOGS = {
     "eval": "Writes result.json, report.json, predictions.csv and plots/.",
     "infer": "Without --seq, sequences are made up, and the right answers shown.",
 }
+
+
+def _option(name: str, default: Any) -> str:
+    """A field as it is typed on the command line, with its default; a switch as what turns it off."""
+    name = name.replace("_", "-")
+    if default is True:
+        return f"--no-{name}"
+    return f"--{name} {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
 
 
 def run(options: argparse.Namespace) -> None:

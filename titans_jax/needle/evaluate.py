@@ -8,6 +8,7 @@ from flax import nnx
 from numpy.typing import NDArray
 
 from titans_jax.data import Needles
+from titans_jax.metrics import Progress
 from titans_jax.needle.model import TitanMin
 from titans_jax.needle.samples import in_order
 
@@ -27,8 +28,8 @@ class Predictions(NamedTuple):
     nll: NDArray[np.float32]
 
 
-def predict(model: TitanMin, samples: Needles, batch: int = 32) -> Predictions:
-    """The model's answers; its memory begins anew, and is written, in every sequence."""
+def predict(model: TitanMin, samples: Needles, batch: int = 32, bar: Progress | None = None) -> Predictions:
+    """The model's answers, shown at `bar` as they come; its memory begins anew, and is written, in every sequence."""
     graphdef, params = nnx.split(model)
     count = len(samples.length)
     predicted, confidence, nll = np.zeros(count, np.int32), np.zeros(count, np.float32), np.zeros(count, np.float32)
@@ -37,6 +38,8 @@ def predict(model: TitanMin, samples: Needles, batch: int = 32) -> Predictions:
         predicted[part.rows] = found.argmax(1)
         confidence[part.rows] = np.exp(found.max(1))
         nll[part.rows] = -found[np.arange(len(found)), part.position]
+        if bar is not None:
+            bar.advance(len(np.unique(part.rows)), tokens=part.tokens.size)
     return Predictions(samples.length, samples.position, predicted, confidence, nll)
 
 

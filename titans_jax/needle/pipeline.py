@@ -59,7 +59,8 @@ def run(config: NeedleConfig, folder: Path, *, resume: bool = True) -> dict[str,
 def evaluate(config: NeedleConfig, model: TitanMin, folder: Path) -> dict[str, Any]:
     """Score a model on the samples to test; write predictions.csv, report.json, result.json and pictures."""
     samples = data.needle_splits(config.data_seed, config.samples, config.lengths)[2]
-    found = predict(model, samples, config.batch)
+    with metrics.progress(len(samples.length), "evaluate") as bar:
+        found = predict(model, samples, config.batch, bar)
     report = score(found)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")

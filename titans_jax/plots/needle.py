@@ -49,7 +49,7 @@ def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.Pa
 
 def _shares(axes: "Axes", names: Sequence[str], values: Sequence[float], size: float = 9) -> None:
     bars = axes.bar(names, values, color=BLUE, width=0.7)
-    axes.bar_label(bars, [f"{100 * value:.1f}%" for value in values], size=size, padding=2, color=INK)
+    axes.bar_label(bars, [f"{100 * value:.3g}%" for value in values], size=size, padding=2, color=INK)
     axes.set_ylim(0, 1.08)
     axes.tick_params(axis="x", labelsize=size)
     axes.grid(axis="x", visible=False)
@@ -97,7 +97,7 @@ def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: str | os.Pat
             bars = axes.barh(
                 where, [row[length] for row in rows.values()], height, color=colour, label=f"{length} tokens"
             )
-            axes.bar_label(bars, [f"{100 * row[length]:.1f}%" for row in rows.values()], size=8, padding=3, color=INK)
+            axes.bar_label(bars, [f"{100 * row[length]:.3g}%" for row in rows.values()], size=8, padding=3, color=INK)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
