@@ -81,8 +81,8 @@ def train(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Score a checkpoint on the samples to test; write its predictions."""
     chosen, model, step = needle.load(options.ckpt, options.which)
-    folder = options.out or options.ckpt / "eval"
-    _print(needle.evaluate(chosen, model, folder) | {"step": step})
+    folder = options.out or (options.ckpt.parent if options.ckpt.name == "checkpoints" else options.ckpt) / "eval"
+    _print(needle.evaluate(chosen, model, folder, step))
     print(f"written: {folder}/: result.json, report.json, predictions.csv, plots/")
 
 

@@ -27,12 +27,12 @@ from titans_jax.training.guards import stop_requested
 Step = Callable[[dict[str, Any], ArrayLike, ArrayLike], tuple[dict[str, Any], tuple[Array, Array]]]
 
 
-def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str = "needle") -> TitanMin:
-    """Train, or go on with, a model; `folder` gets checkpoints/, config.json and metrics.json.
+def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str = "needle") -> None:
+    """Train, or go on with, a model, which `load` gives; `folder` gets checkpoints/, config.json and metrics.json.
 
     metrics.json: a record of split "train" for every step, one of split "held_out" for every epoch.
     resume: go on from the newest checkpoint there, if there is one. name: stands at the progress bar.
-    Returns the model of the epoch that was best on the samples to validate.
+    The best checkpoint is that of the epoch with the least loss on the samples to validate.
 
     Raises ValueError for a configuration that cannot work or is not that of the run to go on with; Diverged; Stopped
     after SIGTERM or SIGINT, once everything is saved.
@@ -72,7 +72,6 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
                 (folder / "metrics.json").write_text(json.dumps(record) + "\n")
             if stopping and n < total:
                 raise Stopped(f"stopped after step {n} of {total}, which is saved in {folder}/checkpoints")
-    return load(folder)[1]
 
 
 def _seen(n: int, batch: Batch, seen: tuple[Array, Array], bar: metrics.Progress) -> dict[str, float]:

@@ -51,13 +51,16 @@ SMALL: dict[str, Any] = {
 def run(config: NeedleConfig, folder: Path, *, resume: bool = True) -> dict[str, Any]:
     """Train, export, evaluate and draw, all below `folder`; returns what result.json holds. Raises as `train` does."""
     train(config, folder, resume=resume)
-    config, model, step = load(folder)
+    _, model, step = load(folder)
     export(model, folder / "export")
-    return evaluate(config, model, folder) | {"step": step}
+    return evaluate(config, model, folder, step)
 
 
-def evaluate(config: NeedleConfig, model: TitanMin, folder: Path) -> dict[str, Any]:
-    """Score a model on the samples to test; write predictions.csv, report.json, result.json and pictures."""
+def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> dict[str, Any]:
+    """Score the model of a step on the samples to test; write predictions.csv, report.json, result.json, pictures.
+
+    Returns what result.json holds.
+    """
     samples = data.needle_splits(config.data_seed, config.samples, config.lengths)[2]
     with metrics.progress(len(samples.length), "evaluate") as bar:
         found = predict(model, samples, config.batch, bar)
@@ -67,7 +70,7 @@ def evaluate(config: NeedleConfig, model: TitanMin, folder: Path) -> dict[str, A
     write_predictions(found, folder / "predictions.csv")
     flat = {name: value for name, value in report.items() if not isinstance(value, dict | list)}
     flat |= {f"accuracy_{length}": value for length, value in report["acc_by_L"].items()}
-    flat["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))
+    flat |= {"step": step, "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))}
     metrics.write_result(folder, flat)
     if importlib.util.find_spec("matplotlib") is not None:
         _draw(config, model, found, samples, folder)
@@ -92,8 +95,9 @@ def ablate(config: NeedleConfig, folder: Path) -> str:
     for name, changes in ABLATIONS.items():
         changed = dataclasses.replace(config, **(SMALL | changes))
         path = folder / name.replace(" ", "_")
-        model = train(changed, path, name=name)
-        rows[name] = evaluate(changed, model, path)
+        train(changed, path, name=name)
+        _, model, step = load(path)
+        rows[name] = evaluate(changed, model, path, step)
     lengths = [str(length) for length in sorted(SMALL["lengths"])]
     accuracies = {name: {length: row[f"accuracy_{length}"] for length in lengths} for name, row in rows.items()}
     head = ["variant", "parameters", *(f"found, {length} tokens" for length in lengths)]
