@@ -79,6 +79,7 @@ def test_run_trains_and_leaves_everything(folder, capsys):
         assert capsys.readouterr().out.startswith("16 tokens: at 11 (probability ")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch):
     config = needle.NeedleConfig(**SMALL)
 
