@@ -26,7 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": LEAVES | MIDDLE,
     "training": LEAVES | MIDDLE | {"evaluation"},
     "export": LEAVES | MIDDLE | {"training"},
-    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export"},
+    "needle": LEAVES | MIDDLE | {"training"},
+    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }

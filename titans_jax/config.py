@@ -22,6 +22,8 @@ from titans_jax.data import DataConfig
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
 
+Config = typing.TypeVar("Config")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -114,8 +116,10 @@ def load(name_or_path: str) -> Experiment:
     return experiment
 
 
-def override(experiment: Experiment, arguments: Sequence[str], prog: str = "train.py NAME") -> Experiment:
-    """The experiment changed by `--section.field value` arguments; `--help` prints every field and leaves.
+def override(experiment: Config, arguments: Sequence[str], prog: str = "train.py NAME") -> Config:
+    """The experiment, or another dataclass, changed by `--section.field value` arguments.
+
+    `--help` prints every field and leaves.
 
     Raises ValueError for a field that does not exist (naming the nearest one that does) and for a value of the
     wrong type.
@@ -172,29 +176,29 @@ def from_json(data: dict[str, Any]) -> Experiment:
     >>> from_json(to_json(Experiment(name="x"))) == Experiment(name="x")
     True
     """
-    return _parse(Experiment, data, "experiment")
+    return parse(Experiment, data, "experiment")
 
 
-def _parse(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` says; `where` names it in errors."""
+def parse(hint: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type `hint` says, which may be a dataclass; raises ValueError, where `where` names it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         hints = typing.get_type_hints(hint)
         for key in value:
             if key not in hints:
                 raise ValueError(f"{where}.{key} is no field of {typing.cast(type, hint).__name__}{_meant(key, hints)}")
-        return typing.cast(Any, hint)(**{key: _parse(hints[key], v, f"{where}.{key}") for key, v in value.items()})
+        return typing.cast(Any, hint)(**{key: parse(hints[key], v, f"{where}.{key}") for key, v in value.items()})
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             with contextlib.suppress(ValueError):
-                return _parse(option, value, where)
+                return parse(option, value, where)
     elif origin is typing.Literal:
         if value in arguments:
             return value
     elif origin is tuple and isinstance(value, list):
         element = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(element) == len(value):
-            return tuple(_parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(element, value, strict=True)))
+            return tuple(parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(element, value, strict=True)))
     elif hint is float and type(value) in (int, float):
         return float(value)
     elif hint is Any or type(value) is hint:

@@ -8,7 +8,7 @@ import pytest
 
 from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
-from titans_jax.evaluation import Hay, Needle, Answers, find_needles, score_answers
+from titans_jax.evaluation import Answers, Hay, Needle, find_needles, score_answers
 from titans_jax.evaluation.answers import no_room
 from titans_jax.evaluation.haystack import row_size
 from titans_jax.nn import ModelConfig

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from titans_jax import training
-from titans_jax.cli import bench, compare, data, evaluate, export, generate, harness, haystack, plot, rules
+from titans_jax.cli import bench, compare, data, evaluate, export, generate, harness, haystack, needle, plot, rules
 from titans_jax.cli.options import first_line
 
 COMMANDS: dict[str, ModuleType] = {
@@ -18,6 +18,7 @@ COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
     "harness": harness,
     "haystack": haystack,
+    "needle": needle,
     "plot": plot,
     "rules": rules,
 }

@@ -9,9 +9,6 @@ from typing import Any, get_args
 import jax
 from flax import nnx
 
-import jax
-from flax import nnx
-
 from titans_jax import data, metrics, training
 from titans_jax.cli.options import checkpoint_options, output, positive
 from titans_jax.decode import Sampling

@@ -149,6 +149,10 @@ class MemoryLayer(nnx.Module):
             weight=None if self.weight is None else squashed(self.weight),
         )
 
+    def hold_back(self, gates: Gates, state: State, k: Array, v: Array) -> Gates:
+        """The gates with which tokens k, v are written to a memory in `state`: here as they are."""
+        return gates
+
     def __call__(
         self,
         x: Array,
@@ -167,7 +171,7 @@ class MemoryLayer(nnx.Module):
         """
         (q, k, v), conv = self.project(x, state.conv, age, span)
         q, k = l2_normalise(q), l2_normalise(k)
-        gates = self.gates(x)
+        gates = self.hold_back(self.gates(x), state.memory, k, v)
         y, memory, info = self._update(state.memory, (q, k, v, gates), span, restart, residual)
         y = self.merge(y) * jax.nn.silu(self.gate(x))
         rate, keep = (gate.mean(-1) if gate.ndim == 4 else gate for gate in (gates.rate, gates.keep))

@@ -9,6 +9,7 @@ from titans_jax.plots.attention import attention_maps, head_comparison, head_gri
 from titans_jax.plots.compare import compare_contexts, compare_costs, compare_curves, compare_places
 from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
+from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
 from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
 from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
@@ -29,6 +30,9 @@ __all__ = [
     "memory_picture",
     "memory_state",
     "memory_updates",
+    "needle_ablations",
+    "needle_answers",
+    "needle_memory",
     "norms",
     "positions_curve",
     "relevance_bars",

@@ -1,0 +1,138 @@
+"""`titans-jax needle`: Titan-Min, from training to predictions."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from titans_jax import config, data, needle
+from titans_jax.cli.options import first_line, which
+from titans_jax.needle import standalone
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """What to do, with which model."""
+    kinds = parser.add_subparsers(title="what to do", required=True, metavar="WHAT")
+    fields = "  ".join(_option(*field) for field in dataclasses.asdict(needle.NeedleConfig()).items())
+    for name, work in (("run", run_all), ("train", train), ("eval", evaluate), ("infer", infer)):
+        kind = kinds.add_parser(name, help=first_line(work), description=work.__doc__, epilog=EPILOGS.get(name, fields))
+        kind.set_defaults(work=work)
+        if name in ("run", "train"):
+            kind.add_argument("--out", "--out-dir", type=Path, default=Path("outputs/needle"), metavar="DIR", help=OUT)
+            kind.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=RESUME)
+            kind.set_defaults(changes=[])
+        else:
+            kind.add_argument("--ckpt", type=Path, required=name == "eval", metavar="DIR", help="a run's folder")
+            kind.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+        if name == "run":
+            kind.add_argument(
+                "--ablations", action="store_true", help="also train it small, whole and without each part"
+            )
+        if name == "eval":
+            kind.add_argument(
+                "--out", "--out-dir", type=Path, metavar="DIR", help="where results go (default CKPT/eval)"
+            )
+        if name == "infer":
+            kind.add_argument("--script", type=Path, metavar="FILE", help="an exported program, in place of --ckpt")
+            kind.add_argument("--seq", action="append", metavar="TOKENS", help='such as "5 17 127 8"; repeatable')
+            kind.add_argument("--seed", type=int, default=0, help="without --seq: of made-up sequences (default 0)")
+            kind.add_argument("--save-csv", type=Path, metavar="FILE", help="write the answers here too")
+
+
+OUT = "where everything goes (default %(default)s)"
+RESUME = "go on with the run in the folder; --no-resume removes its checkpoints and starts over"
+EPILOGS = {
+    "eval": "Writes result.json, report.json, predictions.csv and plots/.",
+    "infer": "Without --seq, sequences are made up, and the right answers shown.",
+}
+
+
+def _option(name: str, default: Any) -> str:
+    """A field as it is typed on the command line, with its default; a switch as what turns it off."""
+    name = name.replace("_", "-")
+    if default is True:
+        return f"--no-{name}"
+    return f"--{name} {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Titan-Min: train it to say where a needle is among random tokens, export it, evaluate it, ask it."""
+    options.work(options)
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Train, export, evaluate, write predictions and pictures; the fields of the model are options, as below."""
+    chosen = _config(options, "run")
+    result = needle.run(chosen, options.out, resume=options.resume)
+    _print(result)
+    print(f"written: {options.out}/: result.json, report.json, predictions.csv, metrics.json, export/, plots/")
+    if options.ablations:
+        print(needle.ablate(chosen, options.out / "ablations"))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train alone; the fields of the model are options, as below."""
+    needle.train(_config(options, "train"), options.out, resume=options.resume)
+    print(f"written: {options.out}/: checkpoints/, config.json, metrics.json")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Score a checkpoint on the samples to test; write its predictions."""
+    chosen, model, step = needle.load(options.ckpt, options.which)
+    folder = options.out or (options.ckpt.parent if options.ckpt.name == "checkpoints" else options.ckpt) / "eval"
+    _print(needle.evaluate(chosen, model, folder, step))
+    print(f"written: {folder}/: result.json, report.json, predictions.csv, plots/")
+
+
+def infer(options: argparse.Namespace) -> None:
+    """Say where the needle is in sequences of your own."""
+    if (options.ckpt is None) == (options.script is None):
+        raise ValueError("give either --ckpt, a run's folder, or --script, an exported program")
+    samples = _samples(options.seq, options.seed)
+    if options.script:
+        logits = standalone.logits(options.script, samples.tokens)
+        predicted, confidence = logits.argmax(1), _softmax(logits).max(1)
+        unknown = np.full(len(predicted), np.nan, np.float32)
+        found = needle.Predictions(samples.length, samples.position, predicted, confidence, unknown)
+    else:
+        found = needle.predict(needle.load(options.ckpt, options.which)[1], samples, batch=1)
+    for length, position, predicted, confidence, _ in zip(*found, strict=True):
+        truth = "" if options.seq else f", and it is at {position}"
+        print(f"{length} tokens: at {predicted} (probability {confidence:.4f}){truth}")
+    if options.save_csv:
+        needle.write_predictions(found, options.save_csv)
+
+
+def _samples(texts: list[str] | None, seed: int) -> data.Needles:
+    """The sequences given, their position that of their first needle, -1 without one; or made-up ones."""
+    if texts is None:
+        return data.needles(seed, 8)
+    try:
+        rows = [np.array(text.replace(",", " ").split(), np.int32) for text in texts]
+    except ValueError:
+        raise ValueError("--seq: tokens are whole numbers with spaces or commas between") from None
+    for row in rows:
+        if not len(row) or not 0 < row.min() <= row.max() <= 127:
+            raise ValueError("--seq: give at least one token, each from 1 to 127 (0 is padding)")
+    length = np.array([len(row) for row in rows], np.int32)
+    tokens = np.stack([np.pad(row, (0, max(length) - len(row))) for row in rows])
+    position = np.array([np.append(np.flatnonzero(row == 127), -1)[0] for row in rows], np.int32)
+    return data.Needles(tokens, length, position)
+
+
+def _softmax(logits: Any) -> Any:
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
+
+
+def _config(options: argparse.Namespace, what: str) -> needle.NeedleConfig:
+    chosen = config.override(needle.NeedleConfig(), options.changes, prog=f"titans-jax needle {what}")
+    chosen.check()
+    return chosen
+
+
+def _print(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        print(f"{name:<14} {value:.4f}" if isinstance(value, float) else f"{name:<14} {value}")

@@ -1,0 +1,24 @@
+"""Titan-Min: find the needle among random tokens. A model, its training, its export, its evaluation."""
+
+from titans_jax.needle.config import NeedleConfig
+from titans_jax.needle.evaluate import Predictions, predict, score
+from titans_jax.needle.export import export
+from titans_jax.needle.loop import load, train
+from titans_jax.needle.model import TitanBlock, TitanMin
+from titans_jax.needle.pipeline import ablate, evaluate, run, write_predictions
+
+__all__ = [
+    "NeedleConfig",
+    "Predictions",
+    "TitanBlock",
+    "TitanMin",
+    "ablate",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "run",
+    "score",
+    "train",
+    "write_predictions",
+]

@@ -1,0 +1,50 @@
+"""A trained Titan-Min as files that run with jax alone: one for each length, for any number of sequences at once.
+
+DIR/length_64.stablehlo, ...   tokens int32 [n, 64] -> logits float32 [n, 64], weights inside
+DIR/export_manifest.json       what they are, their sha256, and the versions that wrote them
+DIR/run.py                     reads tokens, prints positions: `titans_jax.needle.standalone`
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import export as jax_export
+
+from titans_jax.needle import standalone
+from titans_jax.needle.model import PAD, VOCABULARY, TitanMin
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MANIFEST = "export_manifest.json"
+
+
+def export(model: TitanMin, folder: Path) -> Path:
+    """Write the model's programs, their manifest and a script that runs them; returns the manifest's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graphdef, params = nnx.split(model)
+    run = jax.jit(lambda tokens: nnx.merge(graphdef, params)(tokens)[0])
+    files = []
+    for length in sorted(model.config.lengths):
+        (rows,) = jax_export.symbolic_shape("rows")
+        program = jax_export.export(run, platforms=PLATFORMS)(jax.ShapeDtypeStruct((rows, length), jnp.int32))
+        data = program.serialize()
+        name = f"length_{length}.stablehlo"
+        (folder / name).write_bytes(data)
+        files.append({"file": name, "length": length, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    manifest = {
+        "files": files,
+        "input": "tokens int32 [n, length], n of any size",
+        "output": "logits float32 [n, length]; the position is where they are largest",
+        "vocabulary": VOCABULARY,
+        "pad": PAD,
+        "platforms": PLATFORMS,
+        "calling_convention_version": program.calling_convention_version,
+        "jax": jax.__version__,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.copyfile(standalone.__file__, folder / "run.py")
+    return folder / MANIFEST

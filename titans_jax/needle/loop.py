@@ -1,0 +1,141 @@
+"""Training Titan-Min: epochs over samples of mixed lengths, with checkpoints from which a run goes on as it was."""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
+
+from titans_jax import config as configs
+from titans_jax import data, metrics, optim
+from titans_jax.checkpoint import CheckpointError, Checkpoints, Which
+from titans_jax.needle.config import NeedleConfig
+from titans_jax.needle.evaluate import predict, score
+from titans_jax.needle.model import TitanMin
+from titans_jax.needle.samples import Batch, epoch
+from titans_jax.training import Diverged, Stopped
+from titans_jax.training.guards import stop_requested
+
+Step = Callable[[dict[str, Any], ArrayLike, ArrayLike], tuple[dict[str, Any], tuple[Array, Array]]]
+
+
+def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str = "needle") -> None:
+    """Train, or go on with, a model, which `load` gives; `folder` gets checkpoints/, config.json and metrics.json.
+
+    metrics.json: a record of split "train" for every step, one of split "held_out" for every epoch.
+    resume: go on from the newest checkpoint there, if there is one. name: stands at the progress bar.
+    The best checkpoint is that of the epoch with the least loss on the samples to validate.
+
+    Raises ValueError for a configuration that cannot work or is not that of the run to go on with; Diverged; Stopped
+    after SIGTERM or SIGINT, once everything is saved.
+    """
+    config.check()
+    samples, validation, _ = data.needle_splits(config.data_seed, config.samples, config.lengths)
+    each = len(epoch(samples, config.batch, seed=config.seed, number=0))
+    total = each * config.epochs
+    if not resume:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    graphdef, arrays, optimizer = _begin(config, total)
+    record: list[dict[str, Any]] = []
+    start = 0
+    if checkpoints.steps():
+        _same_run(config, checkpoints.meta("last")["config"], folder)
+        arrays, meta, start = checkpoints.restore(arrays)
+        record = meta["record"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    step = make_step(graphdef, optimizer)
+    with stop_requested() as stop, metrics.progress(total, name, initial=start) as bar:
+        for n in range(start + 1, total + 1):
+            number, place = divmod(n - 1, each)
+            if n == start + 1 or place == 0:
+                batches = epoch(samples, config.batch, seed=config.seed, number=number)
+            arrays, seen = step(arrays, batches[place].tokens, batches[place].position)
+            record.append({"step": n, "split": "train", **_seen(n, batches[place], seen, bar)})
+            stopping, score_ = stop.is_set(), None
+            if place == each - 1:
+                found = score(predict(nnx.merge(graphdef, arrays["params"]), validation, config.batch))
+                record.append({"step": n, "split": "held_out", **found})
+                score_ = found["loss"]
+            if stopping or score_ is not None:
+                meta = {"config": dataclasses.asdict(config), "record": record}
+                checkpoints.save(n, arrays, meta=meta, score=score_)
+                (folder / "metrics.json").write_text(json.dumps(record) + "\n")
+            if stopping and n < total:
+                raise Stopped(f"stopped after step {n} of {total}, which is saved in {folder}/checkpoints")
+
+
+def _seen(n: int, batch: Batch, seen: tuple[Array, Array], bar: metrics.Progress) -> dict[str, float]:
+    """A step's length, loss and accuracy, shown at the bar."""
+    loss, accuracy = (float(x) for x in seen)
+    if not math.isfinite(loss):
+        raise Diverged(f"diverged at step {n}: the loss is {loss}; a lower --learning-rate may help")
+    bar.advance(1, tokens=batch.tokens.size, loss=loss, accuracy=accuracy)
+    return {"length": batch.tokens.shape[1], "loss": loss, "accuracy": accuracy}
+
+
+def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, int]:
+    """The configuration, the model and the step of a checkpoint: "best", "last" or a step.
+
+    Raises CheckpointError when there is none that can be used.
+    """
+    path = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    if not path.is_dir():
+        raise CheckpointError(f"{folder} is no folder of checkpoints")
+    checkpoints = Checkpoints(path)
+    step = checkpoints.find(which)
+    config = configs.parse(NeedleConfig, checkpoints.meta(step)["config"], "needle")
+    graphdef, arrays, _ = _begin(config, 1, abstract=True)
+    params = checkpoints.restore({"params": arrays["params"]}, which=step)[0]["params"]
+    return config, nnx.merge(graphdef, params), step
+
+
+def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
+    """step(arrays, tokens, position) -> arrays after it, (loss, accuracy); compiled once a length.
+
+    arrays: the model's as "params", the optimizer's as "optimizer"; those given are used up.
+    """
+
+    def loss_of(params: Any, tokens: Array, position: Array) -> tuple[Array, Array]:
+        logits, _ = nnx.merge(graphdef, params)(tokens)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, position).mean()
+        return loss, (logits.argmax(-1) == position).mean()
+
+    def step(arrays: dict[str, Any], tokens: Array, position: Array) -> tuple[dict[str, Any], tuple[Array, Array]]:
+        params = arrays["params"]
+        seen, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, tokens, position)
+        updates, state = optimizer.update(gradients, arrays["optimizer"], params)
+        return {"params": optax.apply_updates(params, updates), "optimizer": state}, seen
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:
+    """The model's graph, its first arrays and its optimizer's (their shapes alone if abstract), the optimizer."""
+    static = []
+
+    def build(key: Array) -> Any:
+        graphdef, params = nnx.split(TitanMin(config, rngs=nnx.Rngs(key)))
+        static.append(graphdef)
+        return nnx.to_pure_dict(params)
+
+    make = jax.eval_shape if abstract else lambda f, x: jax.jit(f)(x)
+    params = make(build, jax.random.key(config.seed))
+    warmup = min(50, steps // 10)
+    chosen = optim.OptimConfig(name="adamw", peak_rate=config.learning_rate, warmup=warmup, weight_decay=0.01)
+    optimizer = optim.build(chosen, steps)
+    return static[0], {"params": params, "optimizer": make(optimizer.init, params)}, optimizer
+
+
+def _same_run(config: NeedleConfig, saved: dict[str, Any], folder: Path) -> None:
+    for path, old, new in configs.changes(saved, json.loads(json.dumps(dataclasses.asdict(config)))):
+        raise ValueError(f"{folder} holds a run with {path} = {old}, not {new}; give another --out, or --no-resume")

@@ -1,0 +1,162 @@
+"""Titan-Min: a small model that says where in a sequence the needle is.
+
+A block attends inside segments, behind learned tokens and behind what its memory answers to a few learned questions
+(memory as a context); what comes out is written to the memory, token by token, and read back, in training as in use.
+A head that points asks each token for itself, which a needle of one known token needs no memory for; heads that read
+the last token's state alone have to get what lay before its segment through the memory.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from titans_jax.memory import Gates, State, unit_rate
+from titans_jax.needle.config import NeedleConfig
+from titans_jax.nn.heads import HEADS
+from titans_jax.nn.layers import Conv, LearnedPositions, Linear, RMSNorm, l2_normalise, param
+from titans_jax.nn.memory import Look, MemoryLayer, Retrieve, logit
+
+PAD, VOCABULARY = 0, 128
+ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
+
+
+class SurprisedMemory(MemoryLayer):
+    """A memory that passes over what it knows: a token is written where ||M(k) - v|| >= threshold ||v||.
+
+    M is the memory as it was when the segment began, where the gradients are taken too: what decides is the loss whose
+    gradient is the write. As a share of the value's size the threshold has no unit, where one on the gradient's norm
+    would mean something else with every change of the weights. A call must not reach over the end of a chunk.
+    """
+
+    def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config.model, rngs=rngs)
+        self.surprise_threshold = config.surprise_threshold
+        self.max_rate = config.memory_lr * unit_rate(self.rule, 1)
+        self.rate.bias = param(jnp.full(config.memory_heads, logit(1 / (1 + config.segment_size))), None)
+
+    def hold_back(self, gates: Gates, state: State, k: Array, v: Array) -> Gates:
+        """The gates of k, v [B, H, T, D], with a rate of 0 for tokens that do not surprise."""
+        read = jax.vmap(jax.vmap(lambda dual, k: self.memory.read(State(dual, (), dual, jnp.int32(0)), k)))
+        error = jnp.linalg.norm(read(state.dual, k) - v, axis=-1)
+        surprising = error >= self.surprise_threshold * jnp.linalg.norm(v, axis=-1)
+        return gates._replace(rate=gates.rate * surprising)
+
+
+class Context(NamedTuple):
+    """Keys and values [B, n, H, D] in front of a segment."""
+
+    keys: Array
+    values: Array
+
+
+class TitanBlock(nnx.Module):
+    """x + W_o(norm(Attn(P || h || x)) * silu(x W_g)), then + M(norm(x)): P learned tokens, h the memory's answers.
+
+    Attn is cosine attention with a learned temperature for each head; q, k, v go through a causal depthwise convolution
+    (with their projections it is depthwise-separable) and an activation.
+    """
+
+    def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        dim, heads = config.dim, config.heads
+        scale = (2 * config.layers) ** -0.5
+        self.norm = RMSNorm(dim)
+        self.qkv = Linear(dim, 3 * dim, ("embed", "heads"), rngs=rngs)
+        self.conv = Conv(4, 3 * dim) if config.dsconv else None
+        first = 10.0 if config.l2 else (dim // heads) ** -0.5
+        self.log_temperature = param(jnp.full(heads, jnp.log(first)), None)
+        self.gate = Linear(dim, dim, ("embed", "heads"), rngs=rngs)
+        self.out_norm = RMSNorm(dim)
+        self.out = Linear(dim, dim, ("heads", "embed"), scale=scale, rngs=rngs)
+        tokens = jax.random.normal(rngs.params(), (config.n_persistent, dim))
+        self.persistent = param(tokens, None, None)
+        if config.memory:
+            self.questions = param(jax.random.normal(rngs.params(), (config.memory_slots, dim)), None, None)
+            self.retrieve = Retrieve(config.model, rngs=rngs)
+            self.memory_norm = RMSNorm(dim)
+            self.memory = SurprisedMemory(config, rngs=rngs)
+
+    def __call__(self, x: Array) -> tuple[Array, Look | None]:
+        """x: [B, T, E], T a multiple of the segment's size. Returns the same, and what the memory did [B, H, T]."""
+        B, T, _ = x.shape
+        L = self.config.segment_size
+        normed = self.norm(x)
+        age = jnp.broadcast_to(jnp.arange(T), (B, T))
+        qkv = self.qkv(normed)
+        if self.conv is not None:
+            qkv, _ = self.conv(qkv, self.conv.init_state(B, "float32"), age, None)
+        parts = (x, *self.split(qkv), self.gate(normed), age)
+        segments = jax.tree.map(lambda a: a.reshape(B, T // L, L, *a.shape[2:]).swapaxes(0, 1), parts)
+        memory = self.memory.init_state(B) if self.config.memory else None
+        _, (y, look) = lax.scan(self._segment, memory, segments)
+        y = y.swapaxes(0, 1).reshape(x.shape)
+        return y, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 2).reshape(*a.shape[1:3], T), look)
+
+    def split(self, qkv: Array) -> tuple[Array, Array, Array]:
+        """[B, T, 3 E] -> q, k, v [B, T, H, D], activated, q and k of unit length."""
+        qkv, size = ACTIVATIONS[self.config.activation](qkv), self.config.dim // self.config.heads
+        q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.config.heads, size), 2, 0)
+        return (l2_normalise(q), l2_normalise(k), v) if self.config.l2 else (q, k, v)
+
+    def _segment(self, memory: Any, segment: tuple[Array, ...]) -> tuple[Any, tuple[Array, Look | None]]:
+        x, q, k, v, gate, age = segment
+        y = self._attend(q, k, v, self._context(memory, x.shape[0]))
+        x = x + self.out(self.out_norm(y) * jax.nn.silu(gate))
+        if memory is None:
+            return None, (x, None)
+        y, memory, look, _ = self.memory(self.memory_norm(x), memory, age)
+        return memory, (x + y, look)
+
+    def _context(self, memory: Any, batch: int) -> Context:
+        """Keys and values of the learned tokens and of the memory's answers."""
+        front = jnp.broadcast_to(self.persistent[...], (batch, *self.persistent.shape))
+        if memory is not None:
+            questions = jnp.broadcast_to(self.questions[...], (batch, *self.questions.shape))
+            answers = self.retrieve(self.retrieve.query(questions), memory.memory.dual, self.memory)
+            front = jnp.concatenate([front, answers], 1)
+        _, k, v = self.split(self.qkv(self.norm(front)))
+        return Context(k, v)
+
+    def _attend(self, q: Array, k: Array, v: Array, front: Context) -> Array:
+        """[B, L, H, D] -> [B, L, E]; every token sees the context and the tokens up to itself."""
+        n, L = front.keys.shape[1], q.shape[1]
+        k, v = (jnp.concatenate(pair, 1) for pair in ((front.keys, k), (front.values, v)))
+        scores = jnp.einsum("bthd,bshd->bhts", q, k) * jnp.exp(self.log_temperature[...])[:, None, None]
+        seen = jnp.arange(n + L) <= n + jnp.arange(L)[:, None]
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1)
+        return jnp.einsum("bhts,bshd->bthd", weights, v).reshape(*q.shape[:2], -1)
+
+
+class TitanMin(nnx.Module):
+    """Tokens [B, T] -> logits [B, T]: where the needle is. Rows end in padding; no token sees what comes after it."""
+
+    def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
+        config.check()
+        self.config = config
+        positions = max(config.lengths)
+        self.embedding = param(0.02 * jax.random.normal(rngs.params(), (VOCABULARY, config.dim)), "vocab", "embed")
+        self.positions = LearnedPositions(config.dim, positions, rngs=rngs)
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.blocks = jax.vmap(lambda key: TitanBlock(config, rngs=nnx.Rngs(key)))(keys)
+        self.norm = RMSNorm(config.dim)
+        self.head = HEADS[config.head](config.dim, positions, rngs=rngs)
+
+    def __call__(self, tokens: Array) -> tuple[Array, Look | None]:
+        """Returns logits [B, T], and of each memory what it did, [layers, B, H, T].
+
+        Raises ValueError for sequences longer than the model has positions for.
+        """
+        T, most = tokens.shape[1], max(self.config.lengths)
+        if T > most:
+            raise ValueError(f"tokens: {T} in a sequence; this model has {most} positions")
+        length = (tokens != PAD).sum(1)
+        rows = -(-T // self.config.segment_size) * self.config.segment_size
+        tokens = jnp.pad(tokens, [(0, 0), (0, rows - T)], constant_values=PAD)
+        at = self.positions(jnp.arange(rows)[None])
+        x = (self.embedding[...][tokens] + at) * self.config.dim**0.5
+        x, look = lax.scan(lambda x, block: block(x), x, self.blocks)
+        look = jax.tree.map(lambda a: a[..., :T], look)
+        return self.head(self.norm(x)[:, :T], length, self.positions.embedding[...]), look

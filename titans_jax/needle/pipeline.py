@@ -1,0 +1,127 @@
+"""From a configuration to a folder of results: train, export, evaluate, predictions, pictures; and parts left out.
+
+OUT/config.json, metrics.json, checkpoints/   as `train` leaves them
+OUT/export/                                   as `export` does
+OUT/predictions.csv                           a line for each sample to test
+OUT/report.json, result.json                  scores, by length and by position; the same as flat keys
+OUT/plots/                                    the learning curve, the answers, a memory at work
+"""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from titans_jax import data, metrics, plots
+from titans_jax.needle.config import NeedleConfig
+from titans_jax.needle.evaluate import Predictions, predict, score
+from titans_jax.needle.export import export
+from titans_jax.needle.loop import load, train
+from titans_jax.needle.model import TitanMin
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "no memory": {"memory": False},
+    "no memory slots": {"memory_slots": 0},
+    "no persistent tokens": {"n_persistent": 0},
+    "no surprise threshold": {"surprise_threshold": 0.0},
+    "no convolution": {"dsconv": False},
+    "no l2": {"l2": False},
+    "relu": {"activation": "relu"},
+}
+# The last token is asked, since a pointer finds a token that is like no other whatever is left out.
+SMALL: dict[str, Any] = {
+    "head": "classify",
+    "learning_rate": 1e-2,
+    "dim": 64,
+    "heads": 4,
+    "memory_dim": 32,
+    "segment_size": 32,
+    "lengths": (32, 64),
+    "samples": (8000, 500, 500),
+}
+
+
+def run(config: NeedleConfig, folder: Path, *, resume: bool = True) -> dict[str, Any]:
+    """Train, export, evaluate and draw, all below `folder`; returns what result.json holds. Raises as `train` does."""
+    train(config, folder, resume=resume)
+    _, model, step = load(folder)
+    export(model, folder / "export")
+    return evaluate(config, model, folder, step)
+
+
+def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> dict[str, Any]:
+    """Score the model of a step on the samples to test; write predictions.csv, report.json, result.json, pictures.
+
+    Returns what result.json holds.
+    """
+    samples = data.needle_splits(config.data_seed, config.samples, config.lengths)[2]
+    with metrics.progress(len(samples.length), "evaluate") as bar:
+        found = predict(model, samples, config.batch, bar)
+    report = score(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_predictions(found, folder / "predictions.csv")
+    flat = {name: value for name, value in report.items() if not isinstance(value, dict | list)}
+    flat |= {f"accuracy_{length}": value for length, value in report["acc_by_L"].items()}
+    flat |= {"step": step, "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))}
+    metrics.write_result(folder, flat)
+    if importlib.util.find_spec("matplotlib") is not None:
+        _draw(config, model, found, samples, folder)
+    return flat
+
+
+def write_predictions(found: Predictions, path: Path) -> None:
+    """A line for each sample: its length, the needle's position, the model's answer, its confidence, whether right."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["sample", "length", "position", "predicted", "confidence", "correct"])
+        for i, (length, position, predicted, confidence, _) in enumerate(zip(*found, strict=True)):
+            rows.writerow([i, length, position, predicted, f"{confidence:.6f}", int(predicted == position)])
+
+
+def ablate(config: NeedleConfig, folder: Path) -> str:
+    """Train the model and each of ABLATIONS at the size of SMALL; returns the table, which is written there too.
+
+    A variant that was trained before is only evaluated. Raises as `train` does.
+    """
+    rows = {}
+    for name, changes in ABLATIONS.items():
+        changed = dataclasses.replace(config, **(SMALL | changes))
+        path = folder / name.replace(" ", "_")
+        train(changed, path, name=name)
+        _, model, step = load(path)
+        rows[name] = evaluate(changed, model, path, step)
+    lengths = [str(length) for length in sorted(SMALL["lengths"])]
+    accuracies = {name: {length: row[f"accuracy_{length}"] for length in lengths} for name, row in rows.items()}
+    head = ["variant", "parameters", *(f"found, {length} tokens" for length in lengths)]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for name, row in accuracies.items():
+        shares = " | ".join(f"{100 * share:.1f}%" for share in row.values())
+        lines.append(f"| {name} | {rows[name]['parameters']:,} | {shares} |")
+    (folder / "ablations.md").write_text("\n".join(lines) + "\n")
+    (folder / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
+    if importlib.util.find_spec("matplotlib") is not None:
+        plots.needle_ablations(accuracies, folder / "ablations_chart.png")
+    return "\n".join(lines)
+
+
+def _draw(config: NeedleConfig, model: TitanMin, found: Predictions, samples: data.Needles, folder: Path) -> None:
+    """The answers; for the first of the longest samples, the memory; and the learning curve where there is one."""
+    where = folder / "plots"
+    plots.needle_answers(found.length, found.position, found.predicted, where / "answers.png")
+    if (folder / "metrics.json").is_file():
+        plots.loss_curve(json.loads((folder / "metrics.json").read_text()), where / "loss_curve.png")
+    longest = int(np.argmax(samples.length))
+    tokens = samples.tokens[longest : longest + 1, : samples.length[longest]]
+    look = jax.jit(lambda model, tokens: model(tokens)[1])(model, tokens)
+    if look is not None:
+        surprise, rate = (np.asarray(x)[:, 0].mean(1) for x in (look.surprise, look.rate))
+        position = int(samples.position[longest])
+        plots.needle_memory(surprise, rate, position, config.segment_size, where / "memory.png")
