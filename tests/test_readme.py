@@ -59,6 +59,23 @@ def test_the_table_of_rules_is_what_the_command_prints():
     assert text.split("<!-- titans-jax rules -->\n")[1].split("<!-- end -->")[0].strip() == table()
 
 
+ITEMS = {"S0": 27, "S1": 46, "S2": 42, "S3": 50, "S4": 36}
+"""How many numbered items each of the source systems has."""
+
+
+def test_every_item_of_the_mission_has_its_row_and_every_file_named_there_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = text.split("<!-- mission -->\n")[1].split("<!-- end -->")[0].splitlines()[2:]
+    found = set()
+    for row in rows:
+        for system, first, last in re.findall(r"(S\d|N)\.(\d+)(?:-(\d+))?", row.split("|")[1]):
+            found |= {f"{system}.{number:02d}" for number in range(int(first), int(last or first) + 1)}
+    missing = {f"{system}.{i:02d}" for system, count in ITEMS.items() for i in range(1, count + 1)} - found
+    assert not missing, f"README's mission table lacks {sorted(missing)}"
+    named = set(re.findall(r"`(tests/[\w/]+(?:\.py)?)", "\n".join(rows)))
+    assert not {path for path in named if not (ROOT / path).exists()}
+
+
 def test_tree_lists_every_file_and_nothing_else():
     tree, present = listed(), files()
     folded = {path for path in tree if path.endswith("/") and not any(p != path and p.startswith(path) for p in tree)}
