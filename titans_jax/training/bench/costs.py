@@ -20,8 +20,8 @@ from titans_jax.training.step import define
 
 CONTEXTS = (256, 1024, 4096, 16384, 65536)
 """Tokens read so far, at which a stream's state is weighed and its next token timed."""
-STEPS, TOKENS = 4, 16
-"""Training steps, and tokens, in one block of those that are timed."""
+STEPS, TOKENS, BLOCKS = 4, 8, 15
+"""Training steps, and tokens, in one block of those that are timed; and blocks of tokens, which are short."""
 
 
 def costs(experiments: Mapping[str, Experiment]) -> Row:
@@ -49,7 +49,8 @@ def costs(experiments: Mapping[str, Experiment]) -> Row:
             "contexts": list(CONTEXTS),
             "states": [state_bytes(model) for model in held.values()],
         }
-    step, token = medians(steps, STEPS, "cost of steps"), medians(tokens, TOKENS, "cost of tokens")
+    step = medians(steps, STEPS, "cost of steps")
+    token = medians(tokens, TOKENS, "cost of tokens", blocks=BLOCKS)
     for name, experiment in experiments.items():
         seconds = [token.get(f"{name} {context}", token[f"{name} {CONTEXTS[0]}"]) for context in CONTEXTS]
         read = experiment.data.batch * experiment.data.sequence

@@ -13,9 +13,6 @@ from titans_jax import metrics
 from titans_jax.config import Experiment
 from titans_jax.training.bench.rows import Row, Rows
 
-BLOCKS = 5
-"""Blocks of calls that are timed, of everything in turn."""
-
 
 def tuned(
     rows: Rows,
@@ -68,13 +65,13 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float
     return statistics.mean(there), statistics.stdev(there) if len(there) > 1 else None
 
 
-def medians(run: Mapping[str, Callable[[], Any]], block: int, what: str) -> dict[str, float]:
-    """Seconds of one call, as the median over BLOCKS blocks of calls, taken in turn."""
+def medians(run: Mapping[str, Callable[[], Any]], block: int, what: str, *, blocks: int = 5) -> dict[str, float]:
+    """Seconds of one call, as the median over so many blocks of calls, taken in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in run}
     for call in run.values():
         jax.block_until_ready(call())  # compiles
-    with metrics.progress(BLOCKS * len(run), what) as bar:
-        for _ in range(BLOCKS):
+    with metrics.progress(blocks * len(run), what) as bar:
+        for _ in range(blocks):
             for name, call in run.items():
                 begun = time.perf_counter()
                 for _ in range(block):
