@@ -74,10 +74,11 @@ class TitanBlock(nnx.Module):
         tokens = jax.random.normal(rngs.params(), (config.n_persistent, dim))
         self.persistent = param(tokens, None, None)
         if config.memory:
-            self.questions = param(jax.random.normal(rngs.params(), (config.memory_slots, dim)), None, None)
-            self.retrieve = Retrieve(config.model, rngs=rngs)
             self.memory_norm = RMSNorm(dim)
             self.memory = SurprisedMemory(config, rngs=rngs)
+        if config.memory and config.memory_slots:
+            self.questions = param(jax.random.normal(rngs.params(), (config.memory_slots, dim)), None, None)
+            self.retrieve = Retrieve(config.model, rngs=rngs)
 
     def __call__(self, x: Array) -> tuple[Array, Look | None]:
         """x: [B, T, E], T a multiple of the segment's size. Returns the same, and what the memory did [B, H, T]."""
@@ -113,7 +114,7 @@ class TitanBlock(nnx.Module):
     def _context(self, memory: Any, batch: int) -> Context:
         """Keys and values of the learned tokens and of the memory's answers."""
         front = jnp.broadcast_to(self.persistent[...], (batch, *self.persistent.shape))
-        if memory is not None:
+        if memory is not None and self.config.memory_slots:
             questions = jnp.broadcast_to(self.questions[...], (batch, *self.questions.shape))
             answers = self.retrieve(self.retrieve.query(questions), memory.memory.dual, self.memory)
             front = jnp.concatenate([front, answers], 1)
