@@ -22,12 +22,14 @@ FORMAL_MODELS: dict[str, tuple[str, ...]] = {
     "transformer-2": ("--model.block", "transformer", "--model.depth", "2"),
     "deltanet-flip": (*_LMM, "--model.memory.rule", "deltanet", "--model.memory.max-rate", "2"),
     "deltanet": (*_LMM, "--model.memory.rule", "deltanet"),
+    "gated_deltanet": (*_LMM, "--model.memory.rule", "gated_deltanet"),
     "linear_attention": (*_LMM, "--model.memory.rule", "linear_attention"),
 }
 """What each changes of the experiment that is compared.
 
-A write multiplies what a memory has under its key by keep - rate. Where the rate may reach 2, as in deltanet-flip and
-in hope (16 times the unit rate of a chunk of 8), that can be -1; in deltanet it can be 0, but no sign can change.
+To count modulo 2, a write must change the sign of what a memory has under its key, which it multiplies by keep - rate.
+The rate may reach 2 in deltanet-flip and in hope (16 times the unit rate of a chunk of 8). Where it reaches 1, deltanet
+can do it still, with a keep of 0; gated_deltanet cannot, as it multiplies by keep (1 - rate).
 """
 
 COMMONEST = "always the commonest label"
