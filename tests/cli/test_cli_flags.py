@@ -63,7 +63,8 @@ def test_every_flag_of_the_source_systems_has_its_place(block, wikitext, tmp_pat
     losses = [record["loss"] for record in read_records(tmp_path / "run") if record["split"] == "held_out"]
     assert losses[-1] < losses[0] < 5.6
     checkpoint = ["--checkpoint", str(tmp_path / "run")]
-    assert cli.main(["eval", *checkpoint, "--which", "last", "--split", "test", "--batch", "2"]) == 0
+    which = ["--which", "last", "--split", "test", "--batch", "2", "--no-report"]
+    assert cli.main(["eval", *checkpoint, *which]) == 0
     result = json.loads((tmp_path / "run/eval/result.json").read_text())
     assert result["tokens"] == len((wikitext / "wiki.test.raw").read_bytes()) + 6
     sampling = ["--prompt", "The", "--length", "5", "--temperature", "0.7", "--top-k", "50", "--top-p", "0.9"]
