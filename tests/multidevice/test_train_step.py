@@ -62,7 +62,7 @@ def test_twenty_losses_of_a_mac_are_those_of_one_device(run_python):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["mac", "mag", "mal", "lmm", "transformer", "transformer,mac"])
+@pytest.mark.parametrize("block", ["mac", "mag", "lmm", "transformer", "transformer,mac"])  # mal stands below
 def test_every_block_with_every_residual(run_python, block):
     residual = {"lmm": "weight", "transformer": "value"}.get(block, "both")
     row = dict(block=block, residual=residual, positions="learned", persistent=3)

@@ -1,6 +1,5 @@
 """A learner's recurrence unrolled over a chunk: how its start and every gradient show in each row."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -63,60 +62,17 @@ def unroll(rule: Rule, gates: Gates, real: Array, position: Array) -> Response:
 
     The products are exact where a gate is zero, and so are their gradients. gates, real, position in chunk: [b].
     """
-    Z = _unit_response(rule.learner.window, *transitions(rule, gates, real, position))
-    n = Z.shape[1]
-    return Response(Z[..., :n], Z[..., n:])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _unit_response(window: int, F: Array, G: Array) -> Array:
-    """Z_t = F_t Z_{t-1} + G_t e_t, [b, n, n + window-1 + b], from Z_0 = (I, 0); e_t marks the columns of t's window.
-
-    Its own backward, as autodiff would take the gradients by F and G inside the loop: P_t = dZ_t + F_{t+1}^T P_{t+1}.
-    """
+    F, G = transitions(rule, gates, real, position)
+    b, n = G.shape
+    c = rule.learner.window
+    age = jnp.arange(b)[:, None] + c - 1 - jnp.arange(c - 1 + b)  # of column j at row t
+    windows = ((age >= 0) & (age < c)).astype(F.dtype)
 
     def token(Z: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        F, G, marks = xs
-        Z = _product(F, Z) + G[:, None] * marks
+        F, G, window = xs
+        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * window
         return Z, Z
 
-    return lax.scan(token, _unit(F, window), (F, G, _marks(F, window)))[1]
-
-
-def _unit_response_forward(window: int, F: Array, G: Array) -> tuple[Array, tuple[Array, Array]]:
-    Z = _unit_response(window, F, G)
-    return Z, (F, Z)
-
-
-def _unit_response_backward(window: int, kept: tuple[Array, Array], dZ: Array) -> tuple[Array, Array]:
-    F, Z = kept
-
-    def token(P: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
-        F, dZ = xs
-        P = P + dZ
-        return _product(F.T, P), P
-
-    P = lax.scan(token, jnp.zeros_like(dZ[0]), (F, dZ), reverse=True)[1]
-    before = jnp.concatenate([_unit(F, window)[None], Z[:-1]])
-    dF = (P[:, :, None] * before[:, None]).sum(-1)
-    return dF, (P * _marks(F, window)[:, None]).sum(-1)
-
-
-_unit_response.defvjp(_unit_response_forward, _unit_response_backward)
-
-
-def _product(F: Array, Z: Array) -> Array:
-    """F Z, written out: for these few rows a matmul would cost more than it computes."""
-    return sum(F[:, j, None] * Z[j] for j in range(len(F)))  # type: ignore[return-value]
-
-
-def _unit(F: Array, window: int) -> Array:
-    b, n, _ = F.shape
-    return jnp.eye(n, n + window - 1 + b, dtype=F.dtype)
-
-
-def _marks(F: Array, window: int) -> Array:
-    """[b, n + window-1 + b]: which columns row t adds its gradient to."""
-    b, n, _ = F.shape
-    age = jnp.arange(b)[:, None] + window - 1 - jnp.arange(window - 1 + b)  # of column j at row t
-    return jnp.pad(((age >= 0) & (age < window)).astype(F.dtype), [(0, 0), (n, 0)])
+    start = jnp.eye(n, n + c - 1 + b, dtype=F.dtype)
+    _, Z = lax.scan(token, start, (F, G, jnp.pad(windows, [(0, 0), (n, 0)])))
+    return Response(Z[..., :n], Z[..., n:])
