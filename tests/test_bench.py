@@ -108,6 +108,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, monkeypatch, ca
     assert "holds rows with experiment.train.seed = 0, not 3; give another --output-dir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rules_command_trains_reports_and_weighs_the_state(tmp_path, capsys):
     arguments = ["bench", "rules", "--rules", "linear_attention", "--steps", "2", "--output-dir", str(tmp_path)]
     assert cli.main([*arguments, *SMALL, "--model.block", "lmm"]) == 0

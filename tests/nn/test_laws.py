@@ -220,7 +220,7 @@ def gradients(row: dict[str, Any], remat: bool) -> dict[str, np.ndarray]:
     return {name_of(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 
-@pytest.mark.parametrize("row", params(FEW[:1], FEW))
+@pytest.mark.parametrize("row", params([], FEW))
 def test_every_parameter_learns(row):
     found = gradients(row, remat=True)
     dead = {name for name, x in found.items() if not np.abs(x).any()}
@@ -238,7 +238,7 @@ def test_remat_changes_no_gradient(block):
         np.testing.assert_allclose(got[name], x, atol=1e-5 * np.abs(x).max(), rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("row", params(FEW[:1], FEW))
+@pytest.mark.parametrize("row", params([], FEW))
 def test_bfloat16(row):
     """Activations alone are rounded: causal bit for bit, streaming within rounding, near the float32 model's logits."""
     config = config_of(row, dtype="bfloat16")

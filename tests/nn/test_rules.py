@@ -9,9 +9,11 @@ from tests.nn.members import BATCH, VOCAB, config_of, jit, name_of, subject
 from tests.nn.test_laws import TOKENS, close, in_pieces, read, tokens
 
 RULES = [
-    "deltaproduct",
     "swla",
-    *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("mesa", "omeganet", "atlas", "lact", "hgrn2")),
+    *(
+        pytest.param(rule, marks=pytest.mark.slow)
+        for rule in ("deltaproduct", "mesa", "omeganet", "atlas", "lact", "hgrn2")
+    ),
 ]
 
 
