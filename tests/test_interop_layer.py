@@ -130,7 +130,9 @@ def test_refuses_persistent_tokens():
 def test_torch_computes_what_the_block_computes(sliding):
     """With weights made here, which torch loads; so with the test by hand the layer is compared both ways."""
     torch = pytest.importorskip("torch", reason="needs the extra: pip install titans-jax[parity]")
-    mac = pytest.importorskip("titans_pytorch.mac_transformer", reason="pip install titans-jax[parity]")
+    mac = pytest.importorskip(
+        "titans_pytorch.mac_transformer", reason="needs the extra: pip install titans-jax[parity]"
+    )
     params = interop.layer_from_titans_pytorch(*random_layer(), heads=HEADS)
     attention = mac.SegmentedAttention(DIM, SEGMENT, dim_head=SIZE, heads=HEADS, sliding=sliding)
     feed_forward = mac.FeedForward(DIM, HIDDEN * 3 / 2 / DIM)

@@ -2,7 +2,9 @@
 
 import json
 
+import pyarrow  # comes with the extra dev
 import pytest
+from pyarrow import parquet
 
 from titans_jax.data import DataConfig, held_out_batches, load_documents, load_parts, load_sides, load_streams
 from titans_jax.data.formats import articles, documents, part_of
@@ -24,9 +26,6 @@ def wikitext(request, tmp_path):
     for part, text in WIKI.items():
         rows = [{"text": "" if line == " " else line + "\n"} for line in text.split("\n")[:-1]]
         if request.param == "parquet":
-            pyarrow = pytest.importorskip("pyarrow")
-            from pyarrow import parquet
-
             name = "validation" if part == "valid" else part
             for number, half in enumerate((rows[:3], rows[3:])):
                 path = tmp_path / f"{name}-{number:05}-of-00002.parquet"
@@ -105,9 +104,6 @@ def test_rows_that_are_documents_stay_apart(tmp_path):
 
 
 def test_a_table_without_text_says_what_it_has(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     path = tmp_path / "some.parquet"
     parquet.write_table(pyarrow.table({"body": ["x"], "title": ["y"]}), path)
     with pytest.raises(ValueError, match=r"some.parquet: there is no column 'text', only body, title"):

@@ -61,7 +61,7 @@ def test_without_the_library_its_extra_is_named(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the library's own
 def test_a_dataset_saved_by_the_real_library(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install titans-jax[hf]")
     texts = {"train": ["one", "two"], "validation": ["three"]}
     parts = {name: datasets.Dataset.from_dict({"text": rows}) for name, rows in texts.items()}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+pytest.importorskip("lm_eval", reason="needs the extra: pip install titans-jax[eval]")
 
 from titans_jax.data import BYTES
 from titans_jax.decode import generate
