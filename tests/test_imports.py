@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": LEAVES | MIDDLE,
     "training": LEAVES | MIDDLE | {"evaluation"},
     "export": LEAVES | MIDDLE | {"training"},
-    "needle": LEAVES | MIDDLE | {"training"},
+    "needle": LEAVES | MIDDLE | {"training", "export"},
     "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},

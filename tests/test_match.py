@@ -60,7 +60,7 @@ def test_bytes_of_state_by_hand():
     assert match.state_bytes(SMALL) == 2 * (2 * 16 * 16 * 4 + 4) + 4  # layers of keys, values and a step; the age
     full = replace(SMALL, attention="full", context=64)
     assert match.state_bytes(full) == 2 * (2 * 64 * 16 * 4 + 4) + 4
-    assert match.grows(full) and not match.grows(SMALL) and not match.grows(replace(full, block="mac"))
+    assert full.grows and not SMALL.grows and not replace(full, block="mac").grows
 
 
 def test_parameters_are_matched_by_the_mlp_to_the_largest():

@@ -104,6 +104,14 @@ def _begin(graphdef: Any, params: Any, batch: int) -> Any:
     return nnx.merge(graphdef, params).init_state(batch)
 
 
+def first_state(graphdef: Any, params: Any, batch: int) -> Any:
+    """The state of so many rows before their first token, to be given away to a call.
+
+    A copy, because a first state may share arrays with the parameters.
+    """
+    return jax.tree.map(partial(jnp.array, copy=True), _begin(graphdef, params, batch))
+
+
 @partial(jax.jit, static_argnums=3)
 def _draw(logits: Array, keys: Array, index: Array, sampling: Sampling) -> Array:
     return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
@@ -123,8 +131,7 @@ def prefill(model: LM, tokens: ArrayLike, *, segment: int = 64) -> tuple[Array, 
         wrong = tokens[(tokens < 0) | (tokens >= vocabulary)][0]
         raise ValueError(f"the prompt holds token {wrong}, outside the model's vocabulary of {vocabulary}")
     graphdef, params = nnx.split(model)
-    # A copy, because the state is given away to each call, and a first state may share arrays with the parameters.
-    state = jax.tree.map(partial(jnp.array, copy=True), _begin(graphdef, params, len(tokens)))
+    state = first_state(graphdef, params, len(tokens))
     whole = tokens.shape[1] // segment * segment
     widths = [segment] * (whole // segment) + [1] * (tokens.shape[1] - whole)
     for end, width in zip(np.cumsum(widths), widths, strict=True):

@@ -18,6 +18,11 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
+def count(params: Any) -> int:
+    """How many numbers a tree of arrays, or of their shapes, holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def summarise(nll: float, tokens: float, correct: float, bytes: float) -> dict[str, float]:
     """Reduces sums over held-out text to `loss` (nats a token), `perplexity`, `bits_per_byte` and `accuracy`.
 

@@ -1,7 +1,6 @@
 """`titans-jax compare`: models side by side on the same batches."""
 
 import argparse
-import importlib.util
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
@@ -74,7 +73,7 @@ def _samples(found: Mapping[str, dict[str, Any]]) -> str:
 
 def _draw(found: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
     """The pictures' names; none where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not plots.available():
         return []
     curves = {name: [row["curve"] for row in each["seeds"]] for name, each in found.items()}
     plots.compare_curves(curves, folder / "curves.png")

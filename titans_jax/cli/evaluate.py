@@ -1,20 +1,17 @@
 """`titans-jax eval`: a checkpoint on held-out text."""
 
 import argparse
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
-import jax
 from flax import nnx
 
-from titans_jax import data, metrics, training
+from titans_jax import data, metrics, plots, training
 from titans_jax.cli.options import checkpoint_options, output, positive
 from titans_jax.decode import Sampling
 from titans_jax.evaluation import RESETS, score
 from titans_jax.evaluation.report import STEPS, Report
-from titans_jax.nn import LM
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +32,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score a checkpoint on held-out text, and report what goes on inside: loss, samples, attention, memories."""
-    if not options.no_report and importlib.util.find_spec("matplotlib") is None:
+    if not options.no_report and not plots.available():
         raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
     Sampling(options.temperature)
     experiment, model, step = training.load(options.checkpoint, options.which)
     names = ("corpus", "split", "batch", "sequence")
     given = {name: getattr(options, name) for name in names if getattr(options, name)}
     source = replace(experiment.data, **given)
-    stream_, tokenizer = data.load_streams(source)[1:]
+    tokenizer = data.load_tokenizer(source.tokenizer)
+    text = None if source.task else data.held_out_stream(source)
     batches = data.held_out_batches(source, limit=options.limit)
-    total = len(stream_.tokens) - 1 if stream_ else 0
+    total = len(text.tokens) - 1 if text else 0
     if options.limit:
         total = min(total, options.limit * source.batch * source.sequence)
     folder = output(options, "eval")
@@ -63,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
     print("\n".join(lines))
     written = ["result.json", "result.txt"]
     if not options.no_report:
-        facts = {"model": f"{experiment.name}: {model.config.block}, {_parameters(model):,} parameters"} | result
+        size = metrics.count(nnx.split(model)[1])
+        facts = {"model": f"{experiment.name}: {model.config.block}, {size:,} parameters"} | result
         batch = next(data.held_out_batches(source, limit=1))
         with training.memory_advice(), metrics.progress(STEPS, "report") as bar:
             Report(folder, model, tokenizer, batch, facts).make(
@@ -76,10 +75,6 @@ def run(options: argparse.Namespace) -> None:
             )
         written += ["report.html", "report.md", "report.json", "and their pictures"]
     print(f"{'written':<14} {folder}/: {', '.join(written)}")
-
-
-def _parameters(model: LM) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))
 
 
 def _counted(batches: Iterator[dict[str, Any]], bar: metrics.Progress) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
     experiment, model, step = training.load(options.checkpoint, options.which)
     facts = saved.facts(options.checkpoint, step)
     folder = output(options, f"export_{options.to}")
-    parameters = sum(array.size for array in saved.named_parameters(model).values())
+    parameters = metrics.count(saved.named_parameters(model))
     result = {"to": options.to, "parameters": parameters, "step": step, "checkpoint": str(options.checkpoint)}
     saved.save_model(folder, experiment, model, step, facts)
     if options.to == "stablehlo":

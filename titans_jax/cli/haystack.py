@@ -1,7 +1,6 @@
 """`titans-jax haystack`: needles in haystacks, by length and depth."""
 
 import argparse
-import importlib.util
 import operator
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +49,9 @@ def run(options: argparse.Namespace) -> None:
     settings |= {name: getattr(options, name) for name in ("depths", "samples", "seed")}
     rows = bench.Rows(options.output_dir, settings)
     texts = data.load_documents(options.haystack_dir) if options.haystack_dir else [NOISE]
-    try:
-        with training.memory_advice():
-            grids = {name: _test(name, path, texts, needle, options, rows) for name, path in _named(options).items()}
-    except KeyboardInterrupt:
-        kept = f"{options.output_dir} keeps the finished lengths, and the same command goes on"
-        raise training.Stopped(f"stopped; {kept}") from None
+    goes_on = f"stopped; {options.output_dir} keeps the finished lengths, and the same command goes on"
+    with training.stopping(goes_on), training.memory_advice():
+        grids = {name: _test(name, path, texts, needle, options, rows) for name, path in _named(options).items()}
     _report(grids, options)
 
 
@@ -111,7 +107,7 @@ def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Na
     table = bench.markdown(columns, shown, "whole answers right, by length")
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     written = ["rows.json", "table.md", "result.json"]
-    if importlib.util.find_spec("matplotlib"):
+    if plots.available():
         kinds = {
             name: {
                 kind: [

@@ -4,7 +4,16 @@ from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batc
 from titans_jax.data.corpus import load_documents, load_parts, provenance
 from titans_jax.data.series import SCENARIOS, Scenario, generate_frequency_shift, generate_repeating_with_anomalies
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
-from titans_jax.data.text import DataConfig, Split, cache_folder, load_sides, load_streams, split_documents, tokenise
+from titans_jax.data.text import (
+    DataConfig,
+    Split,
+    cache_folder,
+    held_out_stream,
+    load_sides,
+    load_streams,
+    split_documents,
+    tokenise,
+)
 from titans_jax.data.tokenizer import BYTES, BPETokenizer, Tokenizer, check_ids, load_tokenizer, train_bpe
 
 __all__ = [
@@ -22,6 +31,7 @@ __all__ = [
     "generate_frequency_shift",
     "generate_repeating_with_anomalies",
     "held_out_batches",
+    "held_out_stream",
     "load_documents",
     "load_parts",
     "load_sides",

@@ -4,7 +4,7 @@ A row is read in segments with the state carried on, so the cost of a token and 
 came before it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
+from titans_jax.decode import first_state
 from titans_jax.nn import LM
 
 
@@ -37,12 +38,6 @@ def _read(graphdef: Any, params: Any, state: Any, inputs: Array, targets: Array,
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
     right = (logits.argmax(-1) == targets) & (mask != 0)
     return jnp.where(mask != 0, picked, 0).sum(1), right.sum(1), state
-
-
-@partial(jax.jit, static_argnums=(0, 2))
-def _begin(graphdef: Any, params: Any, batch: int) -> Any:
-    # A copy, because the state is given away to each call, and a first state may share arrays with the parameters.
-    return jax.tree.map(partial(jnp.array, copy=True), nnx.merge(graphdef, params).init_state(batch))
 
 
 def score_answers(
@@ -68,7 +63,7 @@ def score_answers(
     if reason := no_room(model, length):
         raise ValueError(reason)
     graphdef, params = nnx.split(model)
-    state = _begin(graphdef, params, batch)
+    state = first_state(graphdef, params, batch)
     sums: list[tuple[Array, Array]] = []
     for start in range(0, length, min(segment, length)):
         part = slice(start, min(start + segment, length))
@@ -82,10 +77,23 @@ def score_answers(
     return Answers(totals[0].astype(np.float64), totals[1].astype(np.int64), counted.astype(np.int64))
 
 
+def endings(rows: Sequence[tuple[NDArray, int]], filler: int, length: int = 0) -> tuple[NDArray, NDArray]:
+    """Rows of tokens, each with how many of its last are to be scored, side by side.
+
+    Returns tokens int32 [B, T], T the longest row or `length` if that is more, with filler behind each row; and the
+    mask float32 [B, T - 1] of the targets tokens[:, 1:].
+    """
+    tokens = np.full((len(rows), max(length, *(len(row) for row, _ in rows))), filler, np.int32)
+    mask = np.zeros(tokens.shape, np.float32)
+    for line, (row, count) in enumerate(rows):
+        tokens[line, : len(row)] = row
+        mask[line, len(row) - count : len(row)] = 1
+    return tokens, mask[:, 1:]
+
+
 def no_room(model: LM, length: int) -> str:
     """Why rows of so many tokens cannot be read, in a line; "" where they can."""
     config = model.config
-    bounded = any(name in ("transformer", "mag", "mal", "hope_attention") for name in config.pattern)
-    if (bounded and config.attention == "full" or config.positions == "learned") and length > config.context:
+    if (config.grows or config.positions == "learned") and length > config.context:
         return f"{length} tokens do not fit into the model.context of {config.context} tokens"
     return ""

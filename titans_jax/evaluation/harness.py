@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks import question
 from titans_jax.decode import Text, generate
-from titans_jax.evaluation.answers import no_room, score_answers
+from titans_jax.evaluation.answers import endings, no_room, score_answers
 from titans_jax.nn import LM
 
 BATCH, GRID = 16, 64
@@ -114,15 +114,11 @@ def _scored(model: LM, rows: list[tuple[NDArray, int]], filler: int) -> list[tup
     for begin in range(0, len(order), BATCH):
         members = order[begin : begin + BATCH]
         longest = max(len(rows[i][0]) for i in members)
-        tokens = np.full((len(members), longest + (1 - longest) % GRID), filler, np.int32)
-        mask = np.zeros(tokens.shape, np.float32)
-        for line, i in enumerate(members):
-            row, count = rows[i]
-            tokens[line, : len(row)] = row
-            mask[line, len(row) - count : len(row)] = 1
-        if no_room(model, tokens.shape[1] - 1):  # perhaps without filler
-            tokens, mask = tokens[:, :longest], mask[:, :longest]
-        scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask[:, 1:])
+        length = longest + (1 - longest) % GRID
+        if no_room(model, length - 1):  # perhaps without filler
+            length = longest
+        tokens, mask = endings([rows[i] for i in members], filler, length)
+        scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask)
         answers |= {i: (float(scores.log_likelihood[line]), bool(scores.exact[line])) for line, i in enumerate(members)}
     return [answers[i] for i in range(len(rows))]
 

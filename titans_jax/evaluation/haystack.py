@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks.passkey import ANSWER, DIGITS, NEEDLE, QUESTION, random_key
-from titans_jax.evaluation.answers import score_answers
+from titans_jax.evaluation.answers import endings, score_answers
 from titans_jax.nn import LM
 
 Cell = dict[str, float]
@@ -94,19 +94,13 @@ def find_needles(
 
     Raises ValueError where needle and question, or what full attention holds, do not fit.
     """
-    rows, answers = [], []
+    rows = []
     for depth in depths:
         for sample in range(samples):
             rng = np.random.default_rng((seed, length, sample))
-            row, answer = hay.row(needle.filled(rng), length, depth, rng)
-            rows.append(row)
-            answers.append(answer)
-    tokens = np.full((len(rows), max(map(len, rows))), hay.tokenizer.separator, np.int32)
-    mask = np.zeros(tokens.shape, np.float32)
-    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        tokens[i, : len(row)] = row
-        mask[i, len(row) - answer : len(row)] = 1
-    scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask[:, 1:], heard=heard)
+            rows.append(hay.row(needle.filled(rng), length, depth, rng))
+    tokens, mask = endings(rows, hay.tokenizer.separator)
+    scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask, heard=heard)
     per_depth: list[tuple[Any, ...]] = list(
         zip(*(np.split(x, len(depths)) for x in (scores.exact, *scores)), strict=True)
     )

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
+from titans_jax.decode import first_state
 from titans_jax.memory.base import norm
 from titans_jax.nn import LM, Look, MemoryLayer, MemoryState, ModelConfig
 from titans_jax.nn.attention import KV, Attention
@@ -192,11 +193,6 @@ class Reading(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _begin(graphdef: Any, params: Any) -> Any:
-    return nnx.merge(graphdef, params).init_state(1)
-
-
-@partial(jax.jit, static_argnums=0)
 def _step(graphdef: Any, params: Any, token: Array, state: Any) -> Any:
     return nnx.merge(graphdef, params)(token, state)
 
@@ -207,7 +203,7 @@ def read(model: LM, tokens: Iterable[int]) -> Reading:
     Raises ValueError without tokens.
     """
     graphdef, params = nnx.split(watch(model))
-    state = _begin(graphdef, params)
+    state = first_state(graphdef, params, 1)
     given, seen, ends, weights = [], [], [0], [fast_weights(model.config, state)]
     for count, token in enumerate(tokens, 1):
         logits, state, inside = _step(graphdef, params, np.array([[token]], np.int32), state)

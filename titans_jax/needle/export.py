@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export as jax_export
 
+from titans_jax.export import PLATFORMS
 from titans_jax.needle import standalone
 from titans_jax.needle.model import PAD, VOCABULARY, TitanMin
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 MANIFEST = "export_manifest.json"
 
 

@@ -16,13 +16,14 @@ from jax.typing import ArrayLike
 
 from titans_jax import config as configs
 from titans_jax import data, metrics, optim
-from titans_jax.checkpoint import CheckpointError, Checkpoints, Which
+from titans_jax.checkpoint import Checkpoints, Which
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
 from titans_jax.needle.samples import Batch, epoch
 from titans_jax.training import Diverged, Stopped
 from titans_jax.training.guards import stop_requested
+from titans_jax.training.saved import checkpoints_of
 
 Step = Callable[[dict[str, Any], ArrayLike, ArrayLike], tuple[dict[str, Any], tuple[Array, Array]]]
 
@@ -88,10 +89,7 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
 
     Raises CheckpointError when there is none that can be used.
     """
-    path = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    if not path.is_dir():
-        raise CheckpointError(f"{folder} is no folder of checkpoints")
-    checkpoints = Checkpoints(path)
+    checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
     config = configs.parse(NeedleConfig, checkpoints.meta(step)["config"], "needle")
     graphdef, arrays, _ = _begin(config, 1, abstract=True)

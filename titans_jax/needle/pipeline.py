@@ -9,7 +9,6 @@ OUT/plots/                                    the learning curve, the answers, a
 
 import csv
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from titans_jax.needle.evaluate import Predictions, predict, score
 from titans_jax.needle.export import export
 from titans_jax.needle.loop import load, train
 from titans_jax.needle.model import TitanMin
+from titans_jax.training.bench.rows import Column, markdown
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -70,9 +70,9 @@ def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> 
     write_predictions(found, folder / "predictions.csv")
     flat = {name: value for name, value in report.items() if not isinstance(value, dict | list)}
     flat |= {f"accuracy_{length}": value for length, value in report["acc_by_L"].items()}
-    flat |= {"step": step, "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))}
+    flat |= {"step": step, "parameters": metrics.count(nnx.split(model)[1])}
     metrics.write_result(folder, flat)
-    if importlib.util.find_spec("matplotlib") is not None:
+    if plots.available():
         _draw(config, model, found, samples, folder)
     return flat
 
@@ -100,16 +100,14 @@ def ablate(config: NeedleConfig, folder: Path) -> str:
         rows[name] = evaluate(changed, model, path, step)
     lengths = [str(length) for length in sorted(SMALL["lengths"])]
     accuracies = {name: {length: row[f"accuracy_{length}"] for length in lengths} for name, row in rows.items()}
-    head = ["variant", "parameters", *(f"found, {length} tokens" for length in lengths)]
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for name, row in accuracies.items():
-        shares = " | ".join(f"{100 * share:.1f}%" for share in row.values())
-        lines.append(f"| {name} | {rows[name]['parameters']:,} | {shares} |")
-    (folder / "ablations.md").write_text("\n".join(lines) + "\n")
+    columns: list[Column] = [("parameters", lambda row: f"{row['parameters']:,}")]
+    columns += [(f"found, {n} tokens", lambda row, n=n: f"{100 * row[f'accuracy_{n}']:.1f}%") for n in lengths]  # type: ignore[misc]
+    table = markdown(columns, rows, "variant")
+    (folder / "ablations.md").write_text(table + "\n")
     (folder / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
-    if importlib.util.find_spec("matplotlib") is not None:
+    if plots.available():
         plots.needle_ablations(accuracies, folder / "ablations_chart.png")
-    return "\n".join(lines)
+    return table
 
 
 def _draw(config: NeedleConfig, model: TitanMin, found: Predictions, samples: data.Needles, folder: Path) -> None:

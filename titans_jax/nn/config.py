@@ -146,6 +146,16 @@ class ModelConfig:
         return tuple(self.block.split(","))
 
     @property
+    def attends(self) -> bool:
+        """Whether layers attend as `attention` says; MAC attends inside its segments."""
+        return bool({"transformer", "mag", "mal", "hope_attention"} & set(self.pattern))
+
+    @property
+    def grows(self) -> bool:
+        """Whether attention has a slot for every token of the context: what is carried grows with it."""
+        return self.attends and self.attention == "full"
+
+    @property
     def learns_inside(self) -> bool:
         """Whether layers' networks learn while the model reads; see `titans_jax.inner_loop`."""
         return any(name in CMS_BLOCKS for name in self.pattern) and self.cms.rate > 0 and any(self.cms.periods)

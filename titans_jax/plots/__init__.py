@@ -11,11 +11,13 @@ from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
 from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
+from titans_jax.plots.style import available
 from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
 
 __all__ = [
     "attention_maps",
+    "available",
     "compare_contexts",
     "compare_costs",
     "compare_curves",

@@ -1,5 +1,6 @@
 """What the pictures share: a figure without a window, one style, numbers as JSON beside each picture."""
 
+import importlib.util
 import json
 import math
 import os
@@ -45,6 +46,11 @@ def figure_of(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def matplotlib() -> Any:

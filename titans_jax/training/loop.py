@@ -248,7 +248,7 @@ def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any
 
 
 def _announce(session: Session, state: TrainState, start: int, compile_seconds: float) -> None:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters = metrics.count(state.params)
     device = jax.devices()[0]
     print(
         f"{session.experiment.name}: {session.experiment.model.block}, {parameters:,} parameters, "

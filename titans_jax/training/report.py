@@ -1,6 +1,5 @@
 """What a finished run leaves behind: a result, a sample, two pictures, and a few lines that say where they are."""
 
-import importlib.util
 from typing import Any
 
 import jax
@@ -25,19 +24,19 @@ def finish(
         **measured,
         "steps": steps[-1]["step"],
         "tokens_per_second": steps[-1]["tokens_per_second"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1])),
+        "parameters": metrics.count(nnx.split(model)[1]),
         "best_step": best,
         "best_bits_per_byte": checkpoints.meta(best)["evaluation"]["bits_per_byte"],
     }
-    sample = _sample(experiment, model, tokenizer)
-    (folder / "sample.txt").write_text(sample)
+    text = sample(experiment, model, tokenizer)
+    (folder / "sample.txt").write_text(text)
     drawn = _draw(experiment, model, tokenizer)
     metrics.write_result(folder, result)
-    print(_summary(experiment, result, sample, ["result.json", "metrics.jsonl", "sample.txt", *drawn]), flush=True)
+    print(_summary(experiment, result, text, ["result.json", "metrics.jsonl", "sample.txt", *drawn]), flush=True)
     return result
 
 
-def _sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str:
+def sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str:
     """A continuation of train.prompt, drawn from the run's seed."""
     train = experiment.train
     prompt = tokenizer.encode(train.prompt) if train.prompt else np.array([tokenizer.separator])
@@ -47,7 +46,7 @@ def _sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str
 
 def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[str]:
     """The pictures' names; none where matplotlib is not installed, and no memory where there is none."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not plots.available():
         return []
     folder = experiment.output
     plots.loss_curve(metrics.read_records(folder), folder / "loss_curve.png")

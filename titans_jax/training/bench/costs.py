@@ -12,7 +12,7 @@ from titans_jax.config import Experiment
 from titans_jax.decode import Sampling, stream
 from titans_jax.nn import ModelConfig
 from titans_jax.training.bench.fit import program
-from titans_jax.training.bench.match import flops_per_token, grows, parameters, state_bytes
+from titans_jax.training.bench.match import flops_per_token, parameters, state_bytes
 from titans_jax.training.bench.rows import Row
 from titans_jax.training.bench.tuning import medians
 from titans_jax.training.placement import Placement
@@ -39,8 +39,8 @@ def costs(experiments: Mapping[str, Experiment]) -> Row:
     for name, experiment in experiments.items():
         model = experiment.model
         steps[name], step_bytes = _stepper(experiment)
-        held = {context: replace(model, context=context) if grows(model) else model for context in CONTEXTS}
-        tokens |= {f"{name} {context}": _writer(held[context]) for context in CONTEXTS[: None if grows(model) else 1]}
+        held = {context: replace(model, context=context) if model.grows else model for context in CONTEXTS}
+        tokens |= {f"{name} {context}": _writer(held[context]) for context in CONTEXTS[: None if model.grows else 1]}
         found[name] = {
             "parameters": parameters(model),
             "state_bytes": state_bytes(model),

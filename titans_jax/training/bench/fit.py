@@ -17,7 +17,7 @@ from jax import Array
 from titans_jax import config as configs
 from titans_jax import data
 from titans_jax.config import Experiment, TrainConfig
-from titans_jax.evaluation import evaluate
+from titans_jax.evaluation import Scores, score
 from titans_jax.metrics import Progress
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
@@ -126,10 +126,10 @@ def model_of(done: Fit) -> Any:
     return nnx.merge(done.definition.graphdef, done.params)
 
 
-def held_out(experiment: Experiment, model: Any) -> dict[str, Any]:
-    """What `evaluate` says of train.eval_batches batches of held-out text."""
+def held_out(experiment: Experiment, model: Any) -> Scores:
+    """What `score` says of train.eval_batches batches of held-out text."""
     placement = Placement.of(experiment.mesh)
     batches = data.held_out_batches(experiment.data, limit=experiment.train.eval_batches)
     lengths = data.load_tokenizer(experiment.data.tokenizer).byte_lengths
     with placement.active():
-        return evaluate(model, batches, lengths, sharding=placement.batch)
+        return score(model, batches, lengths, sharding=placement.batch)

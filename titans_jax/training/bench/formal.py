@@ -1,11 +1,9 @@
 """Models on formal languages: trained on words of one length, tested on words twice as long."""
 
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from titans_jax import config as configs
@@ -14,6 +12,7 @@ from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
 from titans_jax.training.bench.fit import fit, model_of
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.tuning import kept, mean_and_spread
 
 _LMM = ("--model.block", "lmm", "--model.memory.max-rate", "1")
 FORMAL_MODELS: dict[str, tuple[str, ...]] = {
@@ -76,18 +75,14 @@ def _run(base: Experiment, name: str, language: str, seed: int, rows: Rows, bar:
         model=replace(experiment.model, context=2 * experiment.data.sequence),
         train=replace(experiment.train, seed=seed),
     )
-    key = f"{language}, {name}, seed {seed}"
-    if key in rows.rows:
-        bar.advance(experiment.train.steps)
+    return kept(rows, f"{language}, {name}, seed {seed}", experiment, bar, _train)
 
-    def make() -> Row:
-        done = fit(experiment, bar)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(done.params))
-        row: Row = {"steps": len(done.losses), "finite": done.finite, "parameters": parameters}
-        scores = _accuracies(model_of(done), experiment) if done.finite else dict.fromkeys(KINDS, 0.0)
-        return row | {"loss": done.losses[-1] if done.finite else None} | scores
 
-    return rows.get(key, make)
+def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
+    done = fit(experiment, bar)
+    row: Row = {"steps": len(done.losses), "finite": done.finite, "parameters": metrics.count(done.params)}
+    scores = _accuracies(model_of(done), experiment) if done.finite else dict.fromkeys(KINDS, 0.0)
+    return row | {"loss": done.losses[-1] if done.finite else None} | scores
 
 
 def _accuracies(model: Any, experiment: Experiment) -> dict[str, float]:
@@ -105,9 +100,10 @@ def _words(config: data.DataConfig, kind: str, limit: int | None) -> Iterator[di
 
 def _summary(made: Sequence[Row]) -> Row:
     each = {kind: [row[kind] for row in made] for kind in KINDS}
-    means = {kind: statistics.mean(values) for kind, values in each.items()}
-    spreads = {f"{kind}_spread": statistics.stdev(values) if len(values) > 1 else None for kind, values in each.items()}
-    return means | spreads | {"each": each["beyond"], "parameters": made[0]["parameters"]}
+    row: Row = {"each": each["beyond"], "parameters": made[0]["parameters"]}
+    for kind, values in each.items():
+        row[kind], row[f"{kind}_spread"] = mean_and_spread(values)
+    return row
 
 
 def _commonest(config: data.DataConfig) -> Row:

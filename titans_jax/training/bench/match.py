@@ -101,7 +101,7 @@ def _width(model: ModelConfig) -> Dial:
 
 def _reach(model: ModelConfig) -> Dial:
     """What attention holds, or the size of a memory that is alone."""
-    if attends(model):
+    if model.attends:
         field = {"full": "context", "sliding": "window", "segmented": "segment"}[model.attention]
         return field, getattr(model, field), lambda slots: dataclasses.replace(model, **{field: slots})
     memory = model.memory
@@ -112,19 +112,9 @@ def _reach(model: ModelConfig) -> Dial:
     return "memory.head_dim", memory.head_dim, turned
 
 
-def attends(model: ModelConfig) -> bool:
-    """Whether layers attend as model.attention says; MAC attends inside its segments."""
-    return bool({"transformer", "mag", "mal", "hope_attention"} & set(model.pattern))
-
-
-def grows(model: ModelConfig) -> bool:
-    """Whether what it carries grows with the context."""
-    return attends(model) and model.attention == "full"
-
-
 def parameters(model: ModelConfig) -> int:
     """Numbers that are trained."""
-    return sum(leaf.size for leaf in jax.tree.leaves(_params(model)))
+    return metrics.count(_params(model))
 
 
 def state_bytes(model: ModelConfig) -> int:
@@ -140,7 +130,7 @@ def flops_per_token(model: ModelConfig, sequence: int) -> float:
     Where the program takes one of two branches, the dearer counts. Counted in a row of LONG sequences; where full
     attention is, in one, since its cost grows with the row.
     """
-    tokens = sequence if grows(model) else LONG * sequence
+    tokens = sequence if model.grows else LONG * sequence
     definition = define(model)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:

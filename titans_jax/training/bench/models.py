@@ -4,25 +4,20 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 
 from titans_jax import config as configs
 from titans_jax import data, metrics
 from titans_jax.config import Experiment
-from titans_jax.decode import generate
-from titans_jax.loss import cross_entropy
-from titans_jax.nn import LM
+from titans_jax.evaluation import by_position
 from titans_jax.training.bench.costs import costs
 from titans_jax.training.bench.fit import fit, forget, held_out, program
-from titans_jax.training.bench.match import grows
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
 from titans_jax.training.bench.tuning import at_edge, mean_and_spread, trainings, tuned
 from titans_jax.training.placement import Placement
+from titans_jax.training.report import sample
 
 MODELS = {name: {"block": name} for name in ("lmm", "mac", "mag", "mal")} | {
     "transformer": {"block": "transformer", "attention": "full"},
@@ -53,7 +48,7 @@ def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str
             model = configs.override(configs.load(name), changes).model
         else:
             raise ValueError(f"no model named {name!r}; known are {', '.join(MODELS)}, and the names of configs")
-        if grows(model):
+        if model.grows:
             model = replace(model, context=context)
         found[name] = replace(base, name=name, model=model)
         configs.validate(found[name], vocabulary=tokenizer.vocab_size, shards=shards)
@@ -85,13 +80,16 @@ def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
     """One training: the scores at its end and along the way; a loss of None where they are not finite."""
     curve: dict[str, list[float]] = {name: [] for name in ("step", *SCORES)}
     memory: dict[str, float] = {}
+    places: list[float] = []
     definition = program(experiment).definition
     every = max(1, experiment.train.steps // LOOKS)
 
     def look(step: int, params: Any, seen: Mapping[str, Any]) -> None:
         if step % every and step != experiment.train.steps:
             return
-        scores = held_out(experiment, definition.model(params))
+        found = held_out(experiment, definition.model(params))
+        scores = found.summary()
+        places[:] = by_position(found, PLACES)["loss"]
         if math.isfinite(scores["loss"]):
             for name, values in curve.items():
                 values.append(step if name == "step" else scores[name])
@@ -103,8 +101,8 @@ def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
         return {"loss": None, "curve": curve}
     model = definition.model(jax.device_put(jax.device_get(done.params), jax.local_devices()[0]))
     end = {name: curve[name][-1] for name in SCORES}
-    said = {"by_place": _by_place(experiment, model), "memory": memory, "sample": _sample(experiment, model)}
-    return end | {"curve": curve} | said
+    text = sample(experiment, model, data.load_tokenizer(experiment.data.tokenizer))
+    return end | {"curve": curve, "by_place": [float(loss) for loss in places], "memory": memory, "sample": text}
 
 
 def _summary(trained: Sequence[Row]) -> Row:
@@ -114,34 +112,6 @@ def _summary(trained: Sequence[Row]) -> Row:
     memory = {name: statistics.mean(look[name] for look in looks) for name in looks[0]} if looks else {}
     means = {name: mean for name, (mean, _) in both.items()}
     return means | {f"{name}_spread": spread for name, (_, spread) in both.items()} | {"memory": memory}
-
-
-@partial(jax.jit, static_argnums=0)
-def _sums(graphdef: Any, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Sums over a batch's rows, [T] each."""
-    model = nnx.merge(graphdef, params)
-    logits, _, _ = model(batch["inputs"], model.init_state(len(batch["inputs"])), batch.get("restart"))
-    return jax.vmap(cross_entropy, 1)(logits, batch["targets"], batch["mask"])[1]
-
-
-def _by_place(experiment: Experiment, model: LM) -> list[float]:
-    """The held-out loss in each of PLACES equal parts of a sequence (fewer where a sequence is short)."""
-    graphdef, params = nnx.split(model)
-    nll, tokens = np.zeros((2, experiment.data.sequence))
-    for batch in data.held_out_batches(experiment.data, limit=experiment.train.eval_batches):
-        needed = {name: x for name, x in batch.items() if name != "restart" or x.any()}
-        sums = jax.device_get(_sums(graphdef, params, needed))
-        nll, tokens = nll + sums["nll"], tokens + sums["tokens"]
-    parts = [np.array_split(x, min(PLACES, len(x))) for x in (nll, tokens)]
-    return [float(a.sum() / max(b.sum(), 1)) for a, b in zip(*parts, strict=True)]
-
-
-def _sample(experiment: Experiment, model: LM) -> str:
-    """train.sample tokens after train.prompt, at temperature 0.8."""
-    train, tokenizer = experiment.train, data.load_tokenizer(experiment.data.tokenizer)
-    prompt = tokenizer.encode(train.prompt) if train.prompt else np.array([tokenizer.separator])
-    written = generate(model, prompt[None], length=train.sample, temperature=0.8, key=jax.random.key(train.seed))
-    return train.prompt + tokenizer.decode(written[0])
 
 
 def tables(found: Mapping[str, Row]) -> str:

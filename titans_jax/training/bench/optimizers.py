@@ -46,7 +46,7 @@ def _row(experiment: Experiment, bar: metrics.Progress) -> Row:
 
 
 def _held_out(experiment: Experiment, model: Any) -> float | None:
-    loss: float = held_out(experiment, model)["loss"]
+    loss: float = held_out(experiment, model).summary()["loss"]
     return loss if math.isfinite(loss) else None
 
 

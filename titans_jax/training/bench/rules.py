@@ -61,7 +61,7 @@ def _row(experiment: Experiment, bar: metrics.Progress) -> Row:
         "steps": len(done.losses),
         "tokens_per_second": done.tokens_per_second,
         "state_bytes": state_bytes(done),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(done.params)),
+        "parameters": metrics.count(done.params),
     }
 
 

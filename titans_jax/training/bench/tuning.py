@@ -13,6 +13,15 @@ from titans_jax import metrics
 from titans_jax.config import Experiment
 from titans_jax.training.bench.rows import Row, Rows
 
+Training = Callable[[Experiment, metrics.Progress], Row]
+
+
+def kept(rows: Rows, name: str, experiment: Experiment, bar: metrics.Progress, train: Training) -> Row:
+    """The row of a training, made where it is not there yet; the bar goes on by its steps either way."""
+    if name in rows.rows:
+        bar.advance(experiment.train.steps)
+    return rows.get(name, lambda: train(experiment, bar))
+
 
 def tuned(
     rows: Rows,
@@ -21,7 +30,7 @@ def tuned(
     rates: Sequence[float],
     seeds: int,
     bar: metrics.Progress,
-    train: Callable[[Experiment, metrics.Progress], Row],
+    train: Training,
 ) -> tuple[float, list[Row]]:
     """The rate of least held-out loss on seed 0, and the rows of seeds 1, 2, ... at it, which the choice has not seen.
 
@@ -29,12 +38,9 @@ def tuned(
     """
 
     def run(rate: float, seed: int) -> Row:
-        key = f"{name} rate {rate:g} seed {seed}"
-        if key in rows.rows:
-            bar.advance(experiment.train.steps)
         optim = dataclasses.replace(experiment.optim, peak_rate=rate)
         changed = dataclasses.replace(experiment, optim=optim, train=dataclasses.replace(experiment.train, seed=seed))
-        return rows.get(key, lambda: train(changed, bar))
+        return kept(rows, f"{name} rate {rate:g} seed {seed}", changed, bar, train)
 
     best = rates[0]
     if len(rates) > 1:
