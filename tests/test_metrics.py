@@ -5,6 +5,7 @@ import json
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,3 +144,37 @@ def test_progress(monkeypatch, stream):
     assert "loss=2" in last
     assert "tokens/s=5.00k" in last  # a step a second; the first, which compiles, does not count
     assert ("\r" in stream.getvalue()) == stream.isatty()
+
+
+def test_a_footprint_is_of_what_comes_after_the_warm_up(monkeypatch):
+    held = iter([100, 300, 250, 260, 240, 255])
+    monkeypatch.setattr(metrics, "resident_bytes", lambda: next(held))
+    with metrics.Footprint(warm_up=2) as footprint:
+        jax.jit(lambda x: x * 3.25)(1.0)
+        assert footprint.step() == 100 and footprint.compiled == 0
+        footprint.step()
+        jax.jit(lambda x: x * 5.25)(1.0)
+        footprint.step()
+        footprint.step()
+        footprint.step()
+        found = footprint.found()
+    assert found["resident_growth_bytes"] == 0 and found["resident_bytes"] == 255
+    assert found["compilations_after_warm_up"] == 1
+    jax.jit(lambda x: x * 7.25)(1.0)
+    assert footprint.compiled == 1
+
+
+def test_a_footprint_names_the_most_that_was_held(monkeypatch):
+    held = iter([100, 100, 190, 120, 130, 110])
+    monkeypatch.setattr(metrics, "resident_bytes", lambda: next(held))
+    with metrics.Footprint(warm_up=1) as footprint:
+        assert footprint.found()["resident_growth_bytes"] is None
+        for _ in range(4):
+            footprint.step()
+        assert footprint.found()["resident_growth_bytes"] == 90
+
+
+def test_resident_memory_is_what_the_process_holds():
+    before = metrics.resident_bytes()
+    block = np.ones(1 << 23)
+    assert 0.9 * block.nbytes < metrics.resident_bytes() - before < 1.5 * block.nbytes

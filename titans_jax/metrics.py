@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import sys
 import time
@@ -58,6 +59,56 @@ def telemetry(info: Any) -> dict[str, float]:
         for layer, value in enumerate(values)
     ]
     return dict(sorted(named, key=lambda pair: int(pair[0].split("/")[0].removeprefix("layer_"))))
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now; where the system does not say (no /proc), the most it ever held."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Footprint:
+    """What a loop's steps leave in a process once it is warm: growth of resident memory, and programs compiled.
+
+    `with Footprint(warm_up=64) as footprint:` and `footprint.step()` after each step.
+    """
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.steps, self.compiled = warm_up, 0, 0
+        self._first = self._most = 0
+
+    def step(self) -> int:
+        """Counts a step; returns the bytes that the process holds now."""
+        self.steps += 1
+        held = resident_bytes()
+        if self.steps <= self.warm_up:
+            self._first, self.compiled = held, 0
+        self._most = max(held, self._first, self._most if self.steps > self.warm_up else 0)
+        return held
+
+    def found(self) -> dict[str, int | None]:
+        """After the warm-up: compilations, cached ones included, and by how much memory grew at most; None before."""
+        held = {"resident_bytes": resident_bytes(), "warm_up_steps": self.warm_up}
+        warm = self.steps > self.warm_up
+        growth = max(self._most, held["resident_bytes"]) - self._first
+        return held | {
+            "resident_growth_bytes": growth if warm else None,
+            "compilations_after_warm_up": self.compiled if warm else None,
+        }
+
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
+        self.compiled += event == "/jax/core/compile/backend_compile_duration"
+
+    def __enter__(self) -> Self:
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)
 
 
 class Log:
@@ -136,12 +187,12 @@ def write_result(output_dir: str | os.PathLike[str], values: Mapping[str, Any]) 
 
 
 class Progress:
-    """A bar on stderr with tokens per second, time left and the latest values; see `progress`."""
+    """A bar on stderr with tokens per second (`rate`), time left and the latest values; see `progress`."""
 
-    def __init__(self, total: int, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
+    def __init__(self, total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
         stream = sys.stderr
         live = stream.isatty()
-        left = "{desc} {percentage:3.0f}%|{bar}| " if live else "{desc} {percentage:3.0f}% "
+        share = "" if total is None else "{percentage:3.0f}%|{bar}| " if live else "{percentage:3.0f}% "
         self._bar = tqdm(
             total=total,
             desc=desc,
@@ -151,10 +202,10 @@ class Progress:
             maxinterval=math.inf,
             miniters=1,
             dynamic_ncols=live,
-            bar_format=left + "{n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+            bar_format="{desc} " + share + "{n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
         )
         self._unit = unit
-        self._tokens = 0
+        self._tokens, self.rate = 0, 0.0
         self._started: float | None = None
         self._values: dict[str, str] = {}
 
@@ -169,8 +220,8 @@ class Progress:
         else:
             self._tokens += tokens
         self._values |= {name: f"{value:.4g}" for name, value in values.items()}
-        rate = self._tokens / (now - self._started) if self._tokens else 0.0
-        shown = self._values | ({f"{self._unit}/s": tqdm.format_sizeof(rate)} if rate else {})
+        self.rate = self._tokens / (now - self._started) if self._tokens else 0.0
+        shown = self._values | ({f"{self._unit}/s": tqdm.format_sizeof(self.rate)} if self.rate else {})
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(steps)
 
@@ -183,10 +234,11 @@ class Progress:
         self._bar.close()
 
 
-def progress(total: int, desc: str, *, initial: int = 0, unit: str = "tokens") -> Progress:
+def progress(total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> Progress:
     """A progress bar for `with progress(1000, "train") as bar: ... bar.advance(1, tokens=4096, loss=2.1)`.
 
-    On a terminal it is redrawn in place; elsewhere (a log file, CI) it is a plain line every ten seconds.
+    On a terminal it is redrawn in place; elsewhere (a log file, CI) it is a plain line every ten seconds. A total of
+    None is one that nobody knows.
     """
     return Progress(total, desc, initial=initial, unit=unit)
 
