@@ -15,6 +15,7 @@ from titans_jax.nn import LM, MemoryConfig, ModelConfig
 from titans_jax.streaming import StreamState
 from titans_jax.training import define
 
+pytestmark = pytest.mark.usefixtures("in_a_hurry")
 SEGMENT, WINDOW = 16, 40
 SETTINGS = {"segment": SEGMENT, "window": WINDOW}
 MEMORY = MemoryConfig(rule="titans_linear", heads=1, head_dim=8, chunk=8, conv=0)
