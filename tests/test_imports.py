@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "nn": {"memory", "sharding"},
     "config": {"nn", "memory", "optim", "data"},
     "decode": {"nn", "memory"},
-    "streaming": {"nn", "decode"},
+    "streaming": {"nn"},
     "inner_loop": {"nn", "memory"},
     "interop": {"nn", "memory"},
     "evaluation": LEAVES | MIDDLE,

@@ -16,7 +16,6 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
-from titans_jax.decode import first_state
 from titans_jax.nn import LM
 
 
@@ -49,8 +48,13 @@ def begin(model: LM, separator: int, *, batch: int = 1) -> StreamState:
             f"model.attention is full, over model.context = {model.config.context} tokens, and a stream has no end; "
             "stream a model whose attention is sliding or segmented"
         )
-    state = first_state(*nnx.split(model), batch)
-    return StreamState(state, jnp.full(batch, separator, jnp.int32))
+    return fork(_begin(*nnx.split(model), batch, separator))  # what begins may share arrays with the parameters
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _begin(graphdef: Any, params: Any, batch: int, separator: Array) -> StreamState:
+    # All of it where the parameters are, as what `_read` returns is: another place would be another program.
+    return StreamState(nnx.merge(graphdef, params).init_state(batch), jnp.full(batch, separator, jnp.int32))
 
 
 def fork(state: StreamState) -> StreamState:

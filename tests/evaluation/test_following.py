@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from titans_jax import metrics, streaming
 from titans_jax.checkpoint import CheckpointError
@@ -124,7 +125,9 @@ def test_what_is_not_finite_is_counted_and_no_mean_is_given(model, tmp_path):
 
 
 def test_nothing_is_compiled_once_it_is_warm(model, tmp_path):
-    following = begin(tmp_path, model)
+    graphdef, params = nnx.split(model)
+    placed = nnx.merge(graphdef, jax.device_put(params, jax.devices()[0]))  # as a checkpoint's are: bound to a device
+    following = begin(tmp_path, placed)
     following.warm()
     with metrics.Footprint(1) as footprint, following.log:
         blocks = token_blocks(io.BytesIO(TEXT), BYTES, SEGMENT)

@@ -59,8 +59,7 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
     graphdef, params = nnx.split(model)
     start, coming = first_state(graphdef, params, 1), enumerate(requests)
     texts: list[_Text | None] = [None] * slots
-    states = _empty(graphdef, params, slots)
-    keys, logits = jax.random.split(jax.random.key(0), slots), jnp.zeros((slots, model.config.vocab_size))
+    (states, keys, logits), unused = _empty(graphdef, params, slots), jax.random.key(0)
     while True:
         for slot, text in enumerate(texts):
             if text is None:
@@ -71,7 +70,7 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
                 _, text.state = advance(graphdef, params, text.state, text.ahead[None, :segment])
                 text.ahead = text.ahead[segment:]
             else:
-                key = keys[slot] if text.request.key is None else text.request.key
+                key = unused if text.request.key is None else text.request.key
                 states, keys = _put(graphdef, params, states, keys, np.int32(slot), text.state, key)
                 text.state = None
         if not any(texts):
@@ -136,11 +135,12 @@ def _axes(graphdef: Any, params: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _empty(graphdef: Any, params: Any, slots: int) -> Any:
-    """The state of so many slots: zeros, which nothing is read from."""
-    one = jax.eval_shape(lambda: nnx.merge(graphdef, params).init_state(1))
-    axes = _axes(graphdef, params)
-    return jax.tree.map(lambda axis, x: jnp.stack([jnp.zeros(x.shape, x.dtype)] * slots, axis), axes, one)
+def _empty(graphdef: Any, params: Any, slots: int) -> tuple[Any, Array, Array]:
+    """States, keys and logits of so many slots, from which nothing is read; where the parameters are, as `_step`'s."""
+    model, axes = nnx.merge(graphdef, params), _axes(graphdef, params)
+    one = jax.eval_shape(lambda: model.init_state(1))
+    states = jax.tree.map(lambda axis, x: jnp.stack([jnp.zeros(x.shape, x.dtype)] * slots, axis), axes, one)
+    return states, jax.random.split(jax.random.key(0), slots), jnp.zeros((slots, model.config.vocab_size))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
