@@ -136,10 +136,13 @@ def _axes(graphdef: Any, params: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _empty(graphdef: Any, params: Any, slots: int) -> tuple[Any, Array, Array]:
-    """States, keys and logits of so many slots, from which nothing is read; where the parameters are, as `_step`'s."""
-    model, axes = nnx.merge(graphdef, params), _axes(graphdef, params)
-    one = jax.eval_shape(lambda: model.init_state(1))
-    states = jax.tree.map(lambda axis, x: jnp.stack([jnp.zeros(x.shape, x.dtype)] * slots, axis), axes, one)
+    """States, keys and logits of so many slots before any text; where the parameters are, as what `_step` returns."""
+    model = nnx.merge(graphdef, params)
+
+    def every(axis: int, x: Array) -> Array:
+        return jnp.repeat(jnp.expand_dims(x, axis), slots, axis)
+
+    states = jax.tree.map(every, _axes(graphdef, params), model.init_state(1))
     return states, jax.random.split(jax.random.key(0), slots), jnp.zeros((slots, model.config.vocab_size))
 
 

@@ -106,9 +106,10 @@ class Following:
 
     def warm(self) -> None:
         """Compile what reading needs: whole blocks, and single tokens for the last one."""
-        for width in (self.settings["segment"], 1):
-            spare = streaming.fork(self.state)
-            jax.block_until_ready(streaming.read(self.model, spare, np.zeros((1, width), np.int32)))
+        spare, segment = streaming.fork(self.state), self.settings["segment"]
+        for width in (segment, segment, 1):  # twice, since what a call returns may be bound to a device as no start is
+            spare, _ = streaming.read(self.model, spare, np.zeros((1, width), np.int32))
+        jax.block_until_ready(spare)
 
     def save(self) -> None:
         """Save the state and how far it has come, unless that is saved already."""
