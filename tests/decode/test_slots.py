@@ -10,7 +10,7 @@ from flax import nnx
 from tests.nn.members import jit, somewhere
 from titans_jax.decode import Request, Sampling, draw, filters, serve
 from titans_jax.metrics import Footprint
-from titans_jax.nn import LM, MemoryConfig, ModelConfig
+from titans_jax.nn import LM, CMSConfig, MemoryConfig, ModelConfig
 from titans_jax.training import define
 
 pytestmark = pytest.mark.usefixtures("in_a_hurry")
@@ -20,7 +20,9 @@ BLOCKS = ["lmm", "mac", pytest.param("mag", marks=pytest.mark.slow), pytest.para
 
 def model_of(block: str) -> LM:
     memory = MemoryConfig(rule="titans_linear", heads=1, head_dim=8, chunk=8, conv=2)
-    sizes = dict(dim=16, depth=2, heads=2, head_dim=8, segment=8, window=8, persistent=1)
+    sizes = dict(
+        cms=CMSConfig(periods=(8, 16)), dim=16, depth=2, heads=2, head_dim=8, segment=8, window=8, persistent=1
+    )
     definition = define(ModelConfig(block=block, vocab_size=VOCABULARY, memory=memory, **sizes))
     shapes = jax.eval_shape(definition.init, jax.random.key(0))
     return definition.model(jax.tree.map(jax.numpy.asarray, somewhere(shapes)))
