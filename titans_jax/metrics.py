@@ -62,10 +62,14 @@ def telemetry(info: Any) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory now; where the system does not say (no /proc), the most it ever held."""
+    """Memory that this process holds of its own now; where the system does not say (no /proc), the most it ever held.
+
+    Files it has mapped, such as libraries, are left out: the system drops their pages and loads them again as it likes.
+    """
     statm = Path("/proc/self/statm")
     if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
+        _, resident, mapped = map(int, statm.read_text().split()[:3])
+        return (resident - mapped) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -149,7 +149,7 @@ def test_curves_are_means_over_stretches(whole):
 def test_megabytes_leave_memory_as_it_was(model, tmp_path):
     following = begin(tmp_path, model, segment=512, window=4096)
     following.warm()
-    text = TEXT * (3_000_000 // len(TEXT))
+    text = TEXT * (2_000_000 // len(TEXT))
     with metrics.Footprint(256) as footprint, following.log:
         for _ in following.follow(token_blocks(io.BytesIO(text), BYTES, 512), save_every=1 << 20):
             footprint.step()
