@@ -70,7 +70,10 @@ def run(options: argparse.Namespace) -> None:
                 following.save()
                 goes_on = f"{folder} keeps the state, and the same command goes on"
                 raise training.Stopped(f"stopped after {total.tokens:,} tokens; {goes_on}")
+    if footprint.steps or not (folder / "result.json").exists():
         _report(folder, following, facts | footprint.found() | {"tokens_per_second": bar.rate})
+    else:
+        print(f"{folder}: read to its end before, {following.total.tokens:,} tokens; nothing was added since")
 
 
 def _open(options: argparse.Namespace, folder: Path) -> tuple[Following, dict[str, Any], data.Tokenizer]:
@@ -82,6 +85,7 @@ def _open(options: argparse.Namespace, folder: Path) -> tuple[Following, dict[st
         start = load_state(options.source, model, start)
     if not options.resume:
         shutil.rmtree(folder / "state", ignore_errors=True)
+        (folder / "result.json").unlink(missing_ok=True)
     settings = {"segment": options.segment, "window": options.window, "from": str(options.source or "")}
     return Following(folder, model, start, tokenizer.byte_lengths, settings), facts | settings, tokenizer
 
