@@ -146,32 +146,34 @@ def test_progress(monkeypatch, stream):
     assert ("\r" in stream.getvalue()) == stream.isatty()
 
 
-def test_a_footprint_is_of_what_comes_after_the_warm_up(monkeypatch):
-    held = iter([100, 300, 250, 260, 240, 255])
-    monkeypatch.setattr(metrics, "resident_bytes", lambda: next(held))
-    with metrics.Footprint(warm_up=2) as footprint:
-        jax.jit(lambda x: x * 3.25)(1.0)
-        assert footprint.step() == 100 and footprint.compiled == 0
+def grown(monkeypatch, held: list[int], warm_up: int) -> int | None:
+    samples = iter(held)
+    monkeypatch.setattr(metrics, "resident_bytes", lambda: next(samples, 0))
+    footprint = metrics.Footprint(warm_up)
+    for _ in held:
         footprint.step()
-        jax.jit(lambda x: x * 5.25)(1.0)
-        footprint.step()
-        footprint.step()
-        footprint.step()
-        found = footprint.found()
-    assert found["resident_growth_bytes"] == 0 and found["resident_bytes"] == 255
-    assert found["compilations_after_warm_up"] == 1
-    jax.jit(lambda x: x * 7.25)(1.0)
-    assert footprint.compiled == 1
+    return footprint.found()["resident_growth_bytes"]
 
 
-def test_a_footprint_names_the_most_that_was_held(monkeypatch):
-    held = iter([100, 100, 190, 120, 130, 110])
-    monkeypatch.setattr(metrics, "resident_bytes", lambda: next(held))
+def test_a_footprint_is_what_stays_after_the_warm_up(monkeypatch):
+    n = metrics.Footprint.SAMPLES
+    assert grown(monkeypatch, [100, 300, *[250] * n, *[240] * n], 2) == 150  # over what was held at its least
+    assert grown(monkeypatch, [500, *[100] * n, *[170] * n, *[130] * n], n) == 70  # at most, not at the end
+    assert grown(monkeypatch, [*[100] * n, *[100, 190] * n], n) == 0  # buffers that come and go
+    assert grown(monkeypatch, [*[100] * n, *[60] * n], n) == 0
+    assert grown(monkeypatch, [*[100] * n, *[200] * (n - 1)], n) is None
+
+
+def test_a_footprint_counts_what_is_compiled_after_the_warm_up():
     with metrics.Footprint(warm_up=1) as footprint:
-        assert footprint.found()["resident_growth_bytes"] is None
-        for _ in range(4):
+        jax.jit(lambda x: x * 3.25)(1.0)
+        footprint.step()
+        assert footprint.compiled == 0
+        jax.jit(lambda x: x * 5.25)(1.0)
+        for _ in range(footprint.SAMPLES):
             footprint.step()
-        assert footprint.found()["resident_growth_bytes"] == 90
+    jax.jit(lambda x: x * 7.25)(1.0)
+    assert footprint.found()["compilations_after_warm_up"] == footprint.compiled == 1
 
 
 def test_resident_memory_is_what_the_process_holds():

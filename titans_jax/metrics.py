@@ -76,29 +76,34 @@ def resident_bytes() -> int:
 class Footprint:
     """What a loop's steps leave in a process once it is warm: growth of resident memory, and programs compiled.
 
-    `with Footprint(warm_up=64) as footprint:` and `footprint.step()` after each step.
+    `with Footprint(warm_up=64) as footprint:` and `footprint.step()` after each step. What is left is the least of
+    every SAMPLES samples: a step's own buffers may be there a moment longer than its results.
     """
+
+    SAMPLES = 16
 
     def __init__(self, warm_up: int) -> None:
         self.warm_up, self.steps, self.compiled = warm_up, 0, 0
+        self._samples: list[int] = []
         self._first = self._most = 0
 
     def step(self) -> int:
         """Counts a step; returns the bytes that the process holds now."""
         self.steps += 1
-        held = resident_bytes()
+        self._samples = [*self._samples[-self.SAMPLES + 1 :], resident_bytes()]
         if self.steps <= self.warm_up:
-            self._first, self.compiled = held, 0
-        self._most = max(held, self._first, self._most if self.steps > self.warm_up else 0)
-        return held
+            self._first, self.compiled = min(self._samples), 0
+        elif self.steps >= self.warm_up + self.SAMPLES:
+            self._most = max(self._most, min(self._samples))
+        return self._samples[-1]
 
     def found(self) -> dict[str, int | None]:
         """After the warm-up: compilations, cached ones included, and by how much memory grew at most; None before."""
-        held = {"resident_bytes": resident_bytes(), "warm_up_steps": self.warm_up}
-        warm = self.steps > self.warm_up
-        growth = max(self._most, held["resident_bytes"]) - self._first
-        return held | {
-            "resident_growth_bytes": growth if warm else None,
+        warm = self.steps >= self.warm_up + self.SAMPLES
+        return {
+            "resident_bytes": resident_bytes(),
+            "warm_up_steps": self.warm_up,
+            "resident_growth_bytes": max(self._most - self._first, 0) if warm else None,
             "compilations_after_warm_up": self.compiled if warm else None,
         }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import math
 import os
 import shutil
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
         bar = enter(metrics.progress(size, "stream", initial=following.total.bytes))
         footprint = enter(metrics.Footprint(WARM_UP))
 
+        _give_back_memory()
         following.warm()
         for tokens, read in following.follow(blocks, save_every=options.save_every):
             total = following.total
@@ -101,6 +103,13 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, LM, dict[str, Any]]:
     definition = training.define(experiment.model)
     params = jax.jit(definition.init)(jax.random.key(experiment.train.seed))
     return experiment, definition.model(params), {"config": options.config, "step": 0}
+
+
+def _give_back_memory() -> None:
+    """Have freed buffers go back to the system: glibc would keep some for each thread, more as time goes on."""
+    threshold = -3  # M_MMAP_THRESHOLD
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(threshold, 1 << 18)
 
 
 @contextlib.contextmanager
