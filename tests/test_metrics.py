@@ -161,6 +161,7 @@ def test_a_footprint_is_what_stays_after_the_warm_up(monkeypatch):
     assert grown(monkeypatch, [500, *[100] * n, *[170] * n, *[130] * n], n) == 70  # at most, not at the end
     assert grown(monkeypatch, [*[100] * n, *[100, 190] * n], n) == 0  # buffers that come and go
     assert grown(monkeypatch, [*[100] * n, *[60] * n], n) == 0
+    assert grown(monkeypatch, [*[100] * n, *[60] * n, *[90] * n], n) == 30  # though the system took some away
     assert grown(monkeypatch, [*[100] * n, *[200] * (n - 1)], n) is None
 
 

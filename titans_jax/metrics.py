@@ -85,25 +85,29 @@ class Footprint:
     def __init__(self, warm_up: int) -> None:
         self.warm_up, self.steps, self.compiled = warm_up, 0, 0
         self._samples: list[int] = []
-        self._first = self._most = 0
+        self._least = self._growth = 0
 
     def step(self) -> int:
         """Counts a step; returns the bytes that the process holds now."""
         self.steps += 1
         self._samples = [*self._samples[-self.SAMPLES + 1 :], resident_bytes()]
         if self.steps <= self.warm_up:
-            self._first, self.compiled = min(self._samples), 0
+            self._least, self.compiled = min(self._samples), 0
         elif self.steps >= self.warm_up + self.SAMPLES:
-            self._most = max(self._most, min(self._samples))
+            self._least = min(self._least, min(self._samples))
+            self._growth = max(self._growth, min(self._samples) - self._least)
         return self._samples[-1]
 
     def found(self) -> dict[str, int | None]:
-        """After the warm-up: compilations, cached ones included, and by how much memory grew at most; None before."""
+        """After the warm-up: compilations, cached ones included, and the most that memory rose above its least by then.
+
+        None before.
+        """
         warm = self.steps >= self.warm_up + self.SAMPLES
         return {
             "resident_bytes": resident_bytes(),
             "warm_up_steps": self.warm_up,
-            "resident_growth_bytes": max(self._most - self._first, 0) if warm else None,
+            "resident_growth_bytes": self._growth if warm else None,
             "compilations_after_warm_up": self.compiled if warm else None,
         }
 
