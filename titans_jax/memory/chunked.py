@@ -28,6 +28,7 @@ from titans_jax.memory.scan import (
     boundary,
     combine,
     components,
+    in_groups,
     lay,
     moved,
     moving,
@@ -147,8 +148,6 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         mask = jnp.zeros(k.shape[0], bool) if restart is None else restart.mask
         (q, k, v, gates, mask), real, _, back = lay((q, k, v, gates, mask), chunk, state.step, span)
         whole = all_real(real)
-        # the learner's response depends on the gates alone: all chunks at once, before the scan
-        unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, jnp.asarray(real), jnp.arange(chunk))
         home = state.home
 
         def carried(state: State) -> State:  # not what never changes, nor what a chunk that begins knows of itself
@@ -160,25 +159,30 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
             return begun(rule.retention, state) if whole else state
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            q, k, v, gates, real, response, mask, residual = xs
+            q, k, v, gates, real, mask, residual, response = xs
             real = np.ones(chunk, bool) if whole else real
             state = anew(restart, mask[0] & real[0], known(state))
             anchors = None if residual is None else rule.retention.link(state.anchor)
 
-            def run(state: State) -> tuple[State, tuple[Array, Info]]:
+            def write(state: State) -> tuple[State, tuple[Array, Info]]:
                 new, out = block(known(state), q, k, v, gates, real, response, residual)
                 return carried(new), out
 
             state = carried(state)
-            new, (y, info) = run(state) if whole else where_any(real, run, state)
+            new, (y, info) = write(state) if whole else where_any(real, write, state)
             return new, (y, info, anchors)
 
-        xs = (q, k, v, gates, real, unrolled, mask, residual)
-        if len(real) == 1:  # neither a loop nor a second forward pass for it
-            state, out = body(carried(state), jax.tree.map(lambda x: x[0], xs))
-            y, info, anchors = jax.tree.map(lambda x: x[None], out)
-        else:
-            state, (y, info, anchors) = lax.scan(jax.checkpoint(body), carried(state), xs)
+        def run(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
+            # the learner's response depends on the gates alone: of many chunks at once, before the scan
+            answer = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, xs[3], xs[4], jnp.arange(chunk))
+            if len(xs[4]) > 1:
+                return lax.scan(jax.checkpoint(body), state, (*xs, answer))
+            # a single one needs neither a loop nor a second forward pass
+            state, out = body(state, jax.tree.map(lambda x: x[0], (*xs, answer)))
+            return state, jax.tree.map(lambda x: x[None], out)
+
+        xs = (q, k, v, gates, jnp.asarray(real), mask, residual)
+        state, (y, info, anchors) = in_groups(run, carried(state), xs)
         y, info = back((y, info))
         return y, known(state), info._replace(anchors=anchors)
 
