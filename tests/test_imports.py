@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
 LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots"}  # import no other part
-MIDDLE = {"nn", "config", "decode", "inner_loop", "interop"}
+MIDDLE = {"nn", "config", "decode", "streaming", "inner_loop", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
     **{leaf: set() for leaf in LEAVES},
     "nn": {"memory", "sharding"},
     "config": {"nn", "memory", "optim", "data"},
     "decode": {"nn", "memory"},
+    "streaming": {"nn"},
     "inner_loop": {"nn", "memory"},
     "interop": {"nn", "memory"},
     "evaluation": LEAVES | MIDDLE,

@@ -5,6 +5,7 @@ import json
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,3 +144,39 @@ def test_progress(monkeypatch, stream):
     assert "loss=2" in last
     assert "tokens/s=5.00k" in last  # a step a second; the first, which compiles, does not count
     assert ("\r" in stream.getvalue()) == stream.isatty()
+
+
+def grown(monkeypatch, held: list[int], warm_up: int) -> int | None:
+    samples = iter(held)
+    monkeypatch.setattr(metrics, "resident_bytes", lambda: next(samples, 0))
+    footprint = metrics.Footprint(warm_up)
+    for _ in held:
+        footprint.step()
+    return footprint.found()["resident_growth_bytes"]
+
+
+def test_a_footprint_is_what_stays_after_the_warm_up(monkeypatch):
+    n = metrics.Footprint.SAMPLES
+    assert grown(monkeypatch, [100, 300, *[250] * n, *[240] * n], 2) == 150  # over what was held at its least
+    assert grown(monkeypatch, [500, *[100] * n, *[170] * n, *[130] * n], n) == 70  # at most, not at the end
+    assert grown(monkeypatch, [*[100] * n, *[100, 190] * n], n) == 0  # buffers that come and go
+    assert grown(monkeypatch, [*[100] * n, *[60] * n], n) == 0
+    assert grown(monkeypatch, [*[100] * n, *[200] * (n - 1)], n) is None
+
+
+def test_a_footprint_counts_what_is_compiled_after_the_warm_up():
+    with metrics.Footprint(warm_up=1) as footprint:
+        jax.jit(lambda x: x * 3.25)(1.0)
+        footprint.step()
+        assert footprint.compiled == 0
+        jax.jit(lambda x: x * 5.25)(1.0)
+        for _ in range(footprint.SAMPLES):
+            footprint.step()
+    jax.jit(lambda x: x * 7.25)(1.0)
+    assert footprint.found()["compilations_after_warm_up"] == footprint.compiled == 1
+
+
+def test_resident_memory_is_what_the_process_holds():
+    before = metrics.resident_bytes()
+    block = np.ones(1 << 23)
+    assert 0.9 * block.nbytes < metrics.resident_bytes() - before < 1.5 * block.nbytes

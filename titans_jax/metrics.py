@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import sys
 import time
@@ -58,6 +59,65 @@ def telemetry(info: Any) -> dict[str, float]:
         for layer, value in enumerate(values)
     ]
     return dict(sorted(named, key=lambda pair: int(pair[0].split("/")[0].removeprefix("layer_"))))
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds of its own now; where the system does not say (no /proc), the most it ever held.
+
+    Files it has mapped, such as libraries, are left out: the system drops their pages and loads them again as it likes.
+    """
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        _, resident, mapped = map(int, statm.read_text().split()[:3])
+        return (resident - mapped) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Footprint:
+    """What a loop's steps leave in a process once it is warm: growth of resident memory, and programs compiled.
+
+    `with Footprint(warm_up=64) as footprint:` and `footprint.step()` after each step. What is left is the least of
+    every SAMPLES samples: a step's own buffers may be there a moment longer than its results.
+    """
+
+    SAMPLES = 16
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.steps, self.compiled = warm_up, 0, 0
+        self._samples: list[int] = []
+        self._first = self._most = 0
+
+    def step(self) -> int:
+        """Counts a step; returns the bytes that the process holds now."""
+        self.steps += 1
+        self._samples = [*self._samples[-self.SAMPLES + 1 :], resident_bytes()]
+        if self.steps <= self.warm_up:
+            self._first, self.compiled = min(self._samples), 0
+        elif self.steps >= self.warm_up + self.SAMPLES:
+            self._most = max(self._most, min(self._samples))
+        return self._samples[-1]
+
+    def found(self) -> dict[str, int | None]:
+        """After the warm-up: compilations, cached ones included, and by how much memory grew at most; None before."""
+        warm = self.steps >= self.warm_up + self.SAMPLES
+        return {
+            "resident_bytes": resident_bytes(),
+            "warm_up_steps": self.warm_up,
+            "resident_growth_bytes": max(self._most - self._first, 0) if warm else None,
+            "compilations_after_warm_up": self.compiled if warm else None,
+        }
+
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
+        self.compiled += event == "/jax/core/compile/backend_compile_duration"
+
+    def __enter__(self) -> Self:
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)
 
 
 class Log:
@@ -136,12 +196,12 @@ def write_result(output_dir: str | os.PathLike[str], values: Mapping[str, Any]) 
 
 
 class Progress:
-    """A bar on stderr with tokens per second, time left and the latest values; see `progress`."""
+    """A bar on stderr with tokens per second (`rate`), time left and the latest values; see `progress`."""
 
-    def __init__(self, total: int, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
+    def __init__(self, total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
         stream = sys.stderr
         live = stream.isatty()
-        left = "{desc} {percentage:3.0f}%|{bar}| " if live else "{desc} {percentage:3.0f}% "
+        share = "" if total is None else "{percentage:3.0f}%|{bar}| " if live else "{percentage:3.0f}% "
         self._bar = tqdm(
             total=total,
             desc=desc,
@@ -151,10 +211,10 @@ class Progress:
             maxinterval=math.inf,
             miniters=1,
             dynamic_ncols=live,
-            bar_format=left + "{n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+            bar_format="{desc} " + share + "{n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
         )
         self._unit = unit
-        self._tokens = 0
+        self._tokens, self.rate = 0, 0.0
         self._started: float | None = None
         self._values: dict[str, str] = {}
 
@@ -169,8 +229,8 @@ class Progress:
         else:
             self._tokens += tokens
         self._values |= {name: f"{value:.4g}" for name, value in values.items()}
-        rate = self._tokens / (now - self._started) if self._tokens else 0.0
-        shown = self._values | ({f"{self._unit}/s": tqdm.format_sizeof(rate)} if rate else {})
+        self.rate = self._tokens / (now - self._started) if self._tokens else 0.0
+        shown = self._values | ({f"{self._unit}/s": tqdm.format_sizeof(self.rate)} if self.rate else {})
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(steps)
 
@@ -183,10 +243,11 @@ class Progress:
         self._bar.close()
 
 
-def progress(total: int, desc: str, *, initial: int = 0, unit: str = "tokens") -> Progress:
+def progress(total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> Progress:
     """A progress bar for `with progress(1000, "train") as bar: ... bar.advance(1, tokens=4096, loss=2.1)`.
 
-    On a terminal it is redrawn in place; elsewhere (a log file, CI) it is a plain line every ten seconds.
+    On a terminal it is redrawn in place; elsewhere (a log file, CI) it is a plain line every ten seconds. A total of
+    None is one that nobody knows.
     """
     return Progress(total, desc, initial=initial, unit=unit)
 

@@ -105,6 +105,9 @@ def test_a_seed_gives_the_same_text_alone_and_among_others(trained, tmp_path, ca
     several = samples("several", "--batch", "2", "--prompt", "Ishmael is")
     assert several[0] == alone and several[2].startswith("Ishmael is")
     assert samples("other", "--seed", "1") != [alone]
+    (tmp_path / "prompts.txt").write_text("Call\n\nCall\nIshmael is\n")
+    arguments[5:7] = ["--prompts", str(tmp_path / "prompts.txt")]
+    assert samples("lines", "--slots", "2") == several[:3]
     assert json.loads((tmp_path / "several/result.json").read_text())["tokens"] == 4 * 6
 
 

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from titans_jax import training
-from titans_jax.cli import bench, compare, data, evaluate, export, generate, harness, haystack, needle, plot, rules
+from titans_jax.cli import (
+    bench,
+    compare,
+    data,
+    evaluate,
+    export,
+    generate,
+    harness,
+    haystack,
+    needle,
+    plot,
+    rules,
+    stream,
+)
 from titans_jax.cli.options import first_line
 
 COMMANDS: dict[str, ModuleType] = {
@@ -21,6 +34,7 @@ COMMANDS: dict[str, ModuleType] = {
     "needle": needle,
     "plot": plot,
     "rules": rules,
+    "stream": stream,
 }
 
 

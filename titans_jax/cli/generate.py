@@ -21,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", action="append", help="what to go on from; repeatable; none begins a document")
     prompt.add_argument("--prompt-file", type=Path, help="a UTF-8 file to go on from")
+    prompt.add_argument("--prompts", type=Path, metavar="FILE", help="a UTF-8 file with a prompt a line")
     parser.add_argument("--length", type=positive, default=256, help="tokens to write (default 256)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
@@ -29,13 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal text (default 0)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--batch", type=positive, default=1, help="samples of each prompt (default 1)")
+    parser.add_argument("--slots", type=positive, default=16, help="samples written at once (default 16)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Go on from a prompt with a checkpoint; a single sample is shown as it is written."""
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
-    prompts = options.prompt or [options.prompt_file.read_text(encoding="utf-8") if options.prompt_file else ""]
-    prompts = [prompt for prompt in prompts for _ in range(options.batch)]
+    prompts = [prompt for prompt in _prompts(options) for _ in range(options.batch)]
     experiment, model, step = training.load(options.checkpoint, options.which)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
 
         print(prompts[0] if alone else "", end="", flush=True)
         key = jax.random.key(options.seed)
-        generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=heard)
+        generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=heard, slots=options.slots)
     rest = [text.finish() for text in texts]
     samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
     print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
@@ -66,5 +67,15 @@ def run(options: argparse.Namespace) -> None:
     # From the first token on: before it, the prompt is read and the model compiled.
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
     result = {"samples": len(rows), "tokens": len(times), "tokens_per_second": rate, "seed": options.seed}
+    result["slots"] = min(options.slots, len(rows))
     result |= {**asdict(sampling), "checkpoint": str(options.checkpoint), "step": step}
     metrics.write_result(folder, result)
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    if options.prompts:
+        lines = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line]
+        if not lines:
+            raise ValueError(f"{options.prompts}: there is no prompt in it; write one a line")
+        return lines
+    return options.prompt or [options.prompt_file.read_text(encoding="utf-8") if options.prompt_file else ""]

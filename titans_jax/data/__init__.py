@@ -1,6 +1,7 @@
 """Text and made-up sequences as batches of numpy arrays; knows no model."""
 
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
+from titans_jax.data.blocks import Place, token_blocks
 from titans_jax.data.corpus import load_documents, load_parts, provenance
 from titans_jax.data.series import SCENARIOS, Scenario, generate_frequency_shift, generate_repeating_with_anomalies
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
@@ -21,6 +22,7 @@ __all__ = [
     "BYTES",
     "DataConfig",
     "Needles",
+    "Place",
     "SCENARIOS",
     "Scenario",
     "Split",
@@ -43,6 +45,7 @@ __all__ = [
     "recall",
     "split_documents",
     "steps_an_epoch",
+    "token_blocks",
     "tokenise",
     "train_batches",
     "train_bpe",

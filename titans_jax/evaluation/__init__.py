@@ -1,6 +1,7 @@
 """How good a trained model is, and how we know; what goes on inside it."""
 
 from titans_jax.evaluation.answers import Answers, score_answers
+from titans_jax.evaluation.following import Following, curves, load_state
 from titans_jax.evaluation.haystack import Hay, Needle, find_needles
 from titans_jax.evaluation.inside import Inside, Reading, read, watch
 from titans_jax.evaluation.perplexity import RESETS, Scores, evaluate, score
@@ -14,6 +15,7 @@ __all__ = [
     "FOUND",
     "RESETS",
     "Answers",
+    "Following",
     "Hay",
     "Inside",
     "Needle",
@@ -21,9 +23,11 @@ __all__ = [
     "Scores",
     "anomaly_scores",
     "by_position",
+    "curves",
     "draw_reading",
     "evaluate",
     "find_needles",
+    "load_state",
     "percentile_of_others",
     "precision_recall",
     "read",

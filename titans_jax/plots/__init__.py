@@ -11,6 +11,7 @@ from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
 from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
+from titans_jax.plots.stream import stream_picture
 from titans_jax.plots.style import available
 from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
@@ -38,6 +39,7 @@ __all__ = [
     "norms",
     "positions_curve",
     "relevance_bars",
+    "stream_picture",
     "surprise_dashboard",
     "surprise_grid",
 ]

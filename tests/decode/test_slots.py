@@ -1,0 +1,129 @@
+"""Many texts at once: each as if it were alone, whatever else the slots hold."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.nn.members import jit, somewhere
+from titans_jax.decode import Request, Sampling, draw, filters, serve
+from titans_jax.metrics import Footprint
+from titans_jax.nn import LM, CMSConfig, MemoryConfig, ModelConfig
+from titans_jax.training import define
+
+pytestmark = pytest.mark.usefixtures("in_a_hurry")
+VOCABULARY, LONGEST = 32, 40
+BLOCKS = ["lmm", "mac", pytest.param("mag", marks=pytest.mark.slow), pytest.param("hope", marks=pytest.mark.slow)]
+
+
+def model_of(block: str) -> LM:
+    memory = MemoryConfig(rule="titans_linear", heads=1, head_dim=8, chunk=8, conv=2)
+    sizes = dict(
+        cms=CMSConfig(periods=(8, 16)), dim=16, depth=2, heads=2, head_dim=8, segment=8, window=8, persistent=1
+    )
+    definition = define(ModelConfig(block=block, vocab_size=VOCABULARY, memory=memory, **sizes))
+    shapes = jax.eval_shape(definition.init, jax.random.key(0))
+    return definition.model(jax.tree.map(jax.numpy.asarray, somewhere(shapes)))
+
+
+def prompt(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, length).astype(np.int32)
+
+
+def served(model: LM, requests: list[Request], slots: int) -> list[list[int]]:
+    written: list[list[int]] = [[] for _ in requests]
+    for number, token in serve(model, requests, slots=slots, segment=8):
+        written[number].append(token)
+    return written
+
+
+REQUESTS = [
+    Request(prompt(3, 0), 9, Sampling(temperature=0)),
+    Request(prompt(21, 1), 6, Sampling(temperature=1.5, top_k=7), jax.random.key(1)),
+    Request(prompt(8, 2), 12, Sampling(temperature=0.7, top_p=0.8), jax.random.key(2)),
+    Request(prompt(17, 3), 5, Sampling(temperature=0)),
+    Request(prompt(1, 4), 0, Sampling(temperature=0)),
+    Request(prompt(1, 5), 14, Sampling(temperature=1.0, min_p=0.05), jax.random.key(3)),
+    Request(prompt(5, 6), 1, Sampling(temperature=1.0), jax.random.key(4)),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_each_text_is_what_one_call_of_the_model_says(block):
+    """Fewer slots than texts, of other lengths, read and written meanwhile; against teacher-forced calls of each."""
+    model = model_of(block)
+    written = served(model, REQUESTS, slots=3)
+    assert [len(line) for line in written] == [request.length for request in REQUESTS]
+    texts = np.zeros((len(REQUESTS), LONGEST), np.int32)
+    for row, request, line in zip(texts, REQUESTS, written, strict=True):
+        row[: len(request.prompt) + len(line)] = [*request.prompt, *line]
+    logits = jit(lambda tokens: model(tokens, model.init_state(len(texts)))[0])(texts)
+    drawn = jit(draw)
+    for request, line, said in zip(REQUESTS, written, logits, strict=True):
+        for i, token in enumerate(line):
+            key = jax.random.fold_in(jax.random.key(0) if request.key is None else request.key, i)
+            at = said[len(request.prompt) - 1 + i]
+            expected = drawn(at[None], key[None], filters([request.sampling]))
+            assert token == int(expected[0]), f"prompt of {len(request.prompt)}, token {i}"
+
+
+@pytest.fixture(scope="module")
+def model() -> LM:
+    return model_of("lmm")
+
+
+def test_a_slot_is_taken_as_soon_as_it_is_free(model):
+    taken: list[int] = []
+
+    def coming() -> Iterator[Request]:
+        for number, length in enumerate((2, 6, 3, 1)):
+            taken.append(number)
+            yield Request([number], length, Sampling(temperature=0))
+
+    seen = []
+    for number, _ in serve(model, coming(), slots=3, segment=8):
+        seen.append((number, len(taken)))
+    assert [number for number, _ in seen] == [0, 1, 2, 0, 1, 2, 1, 2, 3, 1, 1, 1]
+    assert [held for _, held in seen][:6] == [3] * 6  # the fourth is not asked for before there is room
+
+
+def test_a_text_ends_where_it_is_stopped_and_others_go_on(model):
+    free = served(model, [Request([1, 2], 8, Sampling(temperature=0)), Request([3], 8, Sampling(temperature=0))], 3)
+    heard: list[int] = []
+
+    def stop(token: int) -> bool:
+        heard.append(token)
+        return len(heard) == 3
+
+    requests = [Request([1, 2], 8, Sampling(temperature=0), stop=stop), Request([3], 8, Sampling(temperature=0))]
+    assert served(model, requests, 3) == [free[0][:3], free[1]] and heard == free[0][:3]
+    heard.clear()
+    assert served(model, [Request([1, 2], 2, Sampling(temperature=0), stop=stop)], 3) == [heard] == [free[0][:2]]
+
+
+def test_texts_of_new_lengths_compile_nothing(model):
+    graphdef, params = nnx.split(model)
+    placed = nnx.merge(graphdef, jax.device_put(params, jax.devices()[0]))  # as a checkpoint's are: bound to a device
+    first = serve(placed, [Request(prompt(9, 0), 9, Sampling(temperature=0))], slots=3, segment=8)
+    next(first)
+    with Footprint(0) as footprint:
+        list(first)
+        served(placed, [Request(prompt(n, n), n, Sampling(temperature=0)) for n in (2, 9, 30, 13)], slots=3)
+    assert footprint.compiled == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request([], 1, Sampling(temperature=0)), "at least one token"),
+        (Request([[1]], 1, Sampling(temperature=0)), r"shape \[1, 1\]"),
+        (Request([VOCABULARY], 1, Sampling(temperature=0)), f"token {VOCABULARY}, outside"),
+        (Request([1], -1, Sampling(temperature=0)), "length is -1"),
+        (Request([1], 1), "sampling needs a key"),
+    ],
+)
+def test_requests_that_cannot_be_served_are_refused(model, request_, message):
+    with pytest.raises(ValueError, match=message):
+        served(model, [request_], 3)

@@ -1,0 +1,59 @@
+"""Going on from prompts of any lengths."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
+
+from titans_jax.decode.sampling import Sampling
+from titans_jax.decode.slots import Request, serve
+from titans_jax.nn import LM
+
+Stop = Callable[[int, int], bool]
+
+
+def generate(
+    model: LM,
+    prompt: ArrayLike | Sequence[Sequence[int]],
+    *,
+    length: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    key: Array | None = None,
+    stop: Stop | None = None,
+    segment: int = 64,
+    slots: int = 16,
+) -> Any:
+    """The next `length` tokens after each prompt, without the prompt.
+
+    prompt: an array [B, T], which gives an int32 array [B, length]; or a list of B prompts of any lengths, which
+    gives a list of B int32 arrays. stop: called as stop(row, token) as each token of a row is drawn; True ends the
+    row, that token included (in an array, -1 fills what is left). key: for any temperature but 0; row i draws from
+    fold_in(key, i). slots: rows that are written at once, at most. The filters are those of `Sampling`.
+
+    Raises ValueError for an empty prompt, a token outside the vocabulary, or sampling options out of range.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    rows: Any = prompt if isinstance(prompt, list | tuple) else np.asarray(prompt)
+    requests = [
+        Request(
+            row,
+            length,
+            sampling,
+            None if key is None else jax.random.fold_in(key, i),
+            None if stop is None else partial(stop, i),
+        )
+        for i, row in enumerate(rows)
+    ]
+    written: list[list[int]] = [[] for _ in requests]
+    for row, token in serve(model, requests, slots=max(1, min(slots, len(requests))), segment=segment):
+        written[row].append(token)
+    if isinstance(prompt, list | tuple):
+        return [np.array(line, np.int32) for line in written]
+    return np.array([line + [-1] * (length - len(line)) for line in written], np.int32).reshape(len(rows), length)

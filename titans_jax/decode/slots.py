@@ -1,0 +1,176 @@
+"""Many texts at once, none waiting for another: slots, each with a memory and a position of its own.
+
+A text takes a slot as soon as another leaves it. Its whole segments are read first, one a round, while the other slots
+write on; what is left of it goes through the same compiled step that writes, given where others draw. So texts of every
+length share two programs, one for segments and one for the step, and cost the others one segment's time a round.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax
+from numpy.typing import ArrayLike, NDArray
+
+from titans_jax.decode.rows import advance, check_tokens, first_state
+from titans_jax.decode.sampling import Filters, Sampling, draw, filters
+from titans_jax.nn import LM
+
+
+class Request(NamedTuple):
+    """A text to go on from.
+
+    prompt: int [T], T >= 1. length: tokens wanted. key: for any temperature but 0; the i-th token is drawn with
+    fold_in(key, i). stop: called with each token as it is drawn; True ends the text, that token included.
+    """
+
+    prompt: ArrayLike
+    length: int
+    sampling: Sampling = Sampling()
+    key: Array | None = None
+    stop: Callable[[int], bool] | None = None
+
+
+@dataclass
+class _Text:
+    """A request in its slot. ahead: what is left of its prompt. state: while it is read in segments, its own."""
+
+    number: int
+    request: Request
+    ahead: NDArray[np.int32]
+    state: Any
+    drawn: int = 0
+
+
+def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 64) -> Iterator[tuple[int, int]]:
+    """Yield (number of the request, token) as tokens are drawn, of up to `slots` requests at a time.
+
+    Requests are taken from the iterable as slots become free, in order. A text's tokens do not depend on those beside
+    it, but for rounding.
+
+    Raises ValueError, as it is taken, for a prompt that is empty or holds a token outside the vocabulary, a negative
+    length, or sampling without a key.
+    """
+    graphdef, params = nnx.split(model)
+    start, coming = first_state(graphdef, params, 1), enumerate(requests)
+    texts: list[_Text | None] = [None] * slots
+    (states, keys, logits), unused = _empty(graphdef, params, slots), jax.random.key(0)
+    while True:
+        for slot, text in enumerate(texts):
+            if text is None:
+                texts[slot] = text = _taken(model, coming, start)
+            if text is None or text.state is None:
+                continue
+            if len(text.ahead) > segment:
+                _, text.state = advance(graphdef, params, text.state, text.ahead[None, :segment])
+                text.ahead = text.ahead[segment:]
+            else:
+                key = unused if text.request.key is None else text.request.key
+                states, keys = _put(graphdef, params, states, keys, np.int32(slot), text.state, key)
+                text.state = None
+        if not any(texts):
+            return
+        running = {slot: text for slot, text in enumerate(texts) if text is not None and text.state is None}
+        if running:
+            given, index, rules = _orders(texts)
+            tokens, states, logits = _step(graphdef, params, states, logits, given, keys, index, rules)
+            said = np.asarray(tokens).tolist()
+        for slot, text in running.items():
+            if len(text.ahead):
+                text.ahead = text.ahead[1:]
+                continue
+            text.drawn += 1
+            yield text.number, said[slot]
+            stopped = text.request.stop is not None and text.request.stop(said[slot])
+            if stopped or text.drawn == text.request.length:
+                texts[slot] = None
+
+
+def _taken(model: LM, coming: Iterator[tuple[int, Request]], start: Any) -> _Text | None:
+    """The next request that wants a token, before its first; None if there is no more."""
+    for number, request in coming:
+        prompt = np.asarray(request.prompt, np.int32)
+        _check(model, prompt, request)
+        if request.length:
+            return _Text(number, request, prompt, jax.tree.map(partial(jnp.array, copy=True), start))
+    return None
+
+
+def _check(model: LM, prompt: NDArray[np.int32], request: Request) -> None:
+    if prompt.ndim != 1 or not len(prompt):
+        raise ValueError(f"a prompt has shape {list(prompt.shape)}; it must be [T] with at least one token")
+    check_tokens(prompt, model.config.vocab_size)
+    if request.length < 0:
+        raise ValueError(f"length is {request.length}; it must be 0 or more tokens")
+    if request.key is None and request.sampling.temperature != 0:
+        raise ValueError("sampling needs a key; give one, or temperature=0")
+
+
+def _orders(texts: list[_Text | None]) -> tuple[NDArray[np.int32], NDArray[np.int32], Filters]:
+    """For each slot: the token that is given, -1 where it is to be drawn; how many were drawn; and the rules."""
+    greedy = Sampling(temperature=0)
+    given = [text.ahead[0] if text and len(text.ahead) else -1 for text in texts]
+    drawn = [text.drawn if text else 0 for text in texts]
+    return (
+        np.array(given, np.int32),
+        np.array(drawn, np.int32),
+        filters([text.request.sampling if text else greedy for text in texts]),
+    )
+
+
+def _axes(graphdef: Any, params: Any) -> Any:
+    """For each leaf of a text's state, of one row, the axis before which the slots' axis lies in that of all slots.
+
+    That is the axis of the rows, so that layers stay in front, where the model scans over them; or -1, behind, in what
+    the rows of a batch share, such as the count of tokens.
+    """
+    model = nnx.merge(graphdef, params)
+    one, two = (jax.eval_shape(lambda rows=rows: model.init_state(rows)) for rows in (1, 2))
+    return jax.tree.map(lambda a, b: next((i for i in range(a.ndim) if a.shape[i] != b.shape[i]), -1), one, two)
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _empty(graphdef: Any, params: Any, slots: int) -> tuple[Any, Array, Array]:
+    """States, keys and logits of so many slots before any text; where the parameters are, as what `_step` returns."""
+    model = nnx.merge(graphdef, params)
+
+    def every(axis: int, x: Array) -> Array:
+        return jnp.repeat(jnp.expand_dims(x, axis), slots, axis)
+
+    states = jax.tree.map(every, _axes(graphdef, params), model.init_state(1))
+    return states, jax.random.split(jax.random.key(0), slots), jnp.zeros((slots, model.config.vocab_size))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def _put(
+    graphdef: Any, params: Any, states: Any, keys: Array, slot: Array, state: Any, key: Array
+) -> tuple[Any, Array]:
+    """The slots' states and keys, with those of one text in its slot."""
+
+    def one(axis: int, every: Array, own: Array) -> Array:
+        own = jnp.expand_dims(own, axis)
+        return lax.dynamic_update_slice_in_dim(every, own, slot, axis % every.ndim)
+
+    return jax.tree.map(one, _axes(graphdef, params), states, state), keys.at[slot].set(key)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def _step(
+    graphdef: Any, params: Any, states: Any, logits: Array, given: Array, keys: Array, index: Array, rules: Filters
+) -> tuple[Array, Any, Array]:
+    """One more token of every slot, given or drawn from its logits: tokens, states, logits."""
+    drawn = draw(logits, jax.vmap(jax.random.fold_in)(keys, index), rules)
+    tokens = jnp.where(given >= 0, given, drawn)
+    model, axes = nnx.merge(graphdef, params), _axes(graphdef, params)
+
+    def one(state: Any, token: Array) -> tuple[Any, Array]:
+        logits, state, _ = model(token[None, None], state)
+        return state, logits[0, 0]
+
+    states, logits = jax.vmap(one, in_axes=(axes, 0), out_axes=(axes, 0))(states, tokens)
+    return tokens, states, logits
