@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, State, Weights, Window, losses, norm
@@ -21,13 +20,12 @@ from titans_jax.memory.response import Responses, responses
 from titans_jax.memory.scan import (
     Call,
     Engine,
-    Mask,
-    all_real,
     anew,
     begun,
     boundary,
     combine,
     components,
+    covers,
     in_groups,
     lay,
     moved,
@@ -123,9 +121,9 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         raise NotImplementedError("a link at every token: the weights of single tokens have no rank-one form")
 
     def block(
-        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Mask, response: Any, residual: Any
+        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any
     ) -> Any:
-        tokens, state = seen(state, k, v, gates, jnp.asarray(real))
+        tokens, state = seen(state, k, v, gates, real)
         inputs, delta, surprise = gradients(rule, state, response, residual, tokens)
         grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)[-len(k) :]
         surprise = surprise[-len(k) :]
@@ -146,8 +144,8 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
         mask = jnp.zeros(k.shape[0], bool) if restart is None else restart.mask
-        (q, k, v, gates, mask), real, _, back = lay((q, k, v, gates, mask), chunk, state.step, span)
-        whole = all_real(real)
+        (q, k, v, gates, mask), real, inside, back = lay((q, k, v, gates, mask), chunk, state.step, span)
+        whole = covers(inside, real.size)
         home = state.home
 
         def carried(state: State) -> State:  # not what never changes, nor what a chunk that begins knows of itself
@@ -160,7 +158,7 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, gates, real, mask, residual, response = xs
-            real = np.ones(chunk, bool) if whole else real
+            real = jnp.ones(chunk, bool) if whole else real
             state = anew(restart, mask[0] & real[0], known(state))
             anchors = None if residual is None else rule.retention.link(state.anchor)
 
@@ -181,7 +179,7 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
             state, out = body(state, jax.tree.map(lambda x: x[0], (*xs, answer)))
             return state, jax.tree.map(lambda x: x[None], out)
 
-        xs = (q, k, v, gates, jnp.asarray(real), mask, residual)
+        xs = (q, k, v, gates, real, mask, residual)
         state, (y, info, anchors) = in_groups(run, carried(state), xs)
         y, info = back((y, info))
         return y, known(state), info._replace(anchors=anchors)

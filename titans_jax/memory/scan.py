@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from titans_jax.memory.base import (
@@ -36,7 +35,6 @@ class Call(NamedTuple):
 
 
 Engine = Callable[[State, Call], tuple[Array, State, Info]]
-Mask = Array | np.ndarray[Any, Any]
 
 
 def place(tree: Any, first: Array | int, rows: int) -> Any:
@@ -58,15 +56,15 @@ def grid(length: int, chunk: int, step: Array) -> tuple[int, Span]:
     return chunk * chunks_of(length, chunk, None), Span(step % chunk, length)
 
 
-def real_rows(span: Span, rows: int) -> Mask:
-    """[rows] bool: which of them are tokens; in numpy, known before anything runs, where the span is."""
-    row = np.arange(rows)
+def real_rows(span: Span, rows: int) -> Array:
+    """[rows] bool: which of them are tokens."""
+    row = jnp.arange(rows)
     return (row >= span.first) & (row < span.first + span.length)
 
 
-def all_real(real: Mask) -> bool:
+def covers(span: Span, rows: int) -> bool:
     """Whether it is known beforehand that every row is a token, so that the call begins and ends with a chunk."""
-    return isinstance(real, np.ndarray) and bool(real.all())
+    return isinstance(span.first, int) and isinstance(span.length, int) and span == (0, rows)
 
 
 def within(real: Array) -> Span:
@@ -74,7 +72,7 @@ def within(real: Array) -> Span:
     return Span(jnp.argmax(real), real.sum())
 
 
-def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, Mask, Span, Callable[[Any], Any]]:
+def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, Array, Span, Callable[[Any], Any]]:
     """Lay a call's leaves [T, ...] on the grid of chunks, where they lie already if they have a span.
 
     Returns them [chunks, chunk, ...], which rows are tokens [chunks, chunk], their span, and the way back to [T, ...].
@@ -200,7 +198,7 @@ def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
     return jax.tree.map(lambda x: x * scale, tree), ~finite | (size > bound)
 
 
-def where_any(real: Mask, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
+def where_any(real: Array, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
     """run(state), a new state and outputs; where no row is a token, at no cost the old state and outputs of zeros."""
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), jax.eval_shape(run, state)[1])
     return lax.cond(real.any(), run, lambda state: (state, blank), state)
@@ -257,8 +255,8 @@ def by_chunks(
     if T == 1 and span is None:
         state, out = write(anew(restart, mask[0] & (state.step % chunk == 0), state), tokens, None)
         return out, state
-    laid, real, _, back = lay((tokens, mask), chunk, state.step, span)
-    whole = all_real(real)
+    laid, real, inside, back = lay((tokens, mask), chunk, state.step, span)
+    whole = covers(inside, real.size)
 
     @jax.checkpoint
     def body(state: State, xs: Any) -> Any:
@@ -268,5 +266,5 @@ def by_chunks(
             return write(state, tokens, Span(0, chunk))
         return where_any(real, lambda state: write(state, tokens, within(real)), state)
 
-    state, out = lax.scan(body, state, (laid, jnp.asarray(real)))
+    state, out = lax.scan(body, state, (laid, real))
     return back(out), state

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax.memory import Span, Weights
-from titans_jax.memory.scan import all_real, grid, real_rows, select, where_any, within
+from titans_jax.memory.scan import covers, grid, real_rows, select, where_any, within
 from titans_jax.nn.attention import KV, Projections, empty
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
@@ -94,9 +94,9 @@ class MAC(Block):
             return jnp.moveaxis(x.reshape(*x.shape[:2], segments, -1, *x.shape[3:]), 2, 0)
 
         real = real_rows(span, rows).reshape(segments, L)
-        whole = all_real(real)
+        whole = covers(span, rows)
         begin = None if restart is None else lay(restart)[:, :, 0]
-        xs = jax.tree.map(lay, tokens), begin, jnp.asarray(real), jax.tree.map(split, residual)
+        xs = jax.tree.map(lay, tokens), begin, real, jax.tree.map(split, residual)
 
         @jax.checkpoint
         def body(state: MACState, xs: Any) -> Any:
@@ -136,7 +136,7 @@ class MAC(Block):
             fresh = self.memory.init_state(1).memory
             blank = lambda new, old: select_rows(begin, new, old) if old.ndim else old  # noqa: E731
             memory = memory._replace(memory=jax.tree.map(blank, fresh, memory.memory))
-        if span is not None and all_real(real_rows(span, tokens.age.shape[1])):
+        if span is not None and covers(span, tokens.age.shape[1]):
             snapshot = memory.memory.dual
         else:
             starts = memory.memory.step % self.config.segment == 0
