@@ -62,15 +62,18 @@ def fork(state: StreamState) -> StreamState:
     return jax.tree.map(partial(jnp.array, copy=True), state)
 
 
-def read(model: LM, state: StreamState, tokens: ArrayLike) -> tuple[StreamState, Scores]:
-    """Read tokens int32 [B, T], T >= 1, and score each before anything learns from it; the state given is used up."""
-    return _read(*nnx.split(model), state, jnp.asarray(tokens, jnp.int32))
+def read(model: LM, state: StreamState, tokens: ArrayLike, *, aligned: bool = False) -> tuple[StreamState, Scores]:
+    """Read tokens int32 [B, T], T >= 1, and score each before anything learns from it; the state given is used up.
+
+    aligned: a promise that what was read so far is a multiple of T, which `LM` has a faster way for.
+    """
+    return _read(*nnx.split(model), state, jnp.asarray(tokens, jnp.int32), aligned)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _read(graphdef: Any, params: Any, state: StreamState, tokens: Array) -> tuple[StreamState, Scores]:
+@partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
+def _read(graphdef: Any, params: Any, state: StreamState, tokens: Array, aligned: bool) -> tuple[StreamState, Scores]:
     inputs = jnp.concatenate([state.last[:, None], tokens[:, :-1]], 1)
-    logits, after, look = nnx.merge(graphdef, params)(inputs, state.model)
+    logits, after, look = nnx.merge(graphdef, params)(inputs, state.model, aligned=aligned)
     scores = Scores(
         nll=optax.softmax_cross_entropy_with_integer_labels(logits, tokens),
         correct=jnp.argmax(logits, -1) == tokens,

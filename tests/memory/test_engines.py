@@ -12,6 +12,7 @@ import pytest
 from tests.laws import MEMBERS, RULES, close, in_fast_lane, same
 from tests.memory.situations import CHUNK, QUICK, Case, row, situations
 from titans_jax.memory import PRESETS, Gates, Restart, Span, State, miras
+from titans_jax.memory.scan import GROUP
 
 BY_NAME = {member.name: member for member in MEMBERS}
 ENGINES = [("titans", "chunked"), ("titans-channel", "recurrent"), ("gated_deltanet-channel", "exact")]
@@ -64,6 +65,30 @@ def test_restart_begins_the_memory_anew_where_a_chunk_begins(name: str, implemen
     after, want, _ = run(anew, *tokens(case, first + 6, stop))
     want = want._replace(step=np.int32(6 + stop - first))  # the count of tokens goes on
     close((y[first:stop], state), (np.concatenate([before, after]), jax.device_get(want)), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["titans", "gated_deltanet"])
+@pytest.mark.parametrize("aligned", [pytest.param(False, marks=pytest.mark.slow), True], ids=["anywhere", "span"])
+def test_many_chunks_go_by_groups(name: str, aligned: bool) -> None:
+    """Whole groups of chunks, and some that remain: values and gradients as token by token."""
+    length, chunk, rule = 2 * (3 * GROUP + 2), 2, BY_NAME[name].rule
+    _, q, k, v, gates = row(situations(BY_NAME[name], tokens=length), 0)
+    gates = gates._replace(rate=0.1 * gates.rate)  # of large steps, rounding grows over so many chunks
+    weights = rule.architecture.init(jax.random.key(0))
+    span = {"span": Span(0, length)} if aligned else {}
+
+    def results(implementation: str | None, **span: Span) -> Any:
+        memory = miras(rule, chunk=chunk, implementation=implementation)
+
+        def loss(*inputs: Any) -> tuple[Any, Any]:
+            weights, *tokens = inputs
+            y, state, info = memory.update(memory.init(weights), *tokens, **span)
+            return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), (y, state, info.surprise)
+
+        run = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True), compiler_options=QUICK)
+        return jax.device_get(run(weights, q, k, v, gates))
+
+    close(results(None, **span), results("recurrent"), 1e-9)
 
 
 def residual_run(name: str, implementation: str) -> Any:

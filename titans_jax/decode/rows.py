@@ -21,8 +21,8 @@ from titans_jax.nn import LM
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def advance(graphdef: Any, params: Any, state: Any, tokens: Array) -> tuple[Array, Any]:
-    """Read tokens [B, T]; the logits [B, V] that follow the last one, and the state."""
-    logits, state, _ = nnx.merge(graphdef, params)(tokens, state)
+    """Read tokens [B, T], all that came before being a multiple of T; the logits [B, V] that follow, and the state."""
+    logits, state, _ = nnx.merge(graphdef, params)(tokens, state, aligned=True)
     return logits[:, -1], state
 
 

@@ -21,9 +21,12 @@ from titans_jax.memory.scan import (
     Call,
     Engine,
     anew,
+    begun,
     boundary,
     combine,
     components,
+    covers,
+    in_groups,
     lay,
     moved,
     moving,
@@ -85,7 +88,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
 
     def linear(name: str, x: Array) -> Array:
         axis, r = response.of(rule.architecture, name)
-        start, steps = r.start[:, 0], r.steps[:, 0]  # of the dual
+        start, steps = r.start, r.steps
         near = scores(x, inputs[name], steps, axis)
         if axis == "out":
             y = jnp.einsum("tj,tjo,jo->to", near, steps, delta[name])
@@ -105,9 +108,9 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
 
     def leaf(i: int, name: str) -> Array:
         axis, r = response.of(rule.architecture, name)
-        steps = r.steps[-1, i, :, None] if axis is None else r.steps[-1, i]
+        steps = r.last_steps[i, :, None] if axis is None else r.last_steps[i]
         a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
-        return combine(r.start[-1, i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
+        return combine(r.last_start[i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
 
     return [{name: leaf(i, name) for name in state.dual} for i in moving(state)]
 
@@ -141,30 +144,45 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
         mask = jnp.zeros(k.shape[0], bool) if restart is None else restart.mask
-        (q, k, v, gates, mask), real, _, back = lay((q, k, v, gates, mask), chunk, state.step, span)
-        # the learner's response depends on the gates alone: all chunks at once, before the scan
-        unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, real, jnp.arange(chunk))
+        (q, k, v, gates, mask), real, inside, back = lay((q, k, v, gates, mask), chunk, state.step, span)
+        whole = covers(inside, real.size)
+        home = state.home
+
+        def carried(state: State) -> State:  # not what never changes, nor what a chunk that begins knows of itself
+            state = state._replace(home=None)
+            return state._replace(anchor={}, weights=None) if whole else state
+
+        def known(state: State) -> State:
+            state = state._replace(home=home)
+            return begun(rule.retention, state) if whole else state
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            q, k, v, gates, real, response, mask, residual = xs
-            state = anew(restart, mask[0] & real[0], state)
+            q, k, v, gates, real, mask, residual, response = xs
+            real = jnp.ones(chunk, bool) if whole else real
+            state = anew(restart, mask[0] & real[0], known(state))
+            anchors = None if residual is None else rule.retention.link(state.anchor)
 
-            def run(state: State) -> tuple[State, tuple[Array, Info]]:
-                new, out = block(state._replace(home=home), q, k, v, gates, real, response, residual)
-                return new._replace(home=None), out
+            def write(state: State) -> tuple[State, tuple[Array, Info]]:
+                new, out = block(known(state), q, k, v, gates, real, response, residual)
+                return carried(new), out
 
-            new, (y, info) = run(state) if alone else where_any(real, run, state)
-            return new, (y, info, None if residual is None else rule.retention.link(state.anchor))
+            state = carried(state)
+            new, (y, info) = write(state) if whole else where_any(real, write, state)
+            return new, (y, info, anchors)
 
-        xs = (q, k, v, gates, real, unrolled, mask, residual)
-        home, state = state.home, state._replace(home=None)  # it never changes: no part of the scan's carry
-        if alone := len(real) == 1:  # neither a loop nor a second forward pass for it
-            state, out = body(state, jax.tree.map(lambda x: x[0], xs))
-            y, info, anchors = jax.tree.map(lambda x: x[None], out)
-        else:
-            state, (y, info, anchors) = lax.scan(jax.checkpoint(body), state, xs)
+        def run(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
+            # the learner's response depends on the gates alone: of many chunks at once, before the scan
+            answer = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, xs[3], xs[4], jnp.arange(chunk))
+            if len(xs[4]) > 1:
+                return lax.scan(jax.checkpoint(body), state, (*xs, answer))
+            # a single one needs neither a loop nor a second forward pass
+            state, out = body(state, jax.tree.map(lambda x: x[0], (*xs, answer)))
+            return state, jax.tree.map(lambda x: x[None], out)
+
+        xs = (q, k, v, gates, real, mask, residual)
+        state, (y, info, anchors) = in_groups(run, carried(state), xs)
         y, info = back((y, info))
-        return y, state._replace(home=home), info._replace(anchors=anchors)
+        return y, known(state), info._replace(anchors=anchors)
 
     return engine
 

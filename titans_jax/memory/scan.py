@@ -62,6 +62,16 @@ def real_rows(span: Span, rows: int) -> Array:
     return (row >= span.first) & (row < span.first + span.length)
 
 
+def covers(span: Span, rows: int) -> bool:
+    """Whether it is known beforehand that every row is a token, so that the call begins and ends with a chunk."""
+    return isinstance(span.first, int) and isinstance(span.length, int) and span == (0, rows)
+
+
+def within(real: Array) -> Span:
+    """The span of a chunk's rows that are tokens; they lie together."""
+    return Span(jnp.argmax(real), real.sum())
+
+
 def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, Array, Span, Callable[[Any], Any]]:
     """Lay a call's leaves [T, ...] on the grid of chunks, where they lie already if they have a span.
 
@@ -75,8 +85,8 @@ def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, A
         out = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), out)
         return out if span is not None else jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, inside.first, T), out)
 
-    laid, real = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (laid, real_rows(inside, rows)))
-    return laid, real, inside, back
+    laid = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), laid)
+    return laid, real_rows(inside, rows).reshape(-1, chunk), inside, back
 
 
 def begin(rule: Rule, dual: Weights) -> State:
@@ -170,7 +180,12 @@ def boundary(rule: Rule, state: State, gates: Gates, clip: float | None) -> tupl
     if retention.end is not None:
         assert state.home is not None
         state = state._replace(dual=retention.end(state.dual, state.home))
-    return state._replace(anchor=state.dual, weights=_carried(retention, state.dual)), cut
+    return begun(retention, state), cut
+
+
+def begun(retention: Retention, state: State) -> State:
+    """A state in which a chunk begins: its anchor, and the weights carried beside the dual, are the dual's."""
+    return state._replace(anchor=state.dual, weights=_carried(retention, state.dual))
 
 
 def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
@@ -201,6 +216,29 @@ def anew(restart: Restart | None, here: Array, state: State) -> State:
     return select(here, restart.state._replace(home=state.home), state)._replace(step=state.step)
 
 
+GROUP = 32
+"""Chunks of which a backward pass holds the states at once, where there are more than twice as many."""
+
+
+def in_groups(run: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any) -> tuple[Any, Any]:
+    """run(state, xs of some chunks) -> state, ys on all chunks: of many, group by group.
+
+    The forward pass then keeps a state a group in place of one a chunk, and the backward pass runs a group once more:
+    states cost one part in GROUP of the memory, and a second writing, though no second reading, of the time.
+    """
+    count = jax.tree.leaves(xs)[0].shape[0]
+    if count <= 2 * GROUP:
+        return run(state, xs)
+    whole = count // GROUP * GROUP
+    groups = jax.tree.map(lambda x: x[:whole].reshape(-1, GROUP, *x.shape[1:]), xs)
+    state, ys = lax.scan(jax.checkpoint(run), state, groups)
+    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    if count > whole:
+        state, rest = run(state, jax.tree.map(lambda x: x[whole:], xs))
+        ys = jax.tree.map(lambda *y: jnp.concatenate(y), ys, rest)
+    return state, ys
+
+
 Write = Callable[[State, Any, Span | None], tuple[State, Any]]
 
 
@@ -217,13 +255,16 @@ def by_chunks(
     if T == 1 and span is None:
         state, out = write(anew(restart, mask[0] & (state.step % chunk == 0), state), tokens, None)
         return out, state
-    laid, real, _, back = lay((tokens, mask), chunk, state.step, span)
+    laid, real, inside, back = lay((tokens, mask), chunk, state.step, span)
+    whole = covers(inside, real.size)
 
     @jax.checkpoint
     def body(state: State, xs: Any) -> Any:
         (tokens, mask), real = xs
         state = anew(restart, mask[0] & real[0], state)
-        return where_any(real, lambda state: write(state, tokens, Span(jnp.argmax(real), real.sum())), state)
+        if whole:
+            return write(state, tokens, Span(0, chunk))
+        return where_any(real, lambda state: write(state, tokens, within(real)), state)
 
     state, out = lax.scan(body, state, (laid, real))
     return back(out), state
