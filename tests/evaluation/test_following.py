@@ -89,6 +89,15 @@ def test_an_interrupted_stream_is_one_that_was_not(model, whole, tmp_path, stops
     assert follow(begin(tmp_path, model)).total == whole.total  # there is nothing left
 
 
+def test_a_text_that_has_grown_is_read_on_where_it_ended(model, tmp_path):
+    grown = TEXT + TEXT
+    follow(begin(tmp_path / "grown", model))  # ends inside a chunk
+    found = follow(begin(tmp_path / "grown", model), grown).total
+    expected = follow(begin(tmp_path / "at_once", model), grown).total
+    assert found.tokens == expected.tokens and found.nll == pytest.approx(expected.nll, rel=1e-6)
+    assert found.surprise == pytest.approx(expected.surprise, rel=1e-5)
+
+
 def test_a_saved_state_forks(model, whole, tmp_path):
     like = streaming.begin(model, BYTES.separator)
     ends = []

@@ -71,7 +71,8 @@ class Following:
         """Go on with what the folder holds, or else begin there with the state `start`.
 
         settings: JSON, what the figures depend on: "segment", tokens that are read at once; "window", tokens a line is
-        about; "from", whose state `start` is if another text's; any more. Raises ValueError if the folder's are others, CheckpointError if its state cannot be used.
+        about; "from", whose state `start` is, if another text's; any more. Raises ValueError if the folder's are
+        others, CheckpointError if its state cannot be used.
         """
         self.folder, self.model, self.byte_lengths = folder, model, byte_lengths
         self.settings = {**settings, "model": fingerprint(model)}
@@ -108,7 +109,8 @@ class Following:
         """Compile what reading needs: whole blocks, and single tokens for the last one."""
         spare, segment = streaming.fork(self.state), self.settings["segment"]
         for width in (segment, segment, 1):  # twice, since what a call returns may be bound to a device as no start is
-            spare, _ = streaming.read(self.model, spare, np.zeros((1, width), np.int32), aligned=self._aligned)
+            tokens = np.zeros((1, width), np.int32)
+            spare, _ = streaming.read(self.model, spare, tokens, aligned=self._aligned(width))
         jax.block_until_ready(spare)
 
     def save(self) -> None:
@@ -119,15 +121,16 @@ class Following:
         meta = {name: dataclasses.asdict(getattr(self, name)) for name in ("place", "total", "window")}
         self.checkpoints.save(step, {"stream": self.state}, meta=meta | {"settings": self.settings})
 
-    @property
-    def _aligned(self) -> bool:
-        """Whether segments begin at multiples of their length: another text before this one may end anywhere."""
-        return not self.settings.get("from")
+    def _aligned(self, width: int) -> bool:
+        """Whether so many tokens begin at a multiple of their number: an earlier text may end anywhere."""
+        segment = self.settings["segment"]
+        return width == segment and self.total.tokens % segment == 0 and not self.settings.get("from")
 
     def _read(self, tokens: NDArray[np.int32]) -> Scores:
+        width = len(tokens) if len(tokens) == self.settings["segment"] else 1
         parts = []
-        for part in [tokens] if len(tokens) == self.settings["segment"] else np.split(tokens, len(tokens)):
-            self.state, scores = streaming.read(self.model, self.state, part[None], aligned=self._aligned)
+        for part in np.split(tokens, len(tokens) // width):
+            self.state, scores = streaming.read(self.model, self.state, part[None], aligned=self._aligned(width))
             parts.append(scores)
         return jax.tree.map(lambda *x: np.concatenate(x, -1), *jax.device_get(parts))
 
