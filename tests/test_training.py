@@ -76,7 +76,8 @@ def losses(folder: Path) -> list[tuple[int, str, float]]:
     return [(r["step"], r["split"], r["loss"]) for r in read_records(folder) if "loss" in r]
 
 
-@pytest.mark.parametrize("block", ["transformer", pytest.param("lmm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["transformer", "lmm"])
 def test_a_run_killed_twice_logs_the_losses_of_one_that_was_not(run_python, tmp_path, monkeypatch, block):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     options = OPTIONS | {"--model.block": block, "--model.memory.heads": 1, "--model.memory.chunk": 8}

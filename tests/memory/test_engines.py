@@ -67,7 +67,7 @@ def test_restart_begins_the_memory_anew_where_a_chunk_begins(name: str, implemen
     close((y[first:stop], state), (np.concatenate([before, after]), jax.device_get(want)), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["titans", "gated_deltanet"])
+@pytest.mark.parametrize("name", [pytest.param("titans", marks=pytest.mark.slow), "gated_deltanet"])
 @pytest.mark.parametrize("aligned", [pytest.param(False, marks=pytest.mark.slow), True], ids=["anywhere", "span"])
 def test_many_chunks_go_by_groups(name: str, aligned: bool) -> None:
     """Whole groups of chunks, and some that remain: values and gradients as token by token."""

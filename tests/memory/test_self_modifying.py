@@ -88,7 +88,8 @@ def test_a_restart_at_a_chunk_begins_anew():
     close(y, np.concatenate(parts), 1e-10)
 
 
-@pytest.mark.parametrize("through_targets", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("through_targets", [False, True])
 def test_gradients_are_those_of_single_steps(through_targets):
     """Chunks against token by token: whether the targets are constants is the same in both."""
     weights, (q, x, momentum, readout) = case(4)

@@ -94,6 +94,7 @@ def test_the_local_path_ignores_the_earlier_shard():
     assert all((state1.dual[n] != state.dual[n]).any() for n in state.dual if n.startswith("global_"))
 
 
+@pytest.mark.slow
 def test_the_projection_is_linear_attention_of_keys_to_keys():
     """Pi_t q_t as a memory of its own, whose outputs are the local memory's queries."""
     q, k, v, gates = sequence(SHARD)
@@ -109,6 +110,7 @@ def test_the_projection_is_linear_attention_of_keys_to_keys():
     close(memory((2,)).update(start((2,)), q, k, v, gates)[0], y, 1e-10)
 
 
+@pytest.mark.slow
 def test_any_split():
     tokens = sequence()
     whole = jax.device_get(memory().update(start(), *tokens)[:2])

@@ -57,6 +57,7 @@ def check(run_python, meshes, row, *, optimizer="adamw", restarts=False, **chang
         assert all(any(axis in part for part in parts) == (axis in spec) for axis in ("fsdp", "tensor")), (spec, parts)
 
 
+@pytest.mark.slow
 def test_twenty_losses_of_a_mac_are_those_of_one_device(run_python):
     check(run_python, MESHES[1:], dict(block="mac", persistent=3), optimizer="muon", depth=1, heads=2)
 

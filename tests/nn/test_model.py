@@ -49,6 +49,7 @@ def test_heads_are_of_any_size():
     assert logits.shape == (2, 40, 256) and look.rate.shape == (1, 2, 5, 40)
 
 
+@pytest.mark.slow
 def test_what_there_is_to_see_follows_the_tokens(mac):
     model, text = mac, np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
     _, _, look = model.call(text, model.start)

@@ -214,9 +214,11 @@ class MemoryLayer(nnx.Module):
     ) -> tuple[Array, State, Info]:
         """`memory.update` over batch and heads, of tokens (q, k, v, gates); every sequence is at the same step."""
         begin = None if restart is None else Restart(restart, self.memory_at_start())
+        # a span that is known while tracing stays known on a mesh too, where arguments become arrays
+        known = span if span is not None and isinstance(span.first, int) and isinstance(span.length, int) else None
 
         def one(state: State, tokens: Any, span: Any, begin: Any, residual: Any) -> tuple[Array, State, Info]:
-            return self.memory.update(state, *tokens, span=span, restart=begin, residual=residual)
+            return self.memory.update(state, *tokens, span=known or span, restart=begin, residual=residual)
 
         def beginning(mask: Any, state: Any) -> Any:
             return None if begin is None else over(Restart, mask, state)
@@ -225,7 +227,8 @@ class MemoryLayer(nnx.Module):
         heads = jax.vmap(one, in_axes=(STATE_AXES, 0, None, beginning(None, STATE_AXES), 0), out_axes=out)
         batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None), 0), out_axes=out)
         inputs = (STATES, ROWS, (), beginning(ROWS[:1], FRESH), ROWS)
-        return sharding.local(batch, (state, tokens, span, begin, residual), inputs, (ROWS, STATES, ROWS))
+        arguments = (state, tokens, None if known else span, begin, residual)
+        return sharding.local(batch, arguments, inputs, (ROWS, STATES, ROWS))
 
     def memory_at_start(self) -> State:
         """The state [H, ...] of a memory whose document begins."""
