@@ -27,7 +27,8 @@ ARROWS: dict[str, set[str]] = {
     "training": LEAVES | MIDDLE | {"evaluation"},
     "export": LEAVES | MIDDLE | {"training"},
     "needle": LEAVES | MIDDLE | {"training", "export"},
-    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle"},
+    "speed": LEAVES | MIDDLE | {"training"},
+    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle", "speed"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }
