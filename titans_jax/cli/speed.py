@@ -1,0 +1,65 @@
+"""The kinds of `titans-jax bench` that take the clock: how fast, in how much memory, how long a compile takes."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from titans_jax import metrics, plots, training
+from titans_jax.cli.options import first_line, names, positive
+from titans_jax.speed import memory, rounds
+from titans_jax.speed.table import Report
+from titans_jax.training.bench import Rows, machine
+
+NOT_SETTINGS = {"rounds", "json", "output_dir", "debug", "run", "kind", "measure", "changes"}
+
+
+def configure(kinds: Any) -> None:
+    """A parser for each kind, under `kinds`."""
+    parser = kinds.add_parser("memory", help=first_line(bench_memory), description=bench_memory.__doc__)
+    parser.add_argument("--rules", type=names, default=["titans"], metavar="A,B", help="presets (default titans)")
+    shapes = "heads x size of each (default 2x128,4x64,8x32,16x16)"
+    parser.add_argument("--shapes", type=names, default="2x128,4x64,8x32,16x16", metavar="HxD,HxD", help=shapes)
+    engines = "of exact, delta, chunked, recurrent (default: the one that the library picks)"
+    parser.add_argument("--engines", type=names, metavar="A,B", help=engines)
+    parser.add_argument("--length", type=positive, default=1024, help="tokens of the sequence (default %(default)s)")
+    _shared(parser, bench_memory)
+
+
+def _shared(parser: argparse.ArgumentParser, measure: Any, *, times: int = 5) -> None:
+    parser.add_argument("--rounds", type=positive, default=times, help="samples of each (default %(default)s)")
+    folder = Path("outputs", measure.__name__)
+    parser.add_argument("--output-dir", type=Path, default=folder, help="where results go (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here too")
+    parser.set_defaults(kind=run, measure=measure)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure in rounds; those that are finished are kept until the last one is."""
+    folder: Path = options.output_dir
+    chosen = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
+    kind = options.measure.__name__.removeprefix("bench_")
+    rows = Rows(folder, rounds.settings(kind, **chosen))
+    with training.stopping(f"stopped; {folder} keeps the finished rounds, and the same command goes on"):
+        report: Report = options.measure(options, rows)
+    table = report.table()
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    found = {"settings": rows.settings, "machine": machine(), "found": report.rows, "samples": rows.rows}
+    written = [f"{kind}.json", "table.md", "result.json"]
+    for path in filter(None, (folder / written[0], options.json)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if plots.available():
+        plots.speed_bars(report.rows, folder / "speed.png")
+        written.append("speed.png")
+    numbers = {f"{name} {field}": value for name, row in report.rows.items() for field, value in row.items()}
+    metrics.write_result(folder, {name: value for name, value in numbers.items() if not isinstance(value, str)})
+    rows.path.unlink()  # all rounds are in the files above; the same command now measures anew
+    print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
+
+
+def bench_memory(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time the memory alone, forward and with its gradient, against this machine's matrix products."""
+    shapes = [memory.Shape.of(text) for text in options.shapes]
+    subjects = memory.subjects(options.rules, shapes, options.engines, options.length)
+    return Report(rounds.run(subjects, options.rounds, rows, what="bench memory"))

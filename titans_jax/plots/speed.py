@@ -1,0 +1,48 @@
+"""Pictures of speed: what tokens cost, and what length costs them."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, style, write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BARS = {"cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
+
+
+def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws what 1,000 tokens cost each subject, and where FLOPs were counted the share of the matmul rate reached.
+
+    `rows` have cpu_ms, perhaps share, and beside each the ends of its whisker, such as cpu_ms_least and cpu_ms_most.
+    Writes `path` and the JSON beside it; returns the figure. Raises ValueError if there is no row with cpu_ms,
+    ImportError without matplotlib.
+    """
+    shown = {name: row for name, row in rows.items() if "cpu_ms" in row and not row.get("reference")}
+    if not shown:
+        raise ValueError("there is nothing to draw: no row has cpu_ms")
+    fields = [field for field in _BARS if any(field in row for row in shown.values())]
+    figure = figure_of(5 + 4.5 * len(fields), 1.1 + 0.3 * len(shown))
+    with style():
+        panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
+        for axes, field, colour in zip(panels, fields, (BLUE, ORANGE), strict=False):
+            here = {name: row for name, row in shown.items() if field in row}
+            values = [row[field] for row in here.values()]
+            ends = [[row[field] - row[f"{field}_least"], row[f"{field}_most"] - row[field]] for row in here.values()]
+            whiskers = dict(xerr=list(zip(*ends, strict=True)), error_kw=dict(ecolor=INK, lw=1, capsize=2))
+            axes.barh(list(here), values, color=colour, height=0.65, **whiskers)
+            for name, row in here.items():
+                text = f"{row[field]:.0%}" if field == "share" else f"{row[field]:,.3g}"
+                axes.annotate(
+                    text, (row[f"{field}_most"], name), (4, 0), textcoords="offset points", va="center", fontsize=8
+                )
+            axes.margins(x=0.15)
+            axes.set(title=_BARS[field])
+            axes.grid(axis="y", visible=False)
+            if field == "share":
+                axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1, decimals=0))
+            elif max(values) > 50 * min(values):
+                axes.set_xscale("log")
+        panels[0].invert_yaxis()  # they share it
+        return write(figure, path, {name: dict(row) for name, row in shown.items()})
