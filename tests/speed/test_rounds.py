@@ -59,7 +59,7 @@ def test_finished_rounds_are_kept(tmp_path, matmul):
 
 
 def test_a_sample_is_of_one_call_and_warm_up_is_outside(monkeypatch):
-    now, cost = [0.0], iter([50.0, *[0.05] * 100])
+    now, cost = [0.0], iter([50.0, *[0.06] * 100])
 
     def call():
         now[0] += next(cost)
@@ -67,9 +67,9 @@ def test_a_sample_is_of_one_call_and_warm_up_is_outside(monkeypatch):
     monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(clock.time, "process_time", lambda: 2 * now[0])
     take = clock.timer(call)
-    assert now[0] == pytest.approx(50.05)
-    assert take() == {"cpu": pytest.approx(0.1), "wall": pytest.approx(0.05)}
-    assert now[0] == pytest.approx(50.05 + 4 * 0.05)  # as many calls as fill LEAST seconds
+    assert now[0] == pytest.approx(50.06)
+    assert take() == {"cpu": pytest.approx(0.12), "wall": pytest.approx(0.06)}
+    assert now[0] == pytest.approx(50.06 + 4 * 0.06)  # as many calls as fill LEAST seconds
 
 
 def test_rounds_of_another_source_are_not_mixed(tmp_path, monkeypatch):

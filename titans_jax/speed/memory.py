@@ -48,8 +48,8 @@ def tokens(rule: Rule, shape: Shape, length: int, dtype: Any = jnp.float32, *, c
     """Random tokens of one sequence: unit queries and keys, gates as a layer's at its start. Gates are float32."""
     each, writes = (1, shape.heads, length), rule.learner.writes
     wide = (*each, shape.dim) if writes == 1 else (*each, writes, shape.dim)
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, size, dtype) for key, size in zip(keys, ((*each, shape.dim), wide, wide)))
+    keys, sizes = jax.random.split(jax.random.key(0), 3), ((*each, shape.dim), wide, wide)
+    q, k, v = (jax.random.normal(key, size, dtype) for key, size in zip(keys, sizes, strict=True))
     q, k = (x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True).astype(dtype) for x in (q, k))
     rate = jnp.full(each if writes == 1 else (*each, writes), unit_rate(rule, chunk, MOMENTUM) / 2)
     return Tokens(
