@@ -1,12 +1,10 @@
 """The clock of every measurement: CPU-seconds of the process and wall seconds, of one call. Knows no other library."""
 
-import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 LEAST = 0.2
 """Seconds that a sample lasts at least, where one call is shorter."""
@@ -41,17 +39,3 @@ def timer(call: Callable[[], Any]) -> Timer:
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def replies() -> TextIO:
-    """Where a worker answers: what was stdout. From here on whatever is printed goes to stderr."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return out
-
-
-def serve(take: Timer, out: TextIO) -> None:
-    """Answer every line of stdin with a sample, as JSON; the first answer, without a question, says it is ready."""
-    print(json.dumps({"ready": True}), file=out, flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(take()), file=out, flush=True)
