@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from titans_jax import metrics, plots, training
 from titans_jax.cli.options import first_line, names, positive
-from titans_jax.speed import memory, rounds
+from titans_jax.speed import memory, peers, rounds
 from titans_jax.speed.table import Report
 from titans_jax.training.bench import Rows, machine
 
@@ -24,6 +25,11 @@ def configure(kinds: Any) -> None:
     parser.add_argument("--engines", type=names, metavar="A,B", help=engines)
     parser.add_argument("--length", type=positive, default=1024, help="tokens of the sequence (default %(default)s)")
     _shared(parser, bench_memory)
+    parser = kinds.add_parser("peers", help=first_line(bench_peers), description=bench_peers.__doc__)
+    python = "the interpreter that has titans-pytorch, which need not have jax (default: this one)"
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help=python)
+    parser.add_argument("--batch", type=positive, default=1, help="sequences at once (default %(default)s)")
+    _shared(parser, bench_peers)
 
 
 def _shared(parser: argparse.ArgumentParser, measure: Any, *, times: int = 5) -> None:
@@ -44,7 +50,13 @@ def run(options: argparse.Namespace) -> None:
         report: Report = options.measure(options, rows)
     table = report.table()
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    found = {"settings": rows.settings, "machine": machine(), "found": report.rows, "samples": rows.rows}
+    found = {
+        "settings": rows.settings,
+        "machine": machine(),
+        "found": report.rows,
+        "ratios": report.ratios,
+        "samples": rows.rows,
+    }
     written = [f"{kind}.json", "table.md", "result.json"]
     for path in filter(None, (folder / written[0], options.json)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +64,8 @@ def run(options: argparse.Namespace) -> None:
     if plots.available():
         plots.speed_bars(report.rows, folder / "speed.png")
         written.append("speed.png")
-    numbers = {f"{name} {field}": value for name, row in report.rows.items() for field, value in row.items()}
+    both = {**report.rows, **report.ratios}
+    numbers = {f"{name} {field}": value for name, row in both.items() for field, value in row.items()}
     metrics.write_result(folder, {name: value for name, value in numbers.items() if not isinstance(value, str)})
     rows.path.unlink()  # all rounds are in the files above; the same command now measures anew
     print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
@@ -63,3 +76,8 @@ def bench_memory(options: argparse.Namespace, rows: Rows) -> Report:
     shapes = [memory.Shape.of(text) for text in options.shapes]
     subjects = memory.subjects(options.rules, shapes, options.engines, options.length)
     return Report(rounds.run(subjects, options.rounds, rows, what="bench memory"))
+
+
+def bench_peers(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time memory, training step and next token beside titans-pytorch's, each in a process of its own."""
+    return peers.compare(options.python, options.batch, options.rounds, rows)

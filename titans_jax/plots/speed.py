@@ -19,7 +19,7 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[st
     Writes `path` and the JSON beside it; returns the figure. Raises ValueError if there is no row with cpu_ms,
     ImportError without matplotlib.
     """
-    shown = {name: row for name, row in rows.items() if "cpu_ms" in row and not row.get("reference")}
+    shown = {name: row for name, row in rows.items() if "cpu_ms" in row}
     if not shown:
         raise ValueError("there is nothing to draw: no row has cpu_ms")
     fields = [field for field in _BARS if any(field in row for row in shown.values())]

@@ -1,5 +1,4 @@
-"""Subjects in processes of their own, as `titans_jax.speed.worker` serves them; all end with the block that holds them.
-"""
+"""Subjects in processes of their own, as `titans_jax.speed.worker` serves them; all end with the block that holds them."""
 
 import contextlib
 import functools

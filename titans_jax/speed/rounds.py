@@ -17,6 +17,7 @@ from titans_jax.training.bench import Row, Rows
 MATMUL = "matmul"
 """The subject that every round begins with: two float32 matrices of SIZE x SIZE."""
 SIZE = 2048
+CLOCKS = ("cpu", "wall")
 
 
 class Subject(NamedTuple):
@@ -67,23 +68,47 @@ def summary(subjects: Mapping[str, Subject], taken: Sequence[Mapping[str, Mappin
     """Each subject's facts, and medians, least and largest over the rounds.
 
     cpu_ms and wall_ms are of 1,000 tokens, tokens_per_second of wall time. Where FLOPs are counted: gflops_per_cpu_s,
-    and share, the part of the matmul rate of the same round. Whatever else timers saw is the median over rounds.
+    and share, the part of the matmul rate of the same round. Whatever else timers saw is the median over rounds. Of
+    MATMUL there is its rate alone.
     """
-    found = {}
+
+    def rate(name: str) -> list[float]:
+        work = subjects[name].tokens * (subjects[name].flops or 0.0)
+        return [work / round_[name]["cpu"] / 1e9 for round_ in taken]
+
+    found: dict[str, Row] = {}
     for name, subject in subjects.items():
+        if name == MATMUL:
+            found[name] = spread("gflops_per_cpu_s", rate(name))
+            continue
         mine = [round_[name] for round_ in taken]
         row: Row = dict(subject.facts) | {"tokens": subject.tokens, "rounds": len(mine)}
         for field, key in (("cpu_ms", "cpu"), ("wall_ms", "wall")):
             row |= spread(field, [1e6 * each[key] / subject.tokens for each in mine])
         row["tokens_per_second"] = 1e6 / row["wall_ms"]
-        for field in mine[0].keys() - {"cpu", "wall"}:
-            row[field] = statistics.median(each[field] for each in mine)
+        row |= {field: statistics.median(each[field] for each in mine) for field in mine[0] if field not in CLOCKS}
         if subject.flops is not None:
-            rates = [subject.flops * subject.tokens / each["cpu"] / 1e9 for each in mine]
-            row |= {"flops_per_token": subject.flops, "gflops_per_cpu_s": statistics.median(rates)}
+            row |= {"flops_per_token": subject.flops, "gflops_per_cpu_s": statistics.median(rate(name))}
             if MATMUL in subjects:
-                bound = [_flops(subjects[MATMUL]) / round_[MATMUL]["cpu"] / 1e9 for round_ in taken]
-                row |= spread("share", [rate / most for rate, most in zip(rates, bound, strict=True)])
+                row |= spread("share", [each / most for each, most in zip(rate(name), rate(MATMUL), strict=True)])
+        found[name] = row
+    return found
+
+
+def ratios(
+    subjects: Mapping[str, Subject], rows: Rows, count: int, pairs: Mapping[str, tuple[str, str]]
+) -> dict[str, Row]:
+    """How many times one subject's seconds a token another's are, round by round: median, least and largest.
+
+    pairs: by name, two subjects of `run`, the first over the second. times_cpu is of CPU-seconds, times_wall of wall.
+    """
+    taken = [rows.rows[f"round {n}"] for n in range(1, count + 1)]
+    found = {}
+    for name, (over, under) in pairs.items():
+        row: Row = {"over": over, "under": under}
+        for field, clock in (("times_cpu", "cpu"), ("times_wall", "wall")):
+            scale = subjects[under].tokens / subjects[over].tokens
+            row |= spread(field, [scale * each[over][clock] / each[under][clock] for each in taken])
         found[name] = row
     return found
 
@@ -110,11 +135,6 @@ def matmul_subject() -> Subject:
         return timer(done(functools.partial(jax.jit(jnp.matmul), a, b)))
 
     return Subject(make, 1, {}, 2.0 * SIZE**3)
-
-
-def _flops(subject: Subject) -> float:
-    assert subject.flops is not None
-    return subject.flops * subject.tokens
 
 
 def _source() -> str:

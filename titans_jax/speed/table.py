@@ -6,6 +6,8 @@ from typing import NamedTuple
 from titans_jax.training.bench import Row, markdown
 
 HEADS = {
+    "times_cpu": ("times our CPU-seconds (least to most)", ",.3g"),
+    "times_wall": ("times our wall time", ",.3g"),
     "cpu_ms": ("CPU-ms of 1,000 tokens (least to most)", ",.4g"),
     "wall_ms": ("wall ms of 1,000 tokens", ",.4g"),
     "tokens_per_second": ("tokens/s", ",.0f"),
@@ -17,11 +19,16 @@ HEADS = {
 
 
 class Report(NamedTuple):
-    """rows: what was found, by name. heads: of the columns after those of HEADS, as there. notes: lines below."""
+    """rows: what was found, by name. ratios: what comparing them found; notes: lines below them both.
+
+    heads: of the columns after those of HEADS, as there. picture: bars, or lines over the rows' `tokens`.
+    """
 
     rows: Mapping[str, Row]
-    heads: Mapping[str, tuple[str, str]] = {}
+    ratios: Mapping[str, Row] = {}
     notes: tuple[str, ...] = ()
+    heads: Mapping[str, tuple[str, str]] = {}
+    picture: str = "bars"
 
     def table(self) -> str:
         """In markdown.
@@ -31,13 +38,12 @@ class Report(NamedTuple):
         | --- | --- |
         | a | 2 (1 to 3) |
         """
-        heads = {
-            field: head
-            for field, head in (HEADS | dict(self.heads)).items()
-            if any(field in row for row in self.rows.values())
-        }
-        table = markdown([(title, _cell(field, spec)) for field, (title, spec) in heads.items()], self.rows, "what")
-        return "\n\n".join([table, *self.notes])
+        return "\n\n".join([*(self._one(rows) for rows in (self.rows, self.ratios) if rows), *self.notes])
+
+    def _one(self, rows: Mapping[str, Row]) -> str:
+        heads = HEADS | dict(self.heads)
+        there = {field: head for field, head in heads.items() if any(field in row for row in rows.values())}
+        return markdown([(title, _cell(field, spec)) for field, (title, spec) in there.items()], rows, "what")
 
 
 def _cell(field: str, spec: str) -> Callable[[Row], str]:
@@ -45,6 +51,6 @@ def _cell(field: str, spec: str) -> Callable[[Row], str]:
         if row.get(field) is None:
             return "-"
         around = [format(row[end], spec) for end in (f"{field}_least", f"{field}_most") if end in row]
-        return format(row[field], spec) + (f" ({' to '.join(around)})" if around and field != "wall_ms" else "")
+        return format(row[field], spec) + (f" ({' to '.join(around)})" if around and "wall" not in field else "")
 
     return cell

@@ -115,5 +115,6 @@ def _libraries() -> tuple[Any, Any]:
     import titans_pytorch
     import torch
 
+    torch.set_flush_denormal(True)  # as XLA does, before there are threads; else decayed weights cost up to ten times
     torch.set_num_threads(cores())
     return torch, titans_pytorch
