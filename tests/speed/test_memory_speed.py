@@ -59,11 +59,13 @@ def test_command_measures_writes_and_measures_anew(tmp_path, small, capsys):
     written = json.loads((tmp_path / "memory.json").read_text())
     assert (tmp_path / "copy" / "x.json").read_text() == (tmp_path / "memory.json").read_text()
     assert {"jax", "jaxlib", "processor", "cores", "devices"} <= written["machine"].keys()
-    assert list(written["samples"]) == ["round 1", "round 2"]
+    names = ["forward", "forward and backward", "forward and backward bfloat16"]
+    names = ["matmul", *(f"titans_linear 2x8 chunked {name}" for name in names)]
+    assert list(written["samples"]) == [f"round {n}: {name}" for n in (1, 2) for name in names]
     row = written["found"]["titans_linear 2x8 chunked forward and backward"]
     assert (row["heads"], row["head_dim"], row["engine"], row["dtype"]) == (2, 8, "chunked", "float32")
     assert row["flops_per_token"] == 3 * 2 * (2 * 8 * 8 * 5 + 2 * 4 * (8 + 8))
-    taken = [round_["titans_linear 2x8 chunked forward and backward"]["cpu"] for round_ in written["samples"].values()]
+    taken = [written["samples"][f"round {n}: titans_linear 2x8 chunked forward and backward"]["cpu"] for n in (1, 2)]
     assert row["cpu_ms"] == pytest.approx(1e6 * sum(taken) / 2 / 8)
     assert 0 < row["share_least"] <= row["share"] <= row["share_most"]
     result = json.loads((tmp_path / "result.json").read_text())

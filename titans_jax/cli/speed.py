@@ -8,7 +8,7 @@ from typing import Any
 
 from titans_jax import metrics, plots, training
 from titans_jax.cli.options import first_line, names, positive
-from titans_jax.speed import memory, peers, rounds
+from titans_jax.speed import growth, memory, peers, rounds
 from titans_jax.speed.table import Report
 from titans_jax.training.bench import Rows, machine
 
@@ -30,6 +30,11 @@ def configure(kinds: Any) -> None:
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help=python)
     parser.add_argument("--batch", type=positive, default=1, help="sequences at once (default %(default)s)")
     _shared(parser, bench_peers)
+    parser = kinds.add_parser("growth", help=first_line(bench_growth), description=bench_growth.__doc__)
+    lengths = "tokens (default %(default)s); 1048576 needs 16 GB of memory"
+    default = ",".join(map(str, growth.LENGTHS))
+    parser.add_argument("--lengths", type=lengths_of, default=default, metavar="N,N", help=lengths)
+    _shared(parser, bench_growth, times=3)
 
 
 def _shared(parser: argparse.ArgumentParser, measure: Any, *, times: int = 5) -> None:
@@ -40,13 +45,18 @@ def _shared(parser: argparse.ArgumentParser, measure: Any, *, times: int = 5) ->
     parser.set_defaults(kind=run, measure=measure)
 
 
+def lengths_of(text: str) -> list[int]:
+    """Whole numbers above 0 with commas between, in order."""
+    return sorted({positive(length) for length in text.split(",")})
+
+
 def run(options: argparse.Namespace) -> None:
-    """Measure in rounds; those that are finished are kept until the last one is."""
+    """Measure in rounds; samples are kept until the last one is taken."""
     folder: Path = options.output_dir
     chosen = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
     kind = options.measure.__name__.removeprefix("bench_")
     rows = Rows(folder, rounds.settings(kind, **chosen))
-    with training.stopping(f"stopped; {folder} keeps the finished rounds, and the same command goes on"):
+    with training.stopping(f"stopped; {folder} keeps the finished samples, and the same command goes on"):
         report: Report = options.measure(options, rows)
     table = report.table()
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -62,12 +72,13 @@ def run(options: argparse.Namespace) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if plots.available():
-        plots.speed_bars(report.rows, folder / "speed.png")
+        draw = {"bars": plots.speed_bars, "lines": plots.speed_lines}[report.picture]
+        draw(report.rows, folder / "speed.png")
         written.append("speed.png")
     both = {**report.rows, **report.ratios}
     numbers = {f"{name} {field}": value for name, row in both.items() for field, value in row.items()}
     metrics.write_result(folder, {name: value for name, value in numbers.items() if not isinstance(value, str)})
-    rows.path.unlink()  # all rounds are in the files above; the same command now measures anew
+    rows.path.unlink()  # all samples are in the files above; the same command now measures anew
     print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
 
 
@@ -75,9 +86,14 @@ def bench_memory(options: argparse.Namespace, rows: Rows) -> Report:
     """Time the memory alone, forward and with its gradient, against this machine's matrix products."""
     shapes = [memory.Shape.of(text) for text in options.shapes]
     subjects = memory.subjects(options.rules, shapes, options.engines, options.length)
-    return Report(rounds.run(subjects, options.rounds, rows, what="bench memory"))
+    return Report(rounds.run(subjects, options.rounds, rows, what="bench memory").found())
 
 
 def bench_peers(options: argparse.Namespace, rows: Rows) -> Report:
     """Time memory, training step and next token beside titans-pytorch's, each in a process of its own."""
     return peers.compare(options.python, options.batch, options.rounds, rows)
+
+
+def bench_growth(options: argparse.Namespace, rows: Rows) -> Report:
+    """Weigh and time the memory over longer and longer texts, in training and as a stream."""
+    return growth.measure(options.lengths, options.rounds, rows)

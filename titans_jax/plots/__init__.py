@@ -10,7 +10,7 @@ from titans_jax.plots.compare import compare_contexts, compare_costs, compare_cu
 from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
-from titans_jax.plots.speed import speed_bars
+from titans_jax.plots.speed import speed_bars, speed_lines
 from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
 from titans_jax.plots.style import available
 from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
@@ -40,6 +40,7 @@ __all__ = [
     "positions_curve",
     "relevance_bars",
     "speed_bars",
+    "speed_lines",
     "surprise_dashboard",
     "surprise_grid",
 ]

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, style, write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LINES = {
+    "cpu_ms": "CPU-ms of 1,000 tokens",
+    "peak_bytes": "Most memory the process held, bytes",
+    "bytes_per_token": "Bytes of a token",
+}
+_COLOURS = (BLUE, ORANGE, INK)
 _BARS = {"cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
 
 
@@ -46,3 +53,37 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[st
                 axes.set_xscale("log")
         panels[0].invert_yaxis()  # they share it
         return write(figure, path, {name: dict(row) for name, row in shown.items()})
+
+
+def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws what a token costs, and the memory that is held where it was seen, against the number of tokens.
+
+    `rows` have pass, the line they belong to, tokens, cpu_ms with its ends cpu_ms_least and cpu_ms_most, and perhaps
+    peak_bytes and bytes_per_token. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
+    there is no row with cpu_ms, ImportError without matplotlib.
+    """
+    shown = {name: row for name, row in rows.items() if "cpu_ms" in row}
+    if not shown:
+        raise ValueError("there is nothing to draw: no row has cpu_ms")
+    fields = [field for field in _LINES if any(field in row for row in shown.values())]
+    figure = figure_of(1 + 4.6 * len(fields), 4)
+    with style():
+        panels = figure.subplots(1, len(fields), squeeze=False)[0]
+        for axes, field in zip(panels, fields, strict=True):
+            for kind, colour in zip(dict.fromkeys(row["pass"] for row in shown.values()), _COLOURS, strict=False):
+                line = [row for row in shown.values() if row["pass"] == kind and field in row]
+                axes.plot([row["tokens"] for row in line], [row[field] for row in line], "o-", color=colour, label=kind)
+                if field == "cpu_ms":
+                    ends = ([row[f"{field}_{end}"] for row in line] for end in ("least", "most"))
+                    axes.fill_between([row["tokens"] for row in line], *ends, color=colour, alpha=0.15, lw=0)
+            axes.set(title=_LINES[field], xlabel="tokens", xscale="log")
+            axes.set_ylim(bottom=0)
+            _lengths(axes, [row["tokens"] for row in shown.values()])
+        panels[0].legend(loc="lower left")
+        return write(figure, path, {name: dict(row) for name, row in shown.items()})
+
+
+def _lengths(axes: "Axes", tokens: list[int]) -> None:
+    at = sorted(set(tokens))
+    axes.set_xticks(at, [f"{n // 1024}K" if n % 1024 == 0 else f"{n}" for n in at])
+    axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())

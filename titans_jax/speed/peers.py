@@ -63,6 +63,6 @@ def compare(python: str, batch: int, count: int, rows: Rows) -> Report:
     libraries = version(python)
     with processes() as start:
         every = subjects(start, python, batch)
-        found = rounds.run(every, count, rows, what="bench peers")
-    ratios = rounds.ratios(every, rows, count, PAIRS)
-    return Report(found, ratios=ratios, notes=(f"{libraries}; each library on {cores()} cores",))
+        measured = rounds.run(every, count, rows, what="bench peers")
+    notes = (f"{libraries}; each library on {cores()} cores",)
+    return Report(measured.found(), measured.ratios(PAIRS), notes)

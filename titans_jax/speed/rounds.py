@@ -37,80 +37,77 @@ def settings(kind: str, **chosen: Any) -> Row:
     return {"bench": kind, "cores": cores(), "source": _source()} | chosen
 
 
-def run(subjects: Mapping[str, Subject], rounds: int, rows: Rows, *, what: str, matmul: bool = True) -> dict[str, Row]:
-    """Sample every subject in each of so many rounds; what was found, by subject.
+class Measured(NamedTuple):
+    """What was sampled: of every round, each subject's sample."""
 
-    A finished round is a row that is kept: after an interruption the others follow. Warm-up is no sample. With matmul,
-    the rate of this machine's float32 matrix products is sampled in the same rounds.
-    """
-    every = ({MATMUL: matmul_subject()} if matmul else {}) | dict(subjects)
-    wanted = [f"round {n}" for n in range(1, rounds + 1)]
-    missing = [name for name in wanted if name not in rows.rows]
-    with metrics.progress((len(missing) + bool(missing)) * len(every), what) as bar:
-        timers = {}
-        for name, subject in every.items() if missing else ():
-            timers[name] = subject.make()
-            bar.advance()
+    subjects: Mapping[str, Subject]
+    rounds: Sequence[Mapping[str, Row]]
 
-        def take() -> Row:
-            taken = {}
-            for name, timer_ in timers.items():
-                taken[name] = dict(timer_())
-                bar.advance()
-            return taken
+    def found(self) -> dict[str, Row]:
+        """Each subject's facts, and medians, least and largest over the rounds.
 
-        for name in missing:
-            rows.get(name, take)
-    return summary(every, [rows.rows[name] for name in wanted])
+        cpu_ms and wall_ms are of 1,000 tokens, tokens_per_second of wall time. Where FLOPs are counted:
+        gflops_per_cpu_s, and share, the part of the matmul rate of the same round. Whatever else timers saw is the
+        median over rounds. Of MATMUL there is its rate alone.
+        """
+        return {name: self._row(name, subject) for name, subject in self.subjects.items()}
 
+    def ratios(self, pairs: Mapping[str, tuple[str, str]]) -> dict[str, Row]:
+        """How many times one subject's seconds a token another's are, round by round: median, least and largest.
 
-def summary(subjects: Mapping[str, Subject], taken: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Row]:
-    """Each subject's facts, and medians, least and largest over the rounds.
+        pairs: by name, two subjects, the first over the second. times_cpu is of CPU-seconds, times_wall of wall time.
+        """
+        found = {}
+        for name, (over, under) in pairs.items():
+            row: Row = {"over": over, "under": under}
+            scale = self.subjects[under].tokens / self.subjects[over].tokens
+            for clock in CLOCKS:
+                row |= spread(
+                    f"times_{clock}", [scale * each[over][clock] / each[under][clock] for each in self.rounds]
+                )
+            found[name] = row
+        return found
 
-    cpu_ms and wall_ms are of 1,000 tokens, tokens_per_second of wall time. Where FLOPs are counted: gflops_per_cpu_s,
-    and share, the part of the matmul rate of the same round. Whatever else timers saw is the median over rounds. Of
-    MATMUL there is its rate alone.
-    """
-
-    def rate(name: str) -> list[float]:
-        work = subjects[name].tokens * (subjects[name].flops or 0.0)
-        return [work / round_[name]["cpu"] / 1e9 for round_ in taken]
-
-    found: dict[str, Row] = {}
-    for name, subject in subjects.items():
+    def _row(self, name: str, subject: Subject) -> Row:
         if name == MATMUL:
-            found[name] = spread("gflops_per_cpu_s", rate(name))
-            continue
-        mine = [round_[name] for round_ in taken]
+            return spread("gflops_per_cpu_s", self._rates(name))
+        mine = [each[name] for each in self.rounds]
         row: Row = dict(subject.facts) | {"tokens": subject.tokens, "rounds": len(mine)}
-        for field, key in (("cpu_ms", "cpu"), ("wall_ms", "wall")):
-            row |= spread(field, [1e6 * each[key] / subject.tokens for each in mine])
+        for clock in CLOCKS:
+            row |= spread(f"{clock}_ms", [1e6 * each[clock] / subject.tokens for each in mine])
         row["tokens_per_second"] = 1e6 / row["wall_ms"]
         row |= {field: statistics.median(each[field] for each in mine) for field in mine[0] if field not in CLOCKS}
         if subject.flops is not None:
-            row |= {"flops_per_token": subject.flops, "gflops_per_cpu_s": statistics.median(rate(name))}
-            if MATMUL in subjects:
-                row |= spread("share", [each / most for each, most in zip(rate(name), rate(MATMUL), strict=True)])
-        found[name] = row
-    return found
+            rates = self._rates(name)
+            row |= {"flops_per_token": subject.flops, "gflops_per_cpu_s": statistics.median(rates)}
+            if MATMUL in self.subjects:
+                row |= spread("share", [each / most for each, most in zip(rates, self._rates(MATMUL), strict=True)])
+        return row
+
+    def _rates(self, name: str) -> list[float]:
+        work = self.subjects[name].tokens * (self.subjects[name].flops or 0.0)
+        return [work / each[name]["cpu"] / 1e9 for each in self.rounds]
 
 
-def ratios(
-    subjects: Mapping[str, Subject], rows: Rows, count: int, pairs: Mapping[str, tuple[str, str]]
-) -> dict[str, Row]:
-    """How many times one subject's seconds a token another's are, round by round: median, least and largest.
+def run(subjects: Mapping[str, Subject], rounds: int, rows: Rows, *, what: str, matmul: bool = True) -> Measured:
+    """Sample every subject in each of so many rounds.
 
-    pairs: by name, two subjects of `run`, the first over the second. times_cpu is of CPU-seconds, times_wall of wall.
+    Each sample is a row that is kept: after an interruption the others follow. Warm-up is no sample. With matmul, the
+    rate of this machine's float32 matrix products is sampled in the same rounds.
     """
-    taken = [rows.rows[f"round {n}"] for n in range(1, count + 1)]
-    found = {}
-    for name, (over, under) in pairs.items():
-        row: Row = {"over": over, "under": under}
-        for field, clock in (("times_cpu", "cpu"), ("times_wall", "wall")):
-            scale = subjects[under].tokens / subjects[over].tokens
-            row |= spread(field, [scale * each[over][clock] / each[under][clock] for each in taken])
-        found[name] = row
-    return found
+    every = ({MATMUL: matmul_subject()} if matmul else {}) | dict(subjects)
+    samples = [(f"round {n}: {name}", name) for n in range(1, rounds + 1) for name in every]
+    missing = [(row, name) for row, name in samples if row not in rows.rows]
+    timers = {name: every[name].make for _, name in missing}
+    with metrics.progress(len(timers) + len(missing), what) as bar:
+        made = {}
+        for name, make in timers.items():
+            made[name] = make()
+            bar.advance()
+        for row, name in missing:
+            rows.get(row, lambda name=name: dict(made[name]()))  # type: ignore[misc]
+            bar.advance()
+    return Measured(every, [{name: rows.rows[f"round {n}: {name}"] for name in every} for n in range(1, rounds + 1)])
 
 
 def spread(field: str, values: Sequence[float]) -> Row:

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from titans_jax.speed.clock import Timer
@@ -31,6 +32,16 @@ def peak_bytes() -> int:
     """The most memory that this process has held so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> int | None:
+    """Let the peak begin anew and return what is held now; None where the system cannot."""
+    about, status = Path("/proc/self/clear_refs"), Path("/proc/self/statm")
+    try:
+        about.write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def echo(**spec: Any) -> Timer:
