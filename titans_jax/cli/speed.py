@@ -8,7 +8,7 @@ from typing import Any
 
 from titans_jax import metrics, plots, training
 from titans_jax.cli.options import first_line, names, positive
-from titans_jax.speed import growth, memory, peers, rounds
+from titans_jax.speed import growth, memory, peers, rounds, steps
 from titans_jax.speed.table import Report
 from titans_jax.training.bench import Rows, machine
 
@@ -30,6 +30,12 @@ def configure(kinds: Any) -> None:
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help=python)
     parser.add_argument("--batch", type=positive, default=1, help="sequences at once (default %(default)s)")
     _shared(parser, bench_peers)
+    parser = kinds.add_parser("model", help=first_line(bench_model), description=bench_model.__doc__)
+    blocks = "of lmm, mac, mag, mal: every other layer of the model (default mac)"
+    parser.add_argument("--blocks", type=names, default="mac", metavar="A,B", help=blocks)
+    parser.add_argument("--length", type=positive, default=1024, help="tokens of a sequence (default %(default)s)")
+    parser.add_argument("--batch", type=positive, default=1, help="sequences of a step (default %(default)s)")
+    _shared(parser, bench_model)
     parser = kinds.add_parser("growth", help=first_line(bench_growth), description=bench_growth.__doc__)
     lengths = "tokens (default %(default)s); 1048576 needs 16 GB of memory"
     default = ",".join(map(str, growth.LENGTHS))
@@ -97,3 +103,8 @@ def bench_peers(options: argparse.Namespace, rows: Rows) -> Report:
 def bench_growth(options: argparse.Namespace, rows: Rows) -> Report:
     """Weigh and time the memory over longer and longer texts, in training and as a stream."""
     return growth.measure(options.lengths, options.rounds, rows)
+
+
+def bench_model(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time training steps with memories and without, and the input pipeline beside them."""
+    return steps.measure(options.blocks, options.length, options.batch, options.rounds, rows)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINES = {
-    "cpu_ms": "CPU-ms of 1,000 tokens",
-    "peak_bytes": "Most memory the process held, bytes",
-    "bytes_per_token": "Bytes of a token",
+    "cpu_ms": ("CPU-ms of 1,000 tokens", 1),
+    "peak_bytes": ("Most memory the process held, GB", 1e9),
+    "bytes_per_token": ("KiB of a token", 1024),
 }
 _COLOURS = (BLUE, ORANGE, INK)
 _BARS = {"cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
@@ -70,20 +70,30 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[s
     with style():
         panels = figure.subplots(1, len(fields), squeeze=False)[0]
         for axes, field in zip(panels, fields, strict=True):
+            title, unit = _LINES[field]
             for kind, colour in zip(dict.fromkeys(row["pass"] for row in shown.values()), _COLOURS, strict=False):
                 line = [row for row in shown.values() if row["pass"] == kind and field in row]
-                axes.plot([row["tokens"] for row in line], [row[field] for row in line], "o-", color=colour, label=kind)
+                tokens = [row["tokens"] for row in line]
+                axes.plot(tokens, [row[field] / unit for row in line], "o-", color=colour, ms=4.5, lw=1.4, label=kind)
                 if field == "cpu_ms":
                     ends = ([row[f"{field}_{end}"] for row in line] for end in ("least", "most"))
-                    axes.fill_between([row["tokens"] for row in line], *ends, color=colour, alpha=0.15, lw=0)
-            axes.set(title=_LINES[field], xlabel="tokens", xscale="log")
+                    axes.fill_between(tokens, *ends, color=colour, alpha=0.15, lw=0)
+            axes.set(title=title, xlabel="tokens", xscale="log")
             axes.set_ylim(bottom=0)
             _lengths(axes, [row["tokens"] for row in shown.values()])
-        panels[0].legend(loc="lower left")
+        lines, names = panels[0].get_legend_handles_labels()
+        figure.legend(lines, names, ncols=len(lines), loc="outside lower center")
         return write(figure, path, {name: dict(row) for name, row in shown.items()})
 
 
 def _lengths(axes: "Axes", tokens: list[int]) -> None:
     at = sorted(set(tokens))
-    axes.set_xticks(at, [f"{n // 1024}K" if n % 1024 == 0 else f"{n}" for n in at])
+    axes.set_xticks(at, [_short(n) for n in at])
     axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
+
+
+def _short(number: int) -> str:
+    for unit, letter in ((1 << 20, "M"), (1 << 10, "K")):
+        if number % unit == 0:
+            return f"{number // unit}{letter}"
+    return str(number)
