@@ -8,7 +8,7 @@ from typing import Any
 
 from titans_jax import metrics, plots, training
 from titans_jax.cli.options import first_line, names, positive
-from titans_jax.speed import growth, memory, peers, rounds, steps
+from titans_jax.speed import growth, memory, peers, rounds, steps, writing
 from titans_jax.speed.table import Report
 from titans_jax.training.bench import Rows, machine
 
@@ -36,10 +36,21 @@ def configure(kinds: Any) -> None:
     parser.add_argument("--length", type=positive, default=1024, help="tokens of a sequence (default %(default)s)")
     parser.add_argument("--batch", type=positive, default=1, help="sequences of a step (default %(default)s)")
     _shared(parser, bench_model)
+    parser = kinds.add_parser("decode", help=first_line(bench_decode), description=bench_decode.__doc__)
+    contexts = "tokens before (default %(default)s)"
+    default = ",".join(map(str, writing.CONTEXTS))
+    parser.add_argument("--contexts", type=numbers, default=default, metavar="N,N", help=contexts)
+    read = "really read each context, which takes a minute for 64K; without, the state's counters are set"
+    parser.add_argument("--read", action="store_true", help=read)
+    _shared(parser, bench_decode)
+    parser = kinds.add_parser("streams", help=first_line(bench_streams), description=bench_streams.__doc__)
+    default = ",".join(map(str, writing.SEQUENCES))
+    parser.add_argument("--sequences", type=numbers, default=default, metavar="N,N", help="(default %(default)s)")
+    _shared(parser, bench_streams)
     parser = kinds.add_parser("growth", help=first_line(bench_growth), description=bench_growth.__doc__)
     lengths = "tokens (default %(default)s); 1048576 needs 16 GB of memory"
     default = ",".join(map(str, growth.LENGTHS))
-    parser.add_argument("--lengths", type=lengths_of, default=default, metavar="N,N", help=lengths)
+    parser.add_argument("--lengths", type=numbers, default=default, metavar="N,N", help=lengths)
     _shared(parser, bench_growth, times=3)
 
 
@@ -51,9 +62,9 @@ def _shared(parser: argparse.ArgumentParser, measure: Any, *, times: int = 5) ->
     parser.set_defaults(kind=run, measure=measure)
 
 
-def lengths_of(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """Whole numbers above 0 with commas between, in order."""
-    return sorted({positive(length) for length in text.split(",")})
+    return sorted({positive(number) for number in text.split(",")})
 
 
 def run(options: argparse.Namespace) -> None:
@@ -82,8 +93,8 @@ def run(options: argparse.Namespace) -> None:
         draw(report.rows, folder / "speed.png")
         written.append("speed.png")
     both = {**report.rows, **report.ratios}
-    numbers = {f"{name} {field}": value for name, row in both.items() for field, value in row.items()}
-    metrics.write_result(folder, {name: value for name, value in numbers.items() if not isinstance(value, str)})
+    flat = {f"{name} {field}": value for name, row in both.items() for field, value in row.items()}
+    metrics.write_result(folder, {name: value for name, value in flat.items() if not isinstance(value, str)})
     rows.path.unlink()  # all samples are in the files above; the same command now measures anew
     print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
 
@@ -108,3 +119,13 @@ def bench_growth(options: argparse.Namespace, rows: Rows) -> Report:
 def bench_model(options: argparse.Namespace, rows: Rows) -> Report:
     """Time training steps with memories and without, and the input pipeline beside them."""
     return steps.measure(options.blocks, options.length, options.batch, options.rounds, rows)
+
+
+def bench_decode(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time the next token of one sequence after contexts of every length."""
+    return writing.by_context(options.contexts, options.read, options.rounds, rows)
+
+
+def bench_streams(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time the next token of many sequences at once."""
+    return writing.at_once(options.sequences, options.rounds, rows)

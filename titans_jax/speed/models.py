@@ -10,7 +10,6 @@ from flax import nnx
 
 from titans_jax.config import Experiment
 from titans_jax.data import DataConfig
-from titans_jax.decode import Sampling, stream
 from titans_jax.memory import Span
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.nn.memory import MemoryLayer
@@ -19,7 +18,6 @@ from titans_jax.speed.clock import Timer, timer
 from titans_jax.speed.rounds import done
 from titans_jax.training.bench.fit import program
 from titans_jax.training.placement import Placement
-from titans_jax.training.step import define
 
 MAC, PLAIN = "transformer,mac", "transformer"
 """Four layers of which two have a memory, and the same without."""
@@ -74,17 +72,3 @@ def stepper(experiment: Experiment) -> Callable[[], Any]:
         return state.params
 
     return step
-
-
-def writer(block: str, context: int, sequences: int = 1) -> Callable[[], Any]:
-    """64 more tokens of each of so many sequences at every call, greedily, after a context that has been read."""
-    definition = define(model_of(block))
-    model = definition.model(jax.jit(definition.init)(jax.random.key(0)))
-    tokens = np.random.default_rng(0).integers(0, 256, (sequences, context), np.int32)
-    following = stream(model, tokens, Sampling(temperature=0))
-    return lambda: [next(following) for _ in range(64)]
-
-
-def tokens(block: str, context: int) -> Timer:
-    """64 tokens of one sequence after a context."""
-    return timer(done(writer(block, context)))

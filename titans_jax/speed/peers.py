@@ -8,10 +8,10 @@ from titans_jax.speed.models import MAC
 from titans_jax.speed.processes import Start, processes
 from titans_jax.speed.rounds import Subject
 from titans_jax.speed.table import Report
+from titans_jax.speed.writing import WRITTEN
 from titans_jax.training.bench import Rows
 
 CONTEXT = 4096
-OURS, THEIRS = "titans_jax.speed.models", "titans_jax.speed.torch_peer"
 
 
 PAIRS = {  # what, over ours
@@ -40,21 +40,21 @@ def subjects(start: Start, python: str, batch: int) -> dict[str, Subject]:
     """Ours and theirs: width 256, 4 heads of 64, memories of depth 2 and expansion 4, chunks and segments of 64."""
 
     def ours(function: str, tokens: int, **spec: object) -> Subject:
-        return Subject(start(f"{OURS}:{function}", **spec), tokens, {"library": "titans-jax", **spec})
+        return Subject(start(f"titans_jax.speed.{function}", **spec), tokens, {"library": "titans-jax", **spec})
 
     def theirs(function: str, tokens: int, **spec: object) -> Subject:
-        make = start(f"{THEIRS}:{function}", python=python, **spec)
+        make = start(f"titans_jax.speed.torch_peer:{function}", python=python, **spec)
         return Subject(make, tokens, {"library": "titans-pytorch", **spec})
 
     long, short = dict(length=1024, batch=batch), dict(length=256, batch=batch)
     return {
-        "memory": ours("memory_layer", 1024 * batch, **long),
+        "memory": ours("models:memory_layer", 1024 * batch, **long),
         "titans-pytorch memory, chunk_size 1": theirs("memory", 256 * batch, chunk=1, **short),
         "titans-pytorch memory, chunk_size 64": theirs("memory", 1024 * batch, chunk=64, **long),
-        "MAC training step": ours("training_step", 1024 * batch, block=MAC, **long),
+        "MAC training step": ours("models:training_step", 1024 * batch, block=MAC, **long),
         "titans-pytorch MAC training step": theirs("training_step", 1024 * batch, **long),
-        "MAC next token": ours("tokens", 64, block=MAC, context=CONTEXT),
-        "titans-pytorch MAC next token": theirs("tokens", 64, context=CONTEXT),
+        "MAC next token": ours("writing:tokens", WRITTEN, block=MAC, context=CONTEXT, read=True),
+        "titans-pytorch MAC next token": theirs("tokens", WRITTEN, context=CONTEXT),
     }
 
 
