@@ -8,7 +8,7 @@ from typing import Any
 
 from titans_jax import metrics, plots, training
 from titans_jax.cli.options import first_line, names, positive
-from titans_jax.speed import growth, memory, peers, rounds, steps, writing
+from titans_jax.speed import compiling, growth, memory, peers, rounds, sequential, steps, writing
 from titans_jax.speed.table import Report
 from titans_jax.training.bench import Rows, machine
 
@@ -52,6 +52,13 @@ def configure(kinds: Any) -> None:
     default = ",".join(map(str, growth.LENGTHS))
     parser.add_argument("--lengths", type=numbers, default=default, metavar="N,N", help=lengths)
     _shared(parser, bench_growth, times=3)
+    parser = kinds.add_parser("compile", help=first_line(bench_compile), description=bench_compile.__doc__)
+    default = ",".join(map(str, compiling.LAYERS))
+    parser.add_argument("--layers", type=numbers, default=default, metavar="N,N", help="of tiny (default %(default)s)")
+    _shared(parser, bench_compile, times=3)
+    parser = kinds.add_parser("tnt", help=first_line(bench_tnt), description=bench_tnt.__doc__)
+    parser.add_argument("--length", type=positive, default=32768, help="tokens of the sequence (default %(default)s)")
+    _shared(parser, bench_tnt, times=3)
 
 
 def _shared(parser: argparse.ArgumentParser, measure: Any, *, times: int = 5) -> None:
@@ -129,3 +136,13 @@ def bench_decode(options: argparse.Namespace, rows: Rows) -> Report:
 def bench_streams(options: argparse.Namespace, rows: Rows) -> Report:
     """Time the next token of many sequences at once."""
     return writing.at_once(options.sequences, options.rounds, rows)
+
+
+def bench_compile(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time tracing, lowering and compiling of a training step of few and many layers, and of the memory alone."""
+    return compiling.measure(options.layers, options.rounds, rows)
+
+
+def bench_tnt(options: argparse.Namespace, rows: Rows) -> Report:
+    """Count the steps that follow one another in TNT and in Titans, and time the training of both."""
+    return sequential.measure(options.length, options.rounds, rows)

@@ -16,17 +16,17 @@ _LINES = {
     "bytes_per_token": ("KiB of a token", 1024),
 }
 _COLOURS = (BLUE, ORANGE, INK)
-_BARS = {"cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
+_BARS = {"cpu_s": "CPU-seconds", "cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
 
 
 def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
     """Draws what 1,000 tokens cost each subject, and where FLOPs were counted the share of the matmul rate reached.
 
-    `rows` have cpu_ms, perhaps share, and beside each the ends of its whisker, such as cpu_ms_least and cpu_ms_most.
-    Writes `path` and the JSON beside it; returns the figure. Raises ValueError if there is no row with cpu_ms,
-    ImportError without matplotlib.
+    `rows` have cpu_ms, or cpu_s of what reads no tokens, perhaps share, and beside each the ends of its whisker, such
+    as cpu_ms_least and cpu_ms_most. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
+    there is no such row, ImportError without matplotlib.
     """
-    shown = {name: row for name, row in rows.items() if "cpu_ms" in row}
+    shown = {name: row for name, row in rows.items() if "cpu_ms" in row or "cpu_s" in row}
     if not shown:
         raise ValueError("there is nothing to draw: no row has cpu_ms")
     fields = [field for field in _BARS if any(field in row for row in shown.values())]

@@ -21,13 +21,14 @@ CLOCKS = ("cpu", "wall")
 
 
 class Subject(NamedTuple):
-    """What is timed. make: compiles, warms up and returns a timer. tokens: of one call. facts: what it is, for JSON.
+    """What is timed. make: compiles, warms up and returns a timer. facts: what it is, for JSON.
 
-    flops: of the least matrix products that a token needs, None where they are not counted.
+    tokens: of one call, None for what has nothing to do with tokens. flops: of the least matrix products that a token
+    needs, None where they are not counted.
     """
 
     make: Callable[[], Timer]
-    tokens: int
+    tokens: int | None
     facts: Mapping[str, Any]
     flops: float | None = None
 
@@ -46,7 +47,8 @@ class Measured(NamedTuple):
     def found(self) -> dict[str, Row]:
         """Each subject's facts, and medians, least and largest over the rounds.
 
-        cpu_ms and wall_ms are of 1,000 tokens, tokens_per_second of wall time. Where FLOPs are counted:
+        cpu_ms and wall_ms are of 1,000 tokens, tokens_per_second of wall time; without tokens cpu_s and wall_s are of
+        a call. Where FLOPs are counted:
         gflops_per_cpu_s, and share, the part of the matmul rate of the same round. Whatever else timers saw is the
         median over rounds. Of MATMUL there is its rate alone.
         """
@@ -60,7 +62,7 @@ class Measured(NamedTuple):
         found = {}
         for name, (over, under) in pairs.items():
             row: Row = {"over": over, "under": under}
-            scale = self.subjects[under].tokens / self.subjects[over].tokens
+            scale = (self.subjects[under].tokens or 1) / (self.subjects[over].tokens or 1)
             for clock in CLOCKS:
                 row |= spread(
                     f"times_{clock}", [scale * each[over][clock] / each[under][clock] for each in self.rounds]
@@ -72,10 +74,14 @@ class Measured(NamedTuple):
         if name == MATMUL:
             return spread("gflops_per_cpu_s", self._rates(name))
         mine = [each[name] for each in self.rounds]
-        row: Row = dict(subject.facts) | {"tokens": subject.tokens, "rounds": len(mine)}
+        row: Row = dict(subject.facts) | {"rounds": len(mine)}
         for clock in CLOCKS:
-            row |= spread(f"{clock}_ms", [1e6 * each[clock] / subject.tokens for each in mine])
-        row["tokens_per_second"] = 1e6 / row["wall_ms"]
+            if subject.tokens is None:
+                row |= spread(f"{clock}_s", [each[clock] for each in mine])
+            else:
+                row |= spread(f"{clock}_ms", [1e6 * each[clock] / subject.tokens for each in mine])
+        if subject.tokens is not None:
+            row |= {"tokens": subject.tokens, "tokens_per_second": 1e6 / row["wall_ms"]}
         row |= {field: statistics.median(each[field] for each in mine) for field in mine[0] if field not in CLOCKS}
         if subject.flops is not None:
             rates = self._rates(name)
@@ -85,7 +91,7 @@ class Measured(NamedTuple):
         return row
 
     def _rates(self, name: str) -> list[float]:
-        work = self.subjects[name].tokens * (self.subjects[name].flops or 0.0)
+        work = (self.subjects[name].tokens or 1) * (self.subjects[name].flops or 0.0)
         return [work / each[name]["cpu"] / 1e9 for each in self.rounds]
 
 
@@ -125,13 +131,13 @@ def done(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def matmul_subject() -> Subject:
-    """SIZE x SIZE float32 matrices: what this machine's matrix products can do; a call is one product, "a token"."""
+    """SIZE x SIZE float32 matrices: what this machine's matrix products can do; a call is one product."""
 
     def make() -> Timer:
         a, b = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
         return timer(done(functools.partial(jax.jit(jnp.matmul), a, b)))
 
-    return Subject(make, 1, {}, 2.0 * SIZE**3)
+    return Subject(make, None, {}, 2.0 * SIZE**3)
 
 
 def _source() -> str:

@@ -10,6 +10,8 @@ HEADS = {
     "times_wall": ("times our wall time", ",.3g"),
     "cpu_ms": ("CPU-ms of 1,000 tokens (least to most)", ",.4g"),
     "wall_ms": ("wall ms of 1,000 tokens", ",.4g"),
+    "cpu_s": ("CPU-s (least to most)", ",.3g"),
+    "wall_s": ("wall s", ",.3g"),
     "tokens_per_second": ("tokens/s", ",.0f"),
     "flops_per_token": ("FLOPs a token", ",.0f"),
     "gflops_per_cpu_s": ("GFLOP/CPU-s", ".1f"),
