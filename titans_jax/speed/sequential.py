@@ -1,7 +1,6 @@
 """TNT beside Titans, both with chunks of 16: how long their sequential scan is, and how fast they train."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from titans_jax.memory.tnt import tnt
 from titans_jax.speed import memory, rounds, tpu
 from titans_jax.speed.clock import Timer, timer
 from titans_jax.speed.memory import Shape, Tokens
-from titans_jax.speed.processes import once
+from titans_jax.speed.processes import once, processes
 from titans_jax.speed.rounds import Subject, done
 from titans_jax.speed.scans import longest
 from titans_jax.speed.table import Report
@@ -43,20 +42,34 @@ def measure(length: int, count: int, rows: Rows) -> Report:
     """Training, forward and backward, of one sequence. Raises ValueError for a length that no global chunks fill."""
     if length % GLOBAL:
         raise ValueError(f"length: {length} tokens; it must be a multiple of {GLOBAL}")
-    subjects = {}
-    for name, (one, init) in memories().items():
-        weights, given, _ = shapes = jax.eval_shape(lambda init=init: inputs(init, length))  # type: ignore[misc]
-        slope = memory.gradient(one)
-        read = jax.make_jaxpr(lambda weights, given, one=one: memory.forward(one, weights, given))(weights, given)
-        trained = jax.make_jaxpr(slope)(*shapes)
-        facts = {"forward_steps": longest(read.jaxpr), "training_steps": longest(trained.jaxpr)}
-        if tpu.available():
-            compile_ = once(f"{tpu.__name__}:memory_cycles", name=name, length=length)
-            facts["cycles"] = rows.get(f"cycles: {name}", lambda take=compile_: dict(take()))["cycles"] / length  # type: ignore[misc]
-        subjects[name] = Subject(lambda slope=slope, init=init: _timer(slope, init, length), length, facts)  # type: ignore[misc]
-    measured = rounds.run(subjects, count, rows, what="bench tnt")
+    with processes() as start:
+        every = {
+            name: Subject(start(f"{__name__}:training", name=name, length=length), length, _seen(name, length, rows))
+            for name in (TITANS, TNT)
+        }
+        measured = rounds.run(every, count, rows, what="bench tnt")
     without = () if tpu.available() else ("No cycles: the TPU's compiler is not here (pip install titans-jax[tpu]).",)
     return Report(measured.found(), measured.ratios({f"{TITANS} over {TNT}": (TITANS, TNT)}), without, HEADS)
+
+
+def _seen(name: str, length: int, rows: Rows) -> dict[str, float]:
+    """What there is to see of a memory's program without running it."""
+    one, init = memories()[name]
+    shapes = jax.eval_shape(lambda: inputs(init, length))
+    read = jax.make_jaxpr(lambda weights, given: memory.forward(one, weights, given))(*shapes[:2])
+    trained = jax.make_jaxpr(memory.gradient(one))(*shapes)
+    seen: dict[str, float] = {"forward_steps": longest(read.jaxpr), "training_steps": longest(trained.jaxpr)}
+    if tpu.available():
+        take = once(f"{tpu.__name__}:memory_cycles", name=name, length=length)
+        seen["cycles"] = rows.get(f"cycles: {name}", lambda: dict(take()))["cycles"] / length
+    return seen
+
+
+def training(name: str, length: int) -> Timer:
+    """A memory's gradient in everything."""
+    one, init = memories()[name]
+    slope, given = memory.gradient(one), inputs(init, length)
+    return timer(done(lambda: slope(*given)))
 
 
 def inputs(init: Callable[[jax.Array], Weights], length: int) -> tuple[Weights, Tokens, jax.Array]:
@@ -64,8 +77,3 @@ def inputs(init: Callable[[jax.Array], Weights], length: int) -> tuple[Weights, 
     given = memory.tokens(RULE, SHAPE, length, chunk=CHUNK)
     weights = jax.vmap(init)(jax.random.split(jax.random.key(1), SHAPE.heads))
     return weights, given, jnp.ones_like(given.q)
-
-
-def _timer(slope: Any, init: Callable[[jax.Array], Weights], length: int) -> Timer:
-    given = inputs(init, length)
-    return timer(done(lambda: slope(*given)))

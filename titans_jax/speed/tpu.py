@@ -31,7 +31,7 @@ def available() -> bool:
 
 
 def memory_cycles(name: str, length: int) -> Timer:
-    """{"cycles"} of a memory's gradient, one of `sequential.memories`; for a process of its own, which has no jax yet."""
+    """{"cycles"} of the gradient of one of `sequential.memories`, for a process of its own that has no jax yet."""
     os.environ.update(QUIET)
     import jax
     from jax.experimental import topologies
