@@ -33,6 +33,7 @@ def test_command_weighs_each_length_in_its_own_process(tmp_path, monkeypatch, ca
     assert "| training 2048 | 100 (100 to 100) |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_counts_what_its_tokens_hold():
     take = growth.training(1024)
     taken = take()

@@ -56,6 +56,7 @@ def test_an_unknown_block_is_refused_in_one_line(tmp_path, capsys):
     assert "no block with a memory named 'transformer'; known are lmm, mac, mag, mal" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_later_stream_stands_where_one_that_read_stands():
     later, plain = writing.Later(SMALL, rngs=nnx.Rngs(0)), LM(SMALL, rngs=nnx.Rngs(0))
     later.context[...] = jnp.int32(13)
@@ -86,6 +87,7 @@ def test_decode_and_streams_commands_compare_with_the_first(tmp_path, monkeypatc
     assert made == [(64, 1, False), (4096, 1, False), (64, 1, False), (64, 8, False)]
 
 
+@pytest.mark.slow
 def test_writing_goes_on_as_generate_does(monkeypatch):
     monkeypatch.setattr(models, "model_of", lambda block: SMALL)
     monkeypatch.setattr(writing, "WRITTEN", 3)

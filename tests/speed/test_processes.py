@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_a_process_answers_each_question_and_ends_with_the_block():
 def test_the_process_imports_no_jax_and_waits_asleep(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     code = "import sys, titans_jax.speed.torch_peer; assert not {'jax', 'numpy', 'torch'} & set(sys.modules)"
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+    subprocess.run([sys.executable, "-c", code], check=True)
     with processes.Process(ECHO, {}, sys.executable) as process:
         process.answer()
         if sys.platform == "linux":

@@ -50,7 +50,7 @@ def test_titans_steps_through_its_chunks():
     weights = memory.first_weights(rule, 1)
 
     def steps(length):
-        given = memory.tokens(rule, shape, length, chunk=4)
+        given = jax.eval_shape(lambda: memory.tokens(rule, shape, length, chunk=4))
         return chain(lambda weights, given: memory.forward(one, weights, given), weights, given)
 
     assert steps(64) - steps(32) == 8  # of 4 tokens each
