@@ -40,7 +40,7 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[st
             whiskers = dict(xerr=list(zip(*ends, strict=True)), error_kw=dict(ecolor=INK, lw=1, capsize=2))
             axes.barh(list(here), values, color=colour, height=0.65, **whiskers)
             for name, row in here.items():
-                text = f"{row[field]:.0%}" if field == "share" else f"{row[field]:,.3g}"
+                text = f"{row[field]:.0%}" if field == "share" else f"{float(f'{row[field]:.3g}'):,.10g}"
                 axes.annotate(
                     text, (row[f"{field}_most"], name), (4, 0), textcoords="offset points", va="center", fontsize=8
                 )

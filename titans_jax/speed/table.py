@@ -6,12 +6,12 @@ from typing import NamedTuple
 from titans_jax.training.bench import Row, markdown
 
 HEADS = {
-    "times_cpu": ("times our CPU-seconds (least to most)", ",.3g"),
-    "times_wall": ("times our wall time", ",.3g"),
-    "cpu_ms": ("CPU-ms of 1,000 tokens (least to most)", ",.4g"),
-    "wall_ms": ("wall ms of 1,000 tokens", ",.4g"),
-    "cpu_s": ("CPU-s (least to most)", ",.3g"),
-    "wall_s": ("wall s", ",.3g"),
+    "times_cpu": ("times our CPU-seconds (least to most)", ".3g"),
+    "times_wall": ("times our wall time", ".3g"),
+    "cpu_ms": ("CPU-ms of 1,000 tokens (least to most)", ".4g"),
+    "wall_ms": ("wall ms of 1,000 tokens", ".4g"),
+    "cpu_s": ("CPU-s (least to most)", ".3g"),
+    "wall_s": ("wall s", ".3g"),
     "tokens_per_second": ("tokens/s", ",.0f"),
     "flops_per_token": ("FLOPs a token", ",.0f"),
     "gflops_per_cpu_s": ("GFLOP/CPU-s", ".1f"),
@@ -49,10 +49,14 @@ class Report(NamedTuple):
 
 
 def _cell(field: str, spec: str) -> Callable[[Row], str]:
+    def shown(value: float) -> str:
+        # 49,400 and not 4.94e+04
+        return f"{float(format(value, spec)):,.10g}" if spec.endswith("g") else format(value, spec)
+
     def cell(row: Row) -> str:
         if row.get(field) is None:
             return "-"
-        around = [format(row[end], spec) for end in (f"{field}_least", f"{field}_most") if end in row]
-        return format(row[field], spec) + (f" ({' to '.join(around)})" if around and "wall" not in field else "")
+        around = [shown(row[end]) for end in (f"{field}_least", f"{field}_most") if end in row]
+        return shown(row[field]) + (f" ({' to '.join(around)})" if around and "wall" not in field else "")
 
     return cell
