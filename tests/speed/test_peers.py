@@ -46,7 +46,7 @@ def test_each_library_in_its_own_process_and_ratios_of_a_token(tmp_path, monkeyp
     assert all("torch_peer" in target for target in theirs) and not any("torch_peer" in target for target in ours)
     assert len(started) == 7
     written = json.loads((tmp_path / "peers.json").read_text())
-    row = written["ratios"]["memory, the same recurrence"]
+    row = written["ratios"]["titans-pytorch over ours: memory, the same recurrence"]
     assert row["times_cpu"] == (64 / (2 * 256)) / (2 / (2 * 1024))  # of one token each
     assert written["found"]["titans-pytorch memory, chunk_size 64"]["cpu_ms"] == 1e6 * 2 / (2 * 1024)
     assert "versions of other; each library on" in capsys.readouterr().out
@@ -59,6 +59,6 @@ def test_command_times_both_libraries(tmp_path, monkeypatch):
     assert cli.main(["bench", "peers", "--rounds", "1", "--output-dir", str(tmp_path)]) == 0
     ratios = json.loads((tmp_path / "peers.json").read_text())["ratios"]
     assert (
-        ratios["memory, the same recurrence"]["times_cpu"]
+        ratios["titans-pytorch over ours: memory, the same recurrence"]["times_cpu"]
         > ratios["memory, one momentum step a chunk there"]["times_cpu"]
     )

@@ -14,11 +14,14 @@ from titans_jax.training.bench import Rows
 CONTEXT = 4096
 
 
-PAIRS = {  # what, over ours
-    "memory, the same recurrence": ("titans-pytorch memory, chunk_size 1", "memory"),
-    "memory, one momentum step a chunk there": ("titans-pytorch memory, chunk_size 64", "memory"),
-    "training step of MAC": ("titans-pytorch MAC training step", "MAC training step"),
-    f"next token after {CONTEXT:,}": ("titans-pytorch MAC next token", "MAC next token"),
+PAIRS = {
+    "titans-pytorch over ours: memory, the same recurrence": ("titans-pytorch memory, chunk_size 1", "memory"),
+    "titans-pytorch over ours: memory, there one momentum step a chunk": (
+        "titans-pytorch memory, chunk_size 64",
+        "memory",
+    ),
+    "titans-pytorch over ours: training step of MAC": ("titans-pytorch MAC training step", "MAC training step"),
+    f"titans-pytorch over ours: next token after {CONTEXT:,}": ("titans-pytorch MAC next token", "MAC next token"),
 }
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from titans_jax.training.bench import Row, markdown
 
 HEADS = {
-    "times_cpu": ("times our CPU-seconds (least to most)", ".3g"),
-    "times_wall": ("times our wall time", ".3g"),
+    "times_cpu": ("CPU-seconds, first over second (least to most)", ".3g"),
+    "times_wall": ("wall time", ".3g"),
     "cpu_ms": ("CPU-ms of 1,000 tokens (least to most)", ".4g"),
     "wall_ms": ("wall ms of 1,000 tokens", ".4g"),
     "cpu_s": ("CPU-s (least to most)", ".3g"),
