@@ -21,8 +21,8 @@ def get_config() -> Experiment:
             memory=MemoryConfig(rule="deltanet", heads=2, head_dim=32, chunk=64, forget=1e-5),
         ),
         data=DataConfig(task="passkey", sequence=512, batch=8),
-        optim=OptimConfig(name="muon", peak_rate=0.03, warmup=30),
+        optim=OptimConfig(name="muon", peak_rate=0.01, warmup=30),
         train=TrainConfig(
-            steps=600, eval_every=100, save_every=100, eval_batches=4, prompt="The pass key is ", sample=64
+            steps=3000, eval_every=200, save_every=200, eval_batches=4, prompt="The pass key is ", sample=64
         ),
     )

@@ -67,7 +67,7 @@ class InnerLoop(LM):
         return InnerState(now, begun, read, now.age < 0, sums, np.int32(0))
 
     def __call__(  # type: ignore[override]
-        self, tokens: Array, state: InnerState, restart: Array | None = None
+        self, tokens: Array, state: InnerState, restart: Array | None = None, *, aligned: bool = False
     ) -> tuple[Array, InnerState, Look | None]:
         """As `LM`: any T at any offset. Away from a chunk's start it reads token by token.
 
@@ -82,6 +82,8 @@ class InnerLoop(LM):
         def whole() -> Any:
             return self._chunks(tokens, self._settled(state, tokens[:, 0]), restart)
 
+        if aligned and tokens.shape[1] % self.chunk == 0:
+            return whole()
         return lax.cond(state.step % self.chunk == 0, whole, lambda: self._tokens(tokens, state, restart))
 
     def _chunks(self, tokens: Array, state: InnerState, restart: Array | None) -> Any:

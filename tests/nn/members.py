@@ -95,7 +95,8 @@ def subject(config: ModelConfig, make: Callable[..., nnx.Module] = LM) -> Subjec
     """Hold few of these at a time: a process has room for some thousand compiled programs."""
     graphdef, shapes = abstract(make, config)
     params = somewhere(shapes)
-    run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments))
+    # aligned: the tests read all of a text from its beginning, or pieces of 1 and 13 tokens, which no chunk divides
+    run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments, aligned=True))
     begin = jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH))
     return Subject(config, graphdef, params, functools.partial(run, params), begin(params))
 

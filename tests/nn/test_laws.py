@@ -213,7 +213,7 @@ def gradients(row: dict[str, Any], remat: bool) -> dict[str, np.ndarray]:
 
     def loss(arrays: Any) -> jax.Array:
         lm = nnx.merge(model.graphdef, arrays)
-        logits, _, _ = lm(text[:, :-1], lm.init_state(BATCH))
+        logits, _, _ = lm(text[:, :-1], lm.init_state(BATCH), aligned=True)
         return cross_entropy(logits, text[:, 1:], jnp.ones((BATCH, TOKENS - 1)))[0]
 
     found = jit(jax.grad(loss))(model.params)

@@ -52,7 +52,7 @@ def _score(graphdef: Any, params: Any, state: Any, batch: Batch) -> tuple[dict[s
     """One batch's sums [T] over its rows, and the state after it; a state of None starts from the beginning."""
     model = nnx.merge(graphdef, params)
     state = model.init_state(batch["inputs"].shape[0]) if state is None else state
-    logits, state, _ = model(batch["inputs"], state, batch.get("restart"))
+    logits, state, _ = model(batch["inputs"], state, batch.get("restart"), aligned=True)
     by_position = jax.vmap(lambda *batch: cross_entropy(*batch)[1], in_axes=1)
     return by_position(logits, batch["targets"], batch["mask"]), state
 

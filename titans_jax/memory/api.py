@@ -133,7 +133,7 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
     with jax.ensure_compile_time_eval():
         ones = jnp.ones(b)
         gates = Gates(ones, momentum * ones, ones)
-        answer = unroll(rule, gates, jnp.ones(b, bool), jnp.arange(b)).steps[-1, 0]
+        answer = unroll(rule, gates, jnp.ones(b, bool), jnp.arange(b)).last_steps[0]
         return 1 / (max(rule.bias.curvature, 1.0) * gain * float(jnp.abs(answer).sum()))
 
 

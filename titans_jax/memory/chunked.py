@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, State, Weights, Window, losses, norm
@@ -20,7 +21,10 @@ from titans_jax.memory.response import Responses, responses
 from titans_jax.memory.scan import (
     Call,
     Engine,
+    Mask,
+    all_real,
     anew,
+    begun,
     boundary,
     combine,
     components,
@@ -85,7 +89,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
 
     def linear(name: str, x: Array) -> Array:
         axis, r = response.of(rule.architecture, name)
-        start, steps = r.start[:, 0], r.steps[:, 0]  # of the dual
+        start, steps = r.start, r.steps
         near = scores(x, inputs[name], steps, axis)
         if axis == "out":
             y = jnp.einsum("tj,tjo,jo->to", near, steps, delta[name])
@@ -105,9 +109,9 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
 
     def leaf(i: int, name: str) -> Array:
         axis, r = response.of(rule.architecture, name)
-        steps = r.steps[-1, i, :, None] if axis is None else r.steps[-1, i]
+        steps = r.last_steps[i, :, None] if axis is None else r.last_steps[i]
         a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
-        return combine(r.start[-1, i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
+        return combine(r.last_start[i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
 
     return [{name: leaf(i, name) for name in state.dual} for i in moving(state)]
 
@@ -118,9 +122,9 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         raise NotImplementedError("a link at every token: the weights of single tokens have no rank-one form")
 
     def block(
-        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any
+        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Mask, response: Any, residual: Any
     ) -> Any:
-        tokens, state = seen(state, k, v, gates, real)
+        tokens, state = seen(state, k, v, gates, jnp.asarray(real))
         inputs, delta, surprise = gradients(rule, state, response, residual, tokens)
         grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)[-len(k) :]
         surprise = surprise[-len(k) :]
@@ -142,29 +146,41 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         q, k, v, gates, span, restart, residual = call
         mask = jnp.zeros(k.shape[0], bool) if restart is None else restart.mask
         (q, k, v, gates, mask), real, _, back = lay((q, k, v, gates, mask), chunk, state.step, span)
+        whole = all_real(real)
         # the learner's response depends on the gates alone: all chunks at once, before the scan
-        unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, real, jnp.arange(chunk))
+        unrolled = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, gates, jnp.asarray(real), jnp.arange(chunk))
+        home = state.home
+
+        def carried(state: State) -> State:  # not what never changes, nor what a chunk that begins knows of itself
+            state = state._replace(home=None)
+            return state._replace(anchor={}, weights=None) if whole else state
+
+        def known(state: State) -> State:
+            state = state._replace(home=home)
+            return begun(rule.retention, state) if whole else state
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, gates, real, response, mask, residual = xs
-            state = anew(restart, mask[0] & real[0], state)
+            real = np.ones(chunk, bool) if whole else real
+            state = anew(restart, mask[0] & real[0], known(state))
+            anchors = None if residual is None else rule.retention.link(state.anchor)
 
             def run(state: State) -> tuple[State, tuple[Array, Info]]:
-                new, out = block(state._replace(home=home), q, k, v, gates, real, response, residual)
-                return new._replace(home=None), out
+                new, out = block(known(state), q, k, v, gates, real, response, residual)
+                return carried(new), out
 
-            new, (y, info) = run(state) if alone else where_any(real, run, state)
-            return new, (y, info, None if residual is None else rule.retention.link(state.anchor))
+            state = carried(state)
+            new, (y, info) = run(state) if whole else where_any(real, run, state)
+            return new, (y, info, anchors)
 
         xs = (q, k, v, gates, real, unrolled, mask, residual)
-        home, state = state.home, state._replace(home=None)  # it never changes: no part of the scan's carry
-        if alone := len(real) == 1:  # neither a loop nor a second forward pass for it
-            state, out = body(state, jax.tree.map(lambda x: x[0], xs))
+        if len(real) == 1:  # neither a loop nor a second forward pass for it
+            state, out = body(carried(state), jax.tree.map(lambda x: x[0], xs))
             y, info, anchors = jax.tree.map(lambda x: x[None], out)
         else:
-            state, (y, info, anchors) = lax.scan(jax.checkpoint(body), state, xs)
+            state, (y, info, anchors) = lax.scan(jax.checkpoint(body), carried(state), xs)
         y, info = back((y, info))
-        return y, state._replace(home=home), info._replace(anchors=anchors)
+        return y, known(state), info._replace(anchors=anchors)
 
     return engine
 

@@ -87,7 +87,7 @@ def unit_lower_inverse(x: Array) -> Array:
 
 def _before(gradient: str, r: Response) -> tuple[Array, Array]:
     """Of the dual's state where row t's gradient is taken: start [b, n(, D)] and steps [b, b(, D)]."""
-    start, steps = r.start[:, 0], r.steps[:, 0]
+    start, steps = r.start, r.steps
     if gradient == "decayed":
         b = steps.shape[0]
         return start, steps * (1 - jnp.eye(b, dtype=steps.dtype)).reshape(b, b, *[1] * (steps.ndim - 2))

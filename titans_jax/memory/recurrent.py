@@ -93,13 +93,13 @@ def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array)
 
     def decayed(i: int, name: str) -> Array:
         axis, r = response.of(rule.architecture, name)
-        return combine(r.start[0, i], axis, [leaf[name] for leaf in z])
+        return combine(r.last_start[i], axis, [leaf[name] for leaf in z])
 
     def write(i: int, gradient: Weights) -> Weights:
         parts = {}
         for name, g in gradient.items():
             axis, r = response.of(rule.architecture, name)
-            parts[name] = combine(r.steps[0, i, -1:], axis, [g])
+            parts[name] = combine(r.last_steps[i, -1:], axis, [g])
         return parts
 
     return [{name: decayed(i, name) for name in state.dual} for i in moving(state)], write

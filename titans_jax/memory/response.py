@@ -4,20 +4,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from titans_jax.memory.base import Architecture, Gates, Rule
 
 
 class Response(NamedTuple):
-    """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j.
+    """A rule unrolled over the rows of a chunk: z_t = start_t z_0 + sum_j steps_tj g_j, of what is ever looked at.
 
-    start: [b, n, n]. steps: [b, n, c-1 + b], zero for gradients to come: of the c-1 tokens before the chunk, which a
-    learner with a window takes again, and of its own. For a keep per channel both have a last axis [D].
+    That is the dual at every row, start [b, n] and steps [b, c-1 + b], and every component after the last row,
+    last_start [n, n] and last_steps [n, c-1 + b]. steps is zero for gradients to come: of the c-1 tokens before the
+    chunk, which a learner with a window takes again, and of its own. For a keep per channel all have a last axis [D].
     """
 
     start: Array
     steps: Array
+    last_start: Array
+    last_steps: Array
 
 
 class Responses(NamedTuple):
@@ -58,21 +61,28 @@ def transitions(rule: Rule, gates: Gates, real: Array, position: Array) -> tuple
 
 
 def unroll(rule: Rule, gates: Gates, real: Array, position: Array) -> Response:
-    """Step the recurrence on unit states and gradients: every product of decays, without a logarithm or a division.
+    """The recurrence on unit states and gradients: every product of decays, without a logarithm or a division.
 
     The products are exact where a gate is zero, and so are their gradients. gates, real, position in chunk: [b].
+    Rows are joined two by two, then blocks of two: what a block does is its Z [rows, n, n + columns], of every row the
+    answer to the state before the block (n columns) and to its gradients, and a second block begins with the last
+    row of the first.
     """
     F, G = transitions(rule, gates, real, position)
     b, n = G.shape
-    c = rule.learner.window
-    age = jnp.arange(b)[:, None] + c - 1 - jnp.arange(c - 1 + b)  # of column j at row t
-    windows = ((age >= 0) & (age < c)).astype(F.dtype)
+    size, c = 1 << (b - 1).bit_length(), rule.learner.window
+    F = jnp.concatenate([F, jnp.broadcast_to(jnp.eye(n, dtype=F.dtype), (size - b, n, n))])
+    last = jnp.concatenate([F, jnp.pad(jnp.repeat(G[:, :, None], c, 2), [(0, size - b), (0, 0), (0, 0)])], -1)
+    dual = last[:, :1]
+    while len(last) > 1:
+        rows = dual.shape[1]
 
-    def token(Z: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        F, G, window = xs
-        Z = (F[:, :, None] * Z[None]).sum(1) + G[:, None] * window
-        return Z, Z
+        def begun(second: Array, first: Array = last[::2], rows: int = rows) -> Array:
+            """The rows of second blocks, with all that the first ones did."""
+            before = jnp.pad(second[..., :n] @ first, [(0, 0), (0, 0), (0, rows)])
+            return before + jnp.pad(second[..., n:], [(0, 0), (0, 0), (n + rows, 0)])
 
-    start = jnp.eye(n, n + c - 1 + b, dtype=F.dtype)
-    _, Z = lax.scan(token, start, (F, G, jnp.pad(windows, [(0, 0), (n, 0)])))
-    return Response(Z[..., :n], Z[..., n:])
+        dual = jnp.concatenate([jnp.pad(dual[::2], [(0, 0), (0, 0), (0, rows)]), begun(dual[1::2])], 1)
+        last = begun(last[1::2])
+    dual, last = dual[0, :b, : n + c - 1 + b], last[0, :, : n + c - 1 + b]
+    return Response(dual[:, :n], dual[:, n:], last[:, :n], last[:, n:])

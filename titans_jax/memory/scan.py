@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from titans_jax.memory.base import (
@@ -35,6 +36,7 @@ class Call(NamedTuple):
 
 
 Engine = Callable[[State, Call], tuple[Array, State, Info]]
+Mask = Array | np.ndarray[Any, Any]
 
 
 def place(tree: Any, first: Array | int, rows: int) -> Any:
@@ -56,13 +58,23 @@ def grid(length: int, chunk: int, step: Array) -> tuple[int, Span]:
     return chunk * chunks_of(length, chunk, None), Span(step % chunk, length)
 
 
-def real_rows(span: Span, rows: int) -> Array:
-    """[rows] bool: which of them are tokens."""
-    row = jnp.arange(rows)
+def real_rows(span: Span, rows: int) -> Mask:
+    """[rows] bool: which of them are tokens; in numpy, known before anything runs, where the span is."""
+    row = np.arange(rows)
     return (row >= span.first) & (row < span.first + span.length)
 
 
-def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, Array, Span, Callable[[Any], Any]]:
+def all_real(real: Mask) -> bool:
+    """Whether it is known beforehand that every row is a token, so that the call begins and ends with a chunk."""
+    return isinstance(real, np.ndarray) and bool(real.all())
+
+
+def within(real: Array) -> Span:
+    """The span of a chunk's rows that are tokens; they lie together."""
+    return Span(jnp.argmax(real), real.sum())
+
+
+def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, Mask, Span, Callable[[Any], Any]]:
     """Lay a call's leaves [T, ...] on the grid of chunks, where they lie already if they have a span.
 
     Returns them [chunks, chunk, ...], which rows are tokens [chunks, chunk], their span, and the way back to [T, ...].
@@ -75,8 +87,8 @@ def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, A
         out = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), out)
         return out if span is not None else jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, inside.first, T), out)
 
-    laid, real = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (laid, real_rows(inside, rows)))
-    return laid, real, inside, back
+    laid = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), laid)
+    return laid, real_rows(inside, rows).reshape(-1, chunk), inside, back
 
 
 def begin(rule: Rule, dual: Weights) -> State:
@@ -170,7 +182,12 @@ def boundary(rule: Rule, state: State, gates: Gates, clip: float | None) -> tupl
     if retention.end is not None:
         assert state.home is not None
         state = state._replace(dual=retention.end(state.dual, state.home))
-    return state._replace(anchor=state.dual, weights=_carried(retention, state.dual)), cut
+    return begun(retention, state), cut
+
+
+def begun(retention: Retention, state: State) -> State:
+    """A state in which a chunk begins: its anchor, and the weights carried beside the dual, are the dual's."""
+    return state._replace(anchor=state.dual, weights=_carried(retention, state.dual))
 
 
 def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
@@ -183,7 +200,7 @@ def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
     return jax.tree.map(lambda x: x * scale, tree), ~finite | (size > bound)
 
 
-def where_any(real: Array, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
+def where_any(real: Mask, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
     """run(state), a new state and outputs; where no row is a token, at no cost the old state and outputs of zeros."""
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), jax.eval_shape(run, state)[1])
     return lax.cond(real.any(), run, lambda state: (state, blank), state)
@@ -218,12 +235,15 @@ def by_chunks(
         state, out = write(anew(restart, mask[0] & (state.step % chunk == 0), state), tokens, None)
         return out, state
     laid, real, _, back = lay((tokens, mask), chunk, state.step, span)
+    whole = all_real(real)
 
     @jax.checkpoint
     def body(state: State, xs: Any) -> Any:
         (tokens, mask), real = xs
         state = anew(restart, mask[0] & real[0], state)
-        return where_any(real, lambda state: write(state, tokens, Span(jnp.argmax(real), real.sum())), state)
+        if whole:
+            return write(state, tokens, Span(0, chunk))
+        return where_any(real, lambda state: write(state, tokens, within(real)), state)
 
-    state, out = lax.scan(body, state, (laid, real))
+    state, out = lax.scan(body, state, (laid, jnp.asarray(real)))
     return back(out), state

@@ -16,7 +16,7 @@ from jax import Array
 
 from titans_jax.memory.api import miras
 from titans_jax.memory.base import Gates, Info, Memory, Restart, Rule, Span, State, Weights, dense
-from titans_jax.memory.scan import by_chunks, lay, real_rows, select
+from titans_jax.memory.scan import all_real, by_chunks, lay, real_rows, select, within
 
 GLOBAL, PI = "global_", "pi"
 
@@ -104,14 +104,15 @@ def tnt(
         if T == 1 and span is None:
             return write_parts(select(at == 0, fresh, state)._replace(step=at), tokens, None)
         tokens, real, inside, back = lay(tokens, shard, state.step, span)
+        whole = all_real(real)
         first, last = inside.first // shard, (inside.first + inside.length - 1) // shard
 
         def one(number: Array, tokens: Any, real: Array) -> tuple[Array, State]:
-            here = Span(jnp.argmax(real), real.sum())
+            here = Span(0, shard) if whole else within(real)
             goes_on = (number == first) & (at != 0)
             return write_parts(select(goes_on, state, fresh)._replace(step=here.first), tokens, here)
 
-        y, states = jax.vmap(one)(jnp.arange(len(real)), tokens, real)
+        y, states = jax.vmap(one)(jnp.arange(len(real)), tokens, jnp.asarray(real))
         return back(y), jax.tree.map(lambda x: x[last], states)
 
     def update(

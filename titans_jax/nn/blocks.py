@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import Weights
+from titans_jax.memory import Span, Weights
 from titans_jax.nn.attention import Attention, Values
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import RMSNorm, SwiGLU
@@ -24,6 +24,7 @@ class Stream(NamedTuple):
 
     x: [B, T, E]. age: [B, T] tokens since the document began. restart: None, or [B, T] bool where one begins.
     values: the first attention layer's, or None. learned: [B, H, chunks, in, out] of the memory below, or None.
+    aligned: whether the call is known, while it is traced, to begin and end where chunks and segments do.
     """
 
     x: Array
@@ -31,6 +32,7 @@ class Stream(NamedTuple):
     restart: Array | None
     values: Values | None
     learned: Weights | None
+    aligned: bool = False
 
 
 class Block(nnx.Module):
@@ -153,7 +155,8 @@ class Gating(nnx.Module):
 
 
 def _remember(memory: MemoryLayer, x: Array, stream: Stream, state: Any) -> Any:
-    return memory(x, state, stream.age, restart=stream.restart, residual=stream.learned)
+    span = Span(0, x.shape[1]) if stream.aligned else None
+    return memory(x, state, stream.age, span=span, restart=stream.restart, residual=stream.learned)
 
 
 def no_values(config: ModelConfig, batch: int, length: int) -> Values:

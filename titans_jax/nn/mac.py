@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax.memory import Span, Weights
-from titans_jax.memory.scan import grid, real_rows, select, where_any
+from titans_jax.memory.scan import all_real, grid, real_rows, select, where_any, within
 from titans_jax.nn.attention import KV, Projections, empty
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
@@ -65,8 +65,11 @@ class MAC(Block):
         x = self.norm(stream.x)
         query, key, value, values = self.projections.qkv(x, stream.values)
         tokens = Tokens(query, key, value, self.retrieve.query(x), stream.age)
-        run = self._token if x.shape[1] == 1 else self._segments
-        state, (y, look, learned) = run(tokens, state, stream.restart, stream.learned)
+        if x.shape[1] == 1:
+            state, (y, look, learned) = self._token(tokens, state, stream.restart, stream.learned)
+        else:
+            span = Span(0, x.shape[1]) if stream.aligned else None
+            state, (y, look, learned) = self._segments(tokens, state, stream.restart, stream.learned, span)
         return stream._replace(x=stream.x + y, values=values, learned=learned), state, look
 
     def _token(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
@@ -74,32 +77,36 @@ class MAC(Block):
         begin = None if restart is None else restart[:, 0] & (at == 0)
         return self._segment(tokens, state, begin, residual, at, None)
 
-    def _segments(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
+    def _segments(
+        self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None, span: Span | None
+    ) -> Any:
         L, T = self.config.segment, tokens.query.shape[1]
-        rows, span = grid(T, L, state.memory.memory.step)
+        rows, span = grid(T, L, state.memory.memory.step) if span is None else (T, span)
         segments = rows // L
 
         def lay(x: Array) -> Array:  # [B, T, ...] -> [segments, B, L, ...]
-            blank = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
-            x = lax.dynamic_update_slice_in_dim(blank, x, span.first, 1)
+            if rows > T:
+                blank = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
+                x = lax.dynamic_update_slice_in_dim(blank, x, span.first, 1)
             return x.reshape(x.shape[0], segments, L, *x.shape[2:]).swapaxes(0, 1)
 
         def split(x: Array) -> Array:  # [B, H, chunks, ...] -> [segments, B, H, chunks of one, ...]
             return jnp.moveaxis(x.reshape(*x.shape[:2], segments, -1, *x.shape[3:]), 2, 0)
 
         real = real_rows(span, rows).reshape(segments, L)
+        whole = all_real(real)
         begin = None if restart is None else lay(restart)[:, :, 0]
-        xs = jax.tree.map(lay, tokens), begin, real, jax.tree.map(split, residual)
+        xs = jax.tree.map(lay, tokens), begin, jnp.asarray(real), jax.tree.map(split, residual)
 
         @jax.checkpoint
         def body(state: MACState, xs: Any) -> Any:
             tokens, begin, real, residual = xs
-            inside = Span(jnp.argmax(real), real.sum())
+            inside = Span(0, L) if whole else within(real)
 
             def run(state: MACState) -> Any:
                 return self._segment(tokens, state, begin, residual, jnp.int32(0), inside)
 
-            return where_any(real, run, state)
+            return run(state) if whole else where_any(real, run, state)
 
         state, (y, look, learned) = lax.scan(body, state, xs)
         y = lax.dynamic_slice_in_dim(y.swapaxes(0, 1).reshape(y.shape[1], rows, -1), span.first, T, 1)
@@ -129,8 +136,11 @@ class MAC(Block):
             fresh = self.memory.init_state(1).memory
             blank = lambda new, old: select_rows(begin, new, old) if old.ndim else old  # noqa: E731
             memory = memory._replace(memory=jax.tree.map(blank, fresh, memory.memory))
-        starts = memory.memory.step % self.config.segment == 0
-        snapshot = select(starts, memory.memory.dual, state.snapshot)
+        if span is not None and all_real(real_rows(span, tokens.age.shape[1])):
+            snapshot = memory.memory.dual
+        else:
+            starts = memory.memory.step % self.config.segment == 0
+            snapshot = select(starts, memory.memory.dual, state.snapshot)
         h = self.retrieve(tokens.retrieval, snapshot, self.memory)
         split = self.projections.split
         read = _append(state.read, split(self.projections.key(h)), split(self.projections.value(h)), at, span)

@@ -1,5 +1,6 @@
 """The language model: embedding, a scan over layers, logits."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +73,7 @@ class LM(nnx.Module):
         return LMState(blocks, sharding.place(jnp.zeros(batch, jnp.int32), "batch"))
 
     def __call__(
-        self, tokens: Array, state: LMState, restart: Array | None = None
+        self, tokens: Array, state: LMState, restart: Array | None = None, *, aligned: bool = False
     ) -> tuple[Array, LMState, Look | None]:
         """Read tokens and predict each one's successor.
 
@@ -81,6 +82,8 @@ class LM(nnx.Module):
           state: of `init_state` or of an earlier call.
           restart: None, or [B, T] bool where a document begins: nothing before is seen from there on. Memories begin
             anew at a chunk's start only (MAC: at a segment's), so documents must be laid out on multiples of it.
+          aligned: a promise that the tokens read so far are a multiple of T, as at a stream's beginning or where it is
+            read in pieces of one length. Where chunks divide T, the call then need not be laid on their grid.
 
         Returns:
           logits [B, T, vocab_size] float32; the state after the tokens; a `Look` of [layers, B, H, T] leaves at the
@@ -93,7 +96,9 @@ class LM(nnx.Module):
         age = _ages(state.age, restart, T)
         x = self.embed(tokens, age)
         values = no_values(c, B, T) if c.value_residual and c.pattern != ("lmm",) else None
-        first = Stream(x, age, restart, values, self._nothing_learned(B, T) if c.weight_residual else None)
+        aligned = aligned and T % self.unit == 0
+        learned = self._nothing_learned(B, T, aligned) if c.weight_residual else None
+        first = Stream(x, age, restart, values, learned, aligned)
 
         def layer(carry: Any, layers: Any) -> Any:
             stream = first._replace(x=carry[0], values=carry[1], learned=carry[2])
@@ -112,6 +117,12 @@ class LM(nnx.Module):
         logits = self.head(self.norm(x)).astype(jnp.float32)
         return logits, LMState(blocks, age[:, -1] + 1), look
 
+    @property
+    def unit(self) -> int:
+        """Tokens after which every layer stands as at a stream's beginning: at a chunk's and a segment's start."""
+        c = self.config
+        return math.lcm(c.memory.chunk, c.segment if "mac" in c.pattern else 1)
+
     def embed(self, tokens: Array, age: Array) -> Array:
         """[B, T] -> [B, T, E], with added positions where the configuration has them."""
         table = sharding.gather(self.embedding[...], "vocab", "embed")
@@ -121,11 +132,12 @@ class LM(nnx.Module):
             x = x + self.positions(age)
         return x.astype(self.config.dtype)
 
-    def _nothing_learned(self, batch: int, length: int) -> Any:
+    def _nothing_learned(self, batch: int, length: int, aligned: bool) -> Any:
         """Zeros [B, H, chunks, in, out] for the first layer, as many chunks as the call touches."""
         c = self.config
         size = c.segment if "mac" in c.pattern and length > 1 else c.memory.chunk
-        chunks = grid(length, size, jnp.int32(0))[0] // c.memory.chunk if length > 1 else 1
+        rows = length if aligned else grid(length, size, jnp.int32(0))[0]
+        chunks = rows // c.memory.chunk if length > 1 else 1
         block = self.blocks[next(i for i, name in enumerate(c.pattern) if name in MEMORY_BLOCKS)]
         fast = block.memory.fast  # type: ignore[attr-defined]  # stacked [layers, H, in, out]
         return {

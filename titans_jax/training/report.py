@@ -63,7 +63,7 @@ def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[
 def _look(graphdef: Any, params: Any, tokens: jax.Array) -> Any:
     """The memory's info while it reads tokens [1, T]."""
     model = nnx.merge(graphdef, params)
-    return model(tokens, model.init_state(1))[2]
+    return model(tokens, model.init_state(1), aligned=True)[2]
 
 
 def _summary(experiment: Experiment, result: dict[str, Any], sample: str, files: list[str]) -> str:

@@ -135,7 +135,7 @@ def flops_per_token(model: ModelConfig, sequence: int) -> float:
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         lm = definition.model(params)
-        logits, _, _ = lm(tokens, lm.init_state(1))
+        logits, _, _ = lm(tokens, lm.init_state(1), aligned=True)
         return cross_entropy(logits, tokens, jnp.ones(tokens.shape))[0]
 
     row = jax.ShapeDtypeStruct((1, tokens), jnp.int32)

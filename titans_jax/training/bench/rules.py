@@ -66,8 +66,8 @@ def _row(experiment: Experiment, bar: metrics.Progress) -> Row:
 
 
 def state_bytes(done: Fit) -> int:
-    """What one stream carries for its memories, of one size for ever: its state but attention's keys and values."""
-    state = jax.eval_shape(lambda: model_of(done).init_state(1)).blocks
+    """What one stream carries, of one size for ever: its state but attention's keys and values."""
+    state = jax.eval_shape(lambda: model_of(done).init_state(1))
     kept = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, KV))
     return sum(x.size * x.dtype.itemsize for x in kept if not isinstance(x, KV))
 
