@@ -137,5 +137,5 @@ def test_stages_are_those_of_one_program(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_layer_and_the_step_that_peers_time_run():
-    assert models.memory_layer(64, 2)()["cpu"] > 0 and models.training_step(models.MAC, 64, 1)()["cpu"] > 0
+def test_the_layer_that_peers_time_runs():
+    assert models.memory_layer(64, 2)()["cpu"] > 0
