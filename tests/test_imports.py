@@ -28,12 +28,18 @@ ARROWS: dict[str, set[str]] = {
     "training": LEAVES | MIDDLE | {"evaluation"},
     "export": LEAVES | MIDDLE | {"training"},
     "needle": LEAVES | MIDDLE | {"training", "export"},
-    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle"},
+    "speed": LEAVES | MIDDLE | {"training"},
+    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle", "speed"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }
 ONLY_JAX = {"memory", "sharding"}
-IMPORTED_AS = {"orbax-checkpoint": "orbax", "tensorflow-datasets": "tensorflow_datasets", "lm-eval": "lm_eval"}
+IMPORTED_AS = {
+    "orbax-checkpoint": "orbax",
+    "tensorflow-datasets": "tensorflow_datasets",
+    "lm-eval": "lm_eval",
+    "titans-pytorch": "titans_pytorch",
+}
 NOT_DECLARED_BUT_SURE = {"absl"}  # jax's own companions ask for it; grain's workers need its flags parsed
 
 SOURCES = sorted([ROOT / "train.py", *PACKAGE.rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
@@ -76,7 +82,7 @@ def test_imports_follow_the_arrows(path):
 def test_every_third_party_import_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(each for extra in ("plot", "eval", "hf") for each in extras[extra])]
+    wanted = [*project["dependencies"], *(each for extra in ("plot", "eval", "hf", "parity") for each in extras[extra])]
     names = {re.split(r"[\[<>=~ ]", requirement)[0] for requirement in wanted}
     known = {IMPORTED_AS.get(name, name) for name in names} | {"titans_jax", "configs"} | NOT_DECLARED_BUT_SURE
     for path in SOURCES:

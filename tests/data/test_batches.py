@@ -214,6 +214,12 @@ def test_worker_processes_give_the_same_batches_and_resume(config):
     restored.close()
 
 
+def test_a_batch_may_be_one_row(config):
+    one, four = (train_batches(dataclasses.replace(config, batch=size), seed=3) for size in (1, 4))
+    rows = [next(one) for _ in range(4)]
+    equal({name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, next(four))
+
+
 def test_a_text_shorter_than_a_row_is_padded_and_repeated(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("short text\nand end\n")

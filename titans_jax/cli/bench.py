@@ -1,4 +1,4 @@
-"""`titans-jax bench`: trainings side by side."""
+"""`titans-jax bench`: trainings side by side, and the clock."""
 
 import argparse
 from dataclasses import replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from titans_jax import config, metrics, training
+from titans_jax.cli import speed
 from titans_jax.cli.options import first_line, names, positive, rates
 from titans_jax.optim import OPTIMIZERS
 from titans_jax.training import bench
@@ -39,11 +40,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         folder = Path("outputs", measure.__name__)
         parser.add_argument("--output-dir", type=Path, default=folder, help="where rows are kept (default %(default)s)")
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-        parser.set_defaults(measure=measure, changes=[])
+        parser.set_defaults(kind=trainings, measure=measure, changes=[])
+    speed.configure(kinds)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Compare rules, optimizers, or models on formal languages, by short trainings; finished rows are kept."""
+    """Compare rules, optimizers, models by short trainings; or measure speed, memory and compile times."""
+    options.kind(options)
+
+
+def trainings(options: argparse.Namespace) -> None:
+    """Train side by side; finished rows are kept."""
     base = config.override(config.load(options.config), options.changes, prog="titans-jax bench")
     base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
     folder: Path = options.output_dir

@@ -141,7 +141,8 @@ def train_batches(
     mine = _shard(config.batch, shard_index, shard_count)
     loader = _loader(config, held_out=False)
     rows = grain.MapDataset.range(loader.rows).seed(seed).shuffle().repeat()
-    batches = rows.batch(config.batch).map(lambda numbers: loader.load(numbers[mine]))
+    # Endless rows leave no remainder; asked to keep it, grain counts 2**63 batches of one row and fails.
+    batches = rows.batch(config.batch, drop_remainder=True).map(lambda numbers: loader.load(numbers[mine]))
     # Making a batch costs less than handing it between threads.
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:

@@ -10,6 +10,7 @@ from titans_jax.plots.compare import compare_contexts, compare_costs, compare_cu
 from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
+from titans_jax.plots.speed import speed_bars, speed_lines
 from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
 from titans_jax.plots.stream import stream_picture
 from titans_jax.plots.style import available
@@ -39,6 +40,8 @@ __all__ = [
     "norms",
     "positions_curve",
     "relevance_bars",
+    "speed_bars",
+    "speed_lines",
     "stream_picture",
     "surprise_dashboard",
     "surprise_grid",

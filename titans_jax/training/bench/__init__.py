@@ -4,7 +4,7 @@ from titans_jax.training.bench.formal import FORMAL_MODELS, compare_formal
 from titans_jax.training.bench.match import MATCHES, matched
 from titans_jax.training.bench.models import MODELS, SCORES, compare_models, experiments_of, tables
 from titans_jax.training.bench.optimizers import compare_optimizers
-from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.rows import Column, Row, Rows, machine, markdown
 from titans_jax.training.bench.rules import compare_rules, default_rules
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "compare_rules",
     "default_rules",
     "experiments_of",
+    "machine",
     "markdown",
     "matched",
     "tables",

@@ -1,6 +1,9 @@
 """Rows of a table on disk: each is written when it is done, so that the same command goes on after an interruption."""
 
+import importlib.metadata
 import json
+import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +55,19 @@ def machine() -> dict[str, Any]:
     return {
         "titans_jax": __version__,
         "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
     }
+
+
+def _processor() -> str:
+    """The processor's name, where the system says it."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def markdown(columns: Sequence[Column], rows: Mapping[str, Row], first: str = "name") -> str:

@@ -1,0 +1,99 @@
+"""Pictures of speed: what tokens cost, and what length costs them."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, style, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LINES = {
+    "cpu_ms": ("CPU-ms of 1,000 tokens", 1),
+    "peak_bytes": ("Most memory the process held, GB", 1e9),
+    "bytes_per_token": ("KiB of a token", 1024),
+}
+_COLOURS = (BLUE, ORANGE, INK)
+_BARS = {"cpu_s": "CPU-seconds", "cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
+
+
+def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws what 1,000 tokens cost each subject, and where FLOPs were counted the share of the matmul rate reached.
+
+    `rows` have cpu_ms, or cpu_s of what reads no tokens, perhaps share, and beside each the ends of its whisker, such
+    as cpu_ms_least and cpu_ms_most. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
+    there is no such row, ImportError without matplotlib.
+    """
+    shown = {name: row for name, row in rows.items() if "cpu_ms" in row or "cpu_s" in row}
+    if not shown:
+        raise ValueError("there is nothing to draw: no row has cpu_ms")
+    fields = [field for field in _BARS if any(field in row for row in shown.values())]
+    figure = figure_of(5 + 4.5 * len(fields), 1.1 + 0.3 * len(shown))
+    with style():
+        panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
+        for axes, field, colour in zip(panels, fields, (BLUE, ORANGE), strict=False):
+            here = {name: row for name, row in shown.items() if field in row}
+            values = [row[field] for row in here.values()]
+            ends = [[row[field] - row[f"{field}_least"], row[f"{field}_most"] - row[field]] for row in here.values()]
+            whiskers = dict(xerr=list(zip(*ends, strict=True)), error_kw=dict(ecolor=INK, lw=1, capsize=2))
+            axes.barh(list(here), values, color=colour, height=0.65, **whiskers)
+            for name, row in here.items():
+                text = f"{row[field]:.0%}" if field == "share" else f"{float(f'{row[field]:.3g}'):,.10g}"
+                axes.annotate(
+                    text, (row[f"{field}_most"], name), (4, 0), textcoords="offset points", va="center", fontsize=8
+                )
+            axes.margins(x=0.15)
+            axes.set(title=_BARS[field])
+            axes.grid(axis="y", visible=False)
+            if field == "share":
+                axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1, decimals=0))
+            elif max(values) > 50 * min(values):
+                axes.set_xscale("log")
+        panels[0].invert_yaxis()  # they share it
+        return write(figure, path, {name: dict(row) for name, row in shown.items()})
+
+
+def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws what a token costs, and the memory that is held where it was seen, against the number of tokens.
+
+    `rows` have pass, the line they belong to, tokens, cpu_ms with its ends cpu_ms_least and cpu_ms_most, and perhaps
+    peak_bytes and bytes_per_token. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
+    there is no row with cpu_ms, ImportError without matplotlib.
+    """
+    shown = {name: row for name, row in rows.items() if "cpu_ms" in row}
+    if not shown:
+        raise ValueError("there is nothing to draw: no row has cpu_ms")
+    fields = [field for field in _LINES if any(field in row for row in shown.values())]
+    figure = figure_of(1 + 4.6 * len(fields), 4)
+    with style():
+        panels = figure.subplots(1, len(fields), squeeze=False)[0]
+        for axes, field in zip(panels, fields, strict=True):
+            title, unit = _LINES[field]
+            for kind, colour in zip(dict.fromkeys(row["pass"] for row in shown.values()), _COLOURS, strict=False):
+                line = [row for row in shown.values() if row["pass"] == kind and field in row]
+                tokens = [row["tokens"] for row in line]
+                axes.plot(tokens, [row[field] / unit for row in line], "o-", color=colour, ms=4.5, lw=1.4, label=kind)
+                if field == "cpu_ms":
+                    ends = ([row[f"{field}_{end}"] for row in line] for end in ("least", "most"))
+                    axes.fill_between(tokens, *ends, color=colour, alpha=0.15, lw=0)
+            axes.set(title=title, xlabel="tokens", xscale="log")
+            axes.set_ylim(bottom=0)
+            _lengths(axes, [row["tokens"] for row in shown.values()])
+        lines, names = panels[0].get_legend_handles_labels()
+        figure.legend(lines, names, ncols=len(lines), loc="outside lower center")
+        return write(figure, path, {name: dict(row) for name, row in shown.items()})
+
+
+def _lengths(axes: "Axes", tokens: list[int]) -> None:
+    at = sorted(set(tokens))
+    axes.set_xticks(at, [_short(n) for n in at])
+    axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
+
+
+def _short(number: int) -> str:
+    for unit, letter in ((1 << 20, "M"), (1 << 10, "K")):
+        if number % unit == 0:
+            return f"{number // unit}{letter}"
+    return str(number)

@@ -1,0 +1,1 @@
+# Empty, so that a process of another library's can take titans_jax.speed.clock without importing jax.

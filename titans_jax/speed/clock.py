@@ -1,0 +1,41 @@
+"""The clock of every measurement: CPU-seconds of the process and wall seconds, of one call. Knows no other library."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+LEAST = 0.2
+"""Seconds that a sample lasts at least, where one call is shorter."""
+
+
+class Sample(NamedTuple):
+    """Seconds of one call: cpu, user and system over all threads of the process; wall."""
+
+    cpu: float
+    wall: float
+
+
+Timer = Callable[[], Mapping[str, Any]]
+"""Takes one sample: {"cpu", "wall"}, and perhaps more that was seen."""
+
+
+def sample(call: Callable[[], Any], times: int = 1) -> Sample:
+    """The mean over so many calls, one after another."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(times):
+        call()
+    return Sample((time.process_time() - cpu) / times, (time.perf_counter() - wall) / times)
+
+
+def timer(call: Callable[[], Any]) -> Timer:
+    """A timer of a call that returns when its work is done: called twice here, so that what compiles has compiled."""
+    call()
+    times = math.ceil(LEAST / max(sample(call).wall, 1e-6))
+    return lambda: sample(call, times)._asdict()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
