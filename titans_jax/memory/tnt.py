@@ -104,11 +104,11 @@ def tnt(
         if T == 1 and span is None:
             return write_parts(select(at == 0, fresh, state)._replace(step=at), tokens, None)
         tokens, real, inside, back = lay(tokens, shard, state.step, span)
-        whole = covers(inside, real.size)
+        known = covers(inside, real.size)
         first, last = inside.first // shard, (inside.first + inside.length - 1) // shard
 
         def one(number: Array, tokens: Any, real: Array) -> tuple[Array, State]:
-            here = Span(0, shard) if whole else within(real)
+            here = Span(0, shard) if known else within(real)
             goes_on = (number == first) & (at != 0)
             return write_parts(select(goes_on, state, fresh)._replace(step=here.first), tokens, here)
 

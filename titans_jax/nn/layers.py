@@ -65,11 +65,13 @@ class Linear(nnx.Module):
 def scaled(x: Array, scale: Array) -> Array:
     """x * scale, one number for each entry of the last axis. x: [..., C]; scale: [C], of any dtype. Returns x's dtype.
 
-    The numbers are spread over the rows by a product with ones, so that their gradient is a product too: the sum over
-    rows that it would be takes XLA twenty times as long on a CPU.
+    Without a mesh the numbers are spread over the rows by a product with ones, so that their gradient is a product too:
+    the sum over rows that it would be takes XLA twenty times as long on a CPU.
     """
-    ones = jnp.ones_like(x[..., :1])
-    return x * jnp.matmul(ones, scale.astype(x.dtype)[None], precision=lax.Precision.HIGHEST)
+    scale = scale.astype(x.dtype)
+    if sharding.active() is not None:
+        return x * scale
+    return x * jnp.matmul(jnp.ones((*x.shape[:-1], 1), x.dtype), scale[None], precision=lax.Precision.HIGHEST)
 
 
 class RMSNorm(nnx.Module):
