@@ -50,6 +50,12 @@ def test_loss_curve_shows_the_records(tmp_path):
     assert smoothed[29] == pytest.approx(np.mean([4 / 29, 4 / 30, 4 / 31]))
 
 
+def test_a_loss_that_is_zero_from_the_start_is_drawn_without_a_warning(tmp_path):
+    log = [{"step": s, "split": "train", "loss": 0.0} for s in range(1, 60)]
+    low, high = plots.loss_curve(log, tmp_path / "a.png").axes[0].get_ylim()
+    assert low < 0 < high
+
+
 def test_loss_where_bits_are_not_known(tmp_path):
     log = [{"step": 1, "split": "train", "loss": 3.0}, {"step": 2, "split": "train", "loss": math.nan}]
     figure = plots.loss_curve(log, tmp_path / "a.png")

@@ -82,4 +82,5 @@ def _cut_the_start(axes: "Axes", values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if len(finite) > 40:
         low, high = finite.min(), np.quantile(finite, 0.98)
-        axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
+        if high > low:
+            axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
