@@ -46,6 +46,7 @@ def test_a_row_is_trained_as_train_py_trains(tmp_path, bar):
     np.testing.assert_allclose(fit(experiment, bar).losses, logged, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_program_serves_every_seed_and_rate(bar):
     first, same = fit(small(), bar), fit(small(), bar)
     assert first.finite and len(first.losses) == len(first.seconds) == 4 and first.losses == same.losses
@@ -156,6 +157,7 @@ def test_optimizers_are_tuned_on_seed_0_and_reported_on_others(tmp_path, monkeyp
     assert "| not finite |" in table
 
 
+@pytest.mark.slow
 def test_optimizers_command_trains_and_times(tmp_path):
     arguments = ["bench", "optimizers", "--optimizers", "muon", "--rates", "1e-2", "--seeds", "1", "--steps", "4"]
     assert cli.main([*arguments, "--output-dir", str(tmp_path), *PLAIN]) == 0

@@ -56,6 +56,7 @@ def test_twenty_steps_in_float16_are_nearly_those_in_float32(block):
     assert whole[-1] < whole[0] - 1
 
 
+@pytest.mark.slow
 def test_the_scale_falls_until_gradients_fit_and_the_step_says_so():
     """A scale far beyond float16: steps are skipped until it fits, and training goes on as if they had not been."""
     config = experiment("float16")

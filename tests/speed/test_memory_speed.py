@@ -51,6 +51,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_command_writes_what_it_measured_and_measures_anew(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "CHUNK", 4)
     monkeypatch.setattr(rounds, "SIZE", 8)

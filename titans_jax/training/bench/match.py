@@ -13,6 +13,7 @@ attention, or where there is neither (LMM, MAC) by the heads' size in the memory
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,17 +146,19 @@ def flops_per_token(model: ModelConfig, sequence: int) -> float:
 def matmul_flops(jaxpr: Any) -> int:
     """FLOPs of a jaxpr's matrix products: a scan's body as often as it runs, of a cond's branches the dearest.
 
-    A while loop's body counts once, since a jaxpr does not say how often it runs; our models have none.
+    A product with a side of length one is a sum or a spreading, and is not counted. A while loop's body counts once,
+    since a jaxpr does not say how often it runs; our models have none.
     """
     total = 0
     for equation in jaxpr.eqns:
         inner = [matmul_flops(getattr(sub, "jaxpr", sub)) for sub in _jaxprs(equation.params)]
         if equation.primitive.name == "dot_general":
-            ((contracted, _), _), left = equation.params["dimension_numbers"], equation.invars[0].aval.shape
-            terms = 1
-            for axis in contracted:
-                terms *= left[axis]
-            total += 2 * terms * equation.outvars[0].aval.size
+            ((contracted, _), (batch, _)) = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            terms = math.prod(left.shape[axis] for axis in contracted)
+            rows = left.size // terms // math.prod(left.shape[axis] for axis in batch)
+            columns = out.size * terms // left.size
+            total += 2 * terms * out.size * (min(terms, rows, columns) > 1)
         elif equation.primitive.name == "cond":
             total += max(inner)
         else:
