@@ -45,6 +45,7 @@ def files() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in kept}
 
 
+@pytest.mark.slow
 def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = blocks("python")

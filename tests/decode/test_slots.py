@@ -15,7 +15,7 @@ from titans_jax.training import define
 
 pytestmark = pytest.mark.usefixtures("in_a_hurry")
 VOCABULARY, LONGEST = 32, 40
-BLOCKS = ["lmm", "mac", pytest.param("mag", marks=pytest.mark.slow), pytest.param("hope", marks=pytest.mark.slow)]
+BLOCKS = ["mac", *(pytest.param(block, marks=pytest.mark.slow) for block in ("lmm", "mag", "hope"))]
 
 
 def model_of(block: str) -> LM:

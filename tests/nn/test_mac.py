@@ -47,7 +47,7 @@ def oracle(block: MAC, x: np.ndarray) -> np.ndarray:
     return np.array(outputs)
 
 
-@pytest.mark.parametrize("chunk", [SEGMENT, SEGMENT // 2])
+@pytest.mark.parametrize("chunk", [pytest.param(SEGMENT, marks=pytest.mark.slow), SEGMENT // 2])
 def test_mac_is_its_equations_token_by_token(chunk):
     config = config_of({"block": "mac", "positions": "rope", "chunk": chunk, "persistent": 3})
     block = layer_of(MAC, config)

@@ -8,15 +8,10 @@ from flax import nnx
 from tests.nn.members import BATCH, VOCAB, config_of, jit, name_of, subject
 from tests.nn.test_laws import TOKENS, close, in_pieces, read, tokens
 
-RULES = [
-    "swla",
-    *(
-        pytest.param(rule, marks=pytest.mark.slow)
-        for rule in ("deltaproduct", "mesa", "omeganet", "atlas", "lact", "hgrn2")
-    ),
-]
+RULES = ("swla", "deltaproduct", "mesa", "omeganet", "atlas", "lact", "hgrn2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_stream_in_pieces_is_the_whole_and_every_gate_matters(rule: str) -> None:
     model = subject(config_of({"block": "lmm", "rule": rule, "chunk": 4}, depth=1))
