@@ -75,7 +75,7 @@ def test_many_chunks_go_by_groups(name: str, aligned: bool) -> None:
     _, q, k, v, gates = row(situations(BY_NAME[name], tokens=length), 0)
     gates = gates._replace(
         rate=1e-4 * gates.rate
-    )  # with large steps rounding grows from chunk to chunk, a hundred times
+    )  # of large steps rounding grows over so many chunks
     weights = rule.architecture.init(jax.random.key(0))
     span = {"span": Span(0, length)} if aligned else {}
 
