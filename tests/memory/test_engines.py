@@ -73,9 +73,7 @@ def test_many_chunks_go_by_groups(name: str, aligned: bool) -> None:
     """Whole groups of chunks, and some that remain: values and gradients as token by token."""
     length, chunk, rule = 2 * (3 * GROUP + 2), 2, BY_NAME[name].rule
     _, q, k, v, gates = row(situations(BY_NAME[name], tokens=length), 0)
-    gates = gates._replace(
-        rate=1e-4 * gates.rate
-    )  # of large steps rounding grows over so many chunks
+    gates = gates._replace(rate=1e-4 * gates.rate)  # of large steps rounding grows over so many chunks
     weights = rule.architecture.init(jax.random.key(0))
     span = {"span": Span(0, length)} if aligned else {}
 
