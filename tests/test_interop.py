@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from titans_jax import interop
+from titans_jax.speed.torch_peer import neural_memory
 
 DIM = 16
 RATE_MAX = 0.25  # at 0.5 some of these memories grow to 1e11, and float32 shows it
@@ -196,23 +197,8 @@ def torch_module(case, state):
     """titans-pytorch in the configuration that computes the paper's recurrence, with the weights of `state`."""
     torch = pytest.importorskip("torch", reason="needs the extra: pip install titans-jax[parity]")
     titans = pytest.importorskip("titans_pytorch", reason="needs the extra: pip install titans-jax[parity]")
-    head = DIM // case.heads
-    module = titans.NeuralMemory(
-        DIM,
-        heads=case.heads,
-        dim_head=head,
-        chunk_size=1,
-        batch_size=case.chunk,
-        model=titans.MemoryMLP(head, case.depth, 4.0),
-        activation=torch.nn.SiLU(),
-        momentum=True,
-        qk_rmsnorm=True,
-        pre_rmsnorm=False,
-        post_rmsnorm=False,
-        mem_model_norm_add_residual=False,
-        store_memory_loss_fn=lambda prediction, target: (prediction - target).pow(2).sum(-1),
-        default_step_transform_max_lr=RATE_MAX,
-        max_grad_norm=None,
+    module = neural_memory(
+        torch, titans, DIM, heads=case.heads, depth=case.depth, chunk=1, batch=case.chunk, max_rate=RATE_MAX
     )
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
     module.load_state_dict(tensors, strict=True, assign=True)  # by copy it fails: all heads begin as one memory's views

@@ -13,6 +13,7 @@ from jax import Array
 from titans_jax import sharding
 from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, begin, miras, unit_rate
 from titans_jax.memory.base import state_axes
+from titans_jax.memory.scan import covers
 from titans_jax.memory.tnt import first_weights as tnt_weights
 from titans_jax.memory.tnt import tnt
 from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
@@ -214,8 +215,8 @@ class MemoryLayer(nnx.Module):
     ) -> tuple[Array, State, Info]:
         """`memory.update` over batch and heads, of tokens (q, k, v, gates); every sequence is at the same step."""
         begin = None if restart is None else Restart(restart, self.memory_at_start())
-        # a span that is known while tracing stays known on a mesh too, where arguments become arrays
-        known = span if span is not None and isinstance(span.first, int) and isinstance(span.length, int) else None
+        # that a span covers the call stays known on a mesh too, where arguments become arrays
+        known = span if span is not None and covers(span, tokens[0].shape[2]) else None
 
         def one(state: State, tokens: Any, span: Any, begin: Any, residual: Any) -> tuple[Array, State, Info]:
             return self.memory.update(state, *tokens, span=known or span, restart=begin, residual=residual)

@@ -39,11 +39,8 @@ def memory_alone(length: int) -> Timer:
     """The memory's gradient in everything, 4 heads of 64."""
     shape, rule = Shape(4, 64), presets.titans(64)
 
-    def inputs() -> tuple[Any, ...]:
-        given = memory.tokens(rule, shape, length)
-        return memory.first_weights(rule, shape.heads), given, jnp.ones_like(given.q)
-
-    return _stages(lambda: memory.gradient(miras(rule, chunk=CHUNK)), jax.eval_shape(inputs))
+    inputs = jax.eval_shape(lambda: memory.inputs(rule, shape, length))
+    return _stages(lambda: memory.gradient(miras(rule, chunk=CHUNK)), inputs)
 
 
 def _stages(function: Callable[[], Any], inputs: tuple[Any, ...]) -> Timer:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from titans_jax.memory import Span, miras, presets
 from titans_jax.memory.base import state_axes
@@ -36,8 +35,7 @@ def training(length: int) -> Timer:
     made = miras(rule, chunk=CHUNK)
 
     def inputs() -> tuple[Any, ...]:
-        given = memory.tokens(rule, SHAPE, length)
-        return memory.first_weights(rule, SHAPE.heads), given, jnp.ones_like(given.q)
+        return memory.inputs(rule, SHAPE, length)
 
     slope = memory.gradient(made).lower(*jax.eval_shape(inputs)).compile()
 

@@ -1,6 +1,6 @@
 """The memory alone: engines and shapes, forward, and forward and backward."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,9 +66,20 @@ def tokens(rule: Rule, shape: Shape, length: int, dtype: Any = jnp.float32, *, c
     )
 
 
-def first_weights(rule: Rule, heads: int) -> Weights:
-    """[H, in, out]."""
-    return jax.vmap(rule.architecture.init)(jax.random.split(jax.random.key(1), heads))
+Init = Callable[[Array], Weights]
+
+
+def first_weights(rule: Rule, heads: int, init: Init | None = None) -> Weights:
+    """[H, in, out], by `init` from a key a head, or as the rule begins."""
+    return jax.vmap(init or rule.architecture.init)(jax.random.split(jax.random.key(1), heads))
+
+
+def inputs(
+    rule: Rule, shape: Shape, length: int, *, chunk: int = CHUNK, init: Init | None = None
+) -> tuple[Weights, Tokens, Array]:
+    """What `gradient` takes: `first_weights`, tokens, and a cotangent of ones."""
+    given = tokens(rule, shape, length, chunk=chunk)
+    return first_weights(rule, shape.heads, init), given, jnp.ones_like(given.q)
 
 
 def forward(memory: Memory, weights: Weights, tokens: Tokens) -> Array:

@@ -16,7 +16,7 @@ from titans_jax.nn.memory import MemoryLayer
 from titans_jax.optim import OptimConfig
 from titans_jax.speed.clock import Timer, timer
 from titans_jax.speed.rounds import done
-from titans_jax.training.bench.fit import program
+from titans_jax.training.bench import fit
 from titans_jax.training.placement import Placement
 
 MAC, PLAIN = "transformer,mac", "transformer"
@@ -57,18 +57,15 @@ def experiment(block: str, length: int, batch: int) -> Experiment:
 
 def stepper(experiment: Experiment) -> Callable[[], Any]:
     """One more step at every call, on one batch of random tokens."""
-    placement, parts = Placement.of(experiment.mesh), program(experiment)
+    placement = Placement.of(experiment.mesh)
     shape = experiment.data.batch, experiment.data.sequence
     tokens = np.random.default_rng(0).integers(0, experiment.model.vocab_size, shape, np.int32)
     local = {"inputs": tokens, "targets": tokens, "mask": np.ones(shape, np.float32), "restart": np.zeros(shape, bool)}
     with placement.active():
-        batch = placement.device_batch(local, experiment.data)
-        state = parts.start(experiment, placement)
+        step = fit.stepper(experiment, placement, placement.device_batch(local, experiment.data))
 
-    def step() -> Any:
-        nonlocal state
+    def placed() -> Any:
         with placement.active():
-            state, _ = parts.step(state, batch)
-        return state.params
+            return step()
 
-    return step
+    return placed

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import jax
 from jax.extend.core import Literal
+
+from titans_jax.training.bench.match import jaxprs_of
 
 
 def longest(jaxpr: Any) -> int:
@@ -28,7 +29,7 @@ def longest(jaxpr: Any) -> int:
         return max((depth.get(x, 0) for x in variables if not isinstance(x, Literal)), default=0)
 
     for equation in jaxpr.eqns:
-        inner = [longest(getattr(sub, "jaxpr", sub)) for sub in _inside(equation.params)]
+        inner = [longest(getattr(sub, "jaxpr", sub)) for sub in jaxprs_of(equation.params)]
         steps = max(inner, default=0)
         if equation.primitive.name == "scan":
             steps = equation.params["length"] * max(1, steps)
@@ -37,9 +38,3 @@ def longest(jaxpr: Any) -> int:
         after = reached(equation.invars) + steps
         depth |= dict.fromkeys(equation.outvars, after)
     return reached(jaxpr.outvars)
-
-
-def _inside(params: dict[str, Any]) -> list[Any]:
-    """The jaxprs among an equation's parameters."""
-    leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
-    return [leaf for leaf in leaves if hasattr(leaf, "eqns")]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from titans_jax.memory import Memory, Weights, miras, presets
 from titans_jax.memory.tnt import first_weights as tnt_weights
@@ -74,6 +73,4 @@ def training(name: str, length: int) -> Timer:
 
 def inputs(init: Callable[[jax.Array], Weights], length: int) -> tuple[Weights, Tokens, jax.Array]:
     """First weights, tokens and a cotangent."""
-    given = memory.tokens(RULE, SHAPE, length, chunk=CHUNK)
-    weights = jax.vmap(init)(jax.random.split(jax.random.key(1), SHAPE.heads))
-    return weights, given, jnp.ones_like(given.q)
+    return memory.inputs(RULE, SHAPE, length, chunk=CHUNK, init=init)

@@ -7,19 +7,20 @@ from titans_jax.speed.clock import Timer, cores, timer
 DIM, HEADS, HEAD_DIM, SEGMENT = 256, 4, 64, 64
 
 
-def memory(chunk: int, length: int, batch: int) -> Timer:
-    """NeuralMemory with its projections and gates: its gradient in x [B, T, 256] and in every parameter.
+def neural_memory(
+    torch: Any, titans: Any, dim: int, *, heads: int, depth: int, chunk: int, batch: int, max_rate: float
+) -> Any:
+    """titans-pytorch's NeuralMemory as the paper has it, with anchors `batch` tokens apart and the given libraries.
 
     With chunk 1 it computes the recurrence that ours computes; see `titans_jax.interop`.
     """
-    torch, titans = _libraries()
-    layer = titans.NeuralMemory(
-        DIM,
-        heads=HEADS,
-        dim_head=HEAD_DIM,
+    return titans.NeuralMemory(
+        dim,
+        heads=heads,
+        dim_head=dim // heads,
         chunk_size=chunk,
-        batch_size=SEGMENT,
-        model=titans.MemoryMLP(HEAD_DIM, 2, 4.0),
+        batch_size=batch,
+        model=titans.MemoryMLP(dim // heads, depth, 4.0),
         activation=torch.nn.SiLU(),
         momentum=True,
         qk_rmsnorm=True,
@@ -27,9 +28,15 @@ def memory(chunk: int, length: int, batch: int) -> Timer:
         post_rmsnorm=False,
         mem_model_norm_add_residual=False,
         store_memory_loss_fn=lambda prediction, target: (prediction - target).pow(2).sum(-1),
-        default_step_transform_max_lr=1e-4,
+        default_step_transform_max_lr=max_rate,
         max_grad_norm=None,
     )
+
+
+def memory(chunk: int, length: int, batch: int) -> Timer:
+    """`neural_memory` with its projections and gates: its gradient in x [B, T, 256] and in every parameter."""
+    torch, titans = _libraries()
+    layer = neural_memory(torch, titans, DIM, heads=HEADS, depth=2, chunk=chunk, batch=SEGMENT, max_rate=1e-4)
     _own_memory(layer)
     x, cotangent = torch.randn(2, batch, length, DIM)
     x.requires_grad_()

@@ -67,6 +67,19 @@ def program(experiment: Experiment) -> Program:
     return _program(experiment.model, dataclasses.replace(experiment.optim, peak_rate=1.0), train)
 
 
+def stepper(experiment: Experiment, placement: Placement, batch: Any) -> Callable[[], Any]:
+    """One more training step on the batch at every call, from the beginning; the placement is active there."""
+    parts = program(experiment)
+    state = parts.start(experiment, placement)
+
+    def step() -> Any:
+        nonlocal state
+        state, _ = parts.step(state, batch)
+        return state.params
+
+    return step
+
+
 @functools.lru_cache(maxsize=8)
 def _program(model: ModelConfig, config: OptimConfig, train: TrainConfig) -> Program:
     definition, optimizer = define(model), _rated(optimizer_of(model, config, train.steps))

@@ -151,7 +151,7 @@ def matmul_flops(jaxpr: Any) -> int:
     """
     total = 0
     for equation in jaxpr.eqns:
-        inner = [matmul_flops(getattr(sub, "jaxpr", sub)) for sub in _jaxprs(equation.params)]
+        inner = [matmul_flops(getattr(sub, "jaxpr", sub)) for sub in jaxprs_of(equation.params)]
         if equation.primitive.name == "dot_general":
             ((contracted, _), (batch, _)) = equation.params["dimension_numbers"]
             left, out = equation.invars[0].aval, equation.outvars[0].aval
@@ -166,8 +166,8 @@ def matmul_flops(jaxpr: Any) -> int:
     return total
 
 
-def _jaxprs(params: Mapping[str, Any]) -> list[Any]:
-    """Those among an equation's parameters."""
+def jaxprs_of(params: Mapping[str, Any]) -> list[Any]:
+    """The jaxprs among an equation's parameters."""
     leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
     return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
 

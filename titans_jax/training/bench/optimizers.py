@@ -12,7 +12,7 @@ import jax
 
 from titans_jax import data, metrics, sharding
 from titans_jax.config import Experiment
-from titans_jax.training.bench.fit import fit, held_out, model_of, program
+from titans_jax.training.bench.fit import fit, held_out, model_of, program, stepper
 from titans_jax.training.bench.rows import Column, Row, Rows, markdown
 from titans_jax.training.bench.tuning import at_edge, mean_and_spread, medians, trainings, tuned
 from titans_jax.training.placement import Placement
@@ -66,7 +66,7 @@ def step_costs(experiments: dict[str, Experiment], base: Experiment) -> Row:
     placement = Placement.of(base.mesh)
     with placement.active():
         batch = placement.device_batch(next(data.train_batches(base.data, seed=0)), base.data)
-        steps = {name: _stepper(experiment, placement, batch) for name, experiment in each.items()}
+        steps = {name: stepper(experiment, placement, batch) for name, experiment in each.items()}
         updates = {name: _updater(experiment, placement) for name, experiment in each.items()}
         step = medians(steps, base.optim.chunk, "cost of steps")
         update = medians(updates, base.optim.chunk, "cost of updates")
@@ -79,18 +79,6 @@ def step_costs(experiments: dict[str, Experiment], base: Experiment) -> Row:
         }
         for name in experiments
     }
-
-
-def _stepper(experiment: Experiment, placement: Placement, batch: Any) -> Callable[[], Any]:
-    parts = program(experiment)
-    state = parts.start(experiment, placement)
-
-    def step() -> Any:
-        nonlocal state
-        state, _ = parts.step(state, batch)
-        return state.params
-
-    return step
 
 
 def _updater(experiment: Experiment, placement: Placement) -> Callable[[], Any]:
