@@ -14,7 +14,7 @@ def longest(jaxpr: Any) -> int:
     that do not depend on each other do not; of a cond's branches the longest counts. A while loop counts once, since a
     jaxpr does not say how often it runs.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> def f(x):
     ...     step = lambda carry, x: (carry + x, carry)
     ...     total, each = jax.lax.scan(step, 0.0, x)  # 12 steps
