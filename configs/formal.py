@@ -21,6 +21,6 @@ def get_config() -> Experiment:
             cms=CMSConfig(periods=(0,)),
         ),
         data=DataConfig(task="parity", sequence=32, batch=32),
-        optim=OptimConfig(peak_rate=0.01, warmup=20, weight_decay=0.01),
+        optim=OptimConfig(peak_rate=0.003, warmup=20, weight_decay=0.01),
         train=TrainConfig(steps=500, eval_batches=8, prompt="ab", sample=16),
     )

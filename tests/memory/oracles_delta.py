@@ -57,8 +57,11 @@ def dgd(weights, q, k, v, rate, momentum, keep, chunk, clip=None, home=False):
     return np.array(ys), weights
 
 
-def self_modifying(weights, q, x, kernel, bias, max_rate, chunk, clip):
-    """Five memories x + gelu(x W1) W2 that make keys, values, gates and targets; y_t is read before the write of t."""
+def self_modifying(weights, q, x, kernel, bias, max_rate, chunk, clip, learns=range(5)):
+    """Five memories x + gelu(x W1) W2 that make keys, values, gates and targets; y_t is read before the write of t.
+
+    learns: which of them are written.
+    """
     anchors, ys = list(weights), []
     weights = list(weights)
     for t in range(len(q)):
@@ -67,7 +70,7 @@ def self_modifying(weights, q, x, kernel, bias, max_rate, chunk, clip):
         rate, keep = (1 / (1 + np.exp(-(kernel[i] @ signals[i] + bias[i]))) for i in range(2))
         rate *= max_rate
         ys.append(network(weights[4], q[t]))
-        for i in range(5):
+        for i in learns:
             g = gradient(anchors[i], key, network(anchors[i], value))
             w1, w2 = weights[i]["w1"], weights[i]["w2"]
             w1 = keep * w1 - rate * np.outer(key, key) @ w1 - rate * g["w1"]

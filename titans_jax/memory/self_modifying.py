@@ -51,6 +51,7 @@ def self_modifying(
     clip: float | None = 1.0,
     implementation: str | None = None,
     through_targets: bool = False,
+    held: bool = False,
 ) -> SelfModifying:
     """Five memories of a rule that write each other.
 
@@ -58,6 +59,7 @@ def self_modifying(
       rule, chunk, clip, implementation: as `miras` has them. Chunk says also when keys, values and gates renew.
       max_rate: the largest step.
       through_targets: whether training's gradient goes through vhat_b.
+      held: whether the last memory alone is written, and those that say its keys, values and gates stay as they began.
 
     Raises:
       What `miras` raises.
@@ -77,17 +79,20 @@ def self_modifying(
         signal = (said[2:4] * readout.kernel[:, None]).sum(-1) + readout.bias[:, None]
         rate, keep = jax.nn.sigmoid(signal)
         gates = Gates(max_rate * rate, momentum, keep)
-        targets = all_of(state.anchor, value)
+        learns = _last(state) if held else state
+        targets = all_of(learns.anchor, value)
         if not through_targets:
             targets = lax.stop_gradient(targets)
 
         def one(state: State, target: Array) -> tuple[Array, State, Info]:
             return memory.update(state, jnp.roll(q, -1, 0), key, target, gates, span=span)
 
-        y, new, info = jax.vmap(one, in_axes=(_AXES, 0), out_axes=(0, _AXES, 0))(state, targets)
+        y, new, info = jax.vmap(one, in_axes=(_AXES, 0), out_axes=(0, _AXES, 0))(learns, targets)
+        if held:
+            new = jax.tree.map(lambda old, new: jnp.append(old[:-1], new, 0) if new.ndim else new, state, new)
         # row t of y was read with q_{t+1} after the write of t: all but the first row of the call
         first = 0 if span is None else span.first
-        last = jax.tree.map(lambda leaf: leaf[-1] if leaf.ndim else leaf, state)
+        last = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim else leaf, _last(state))
         begun = memory.read(last, lax.dynamic_slice_in_dim(q, first, 1))
         y = lax.dynamic_update_slice_in_dim(jnp.roll(y[-1], 1, 0), begun, first, 0)
         return new, (y, (jax.tree.map(lambda leaf: leaf[-1], info), gates))
@@ -105,3 +110,8 @@ def self_modifying(
         return y.astype(q.dtype), state, seen
 
     return SelfModifying(jax.vmap(memory.init, out_axes=_AXES), update)
+
+
+def _last(state: State) -> State:
+    """The memory that y is read from, its first axis 1."""
+    return jax.tree.map(lambda leaf: leaf[-1:] if leaf.ndim else leaf, state)

@@ -49,6 +49,8 @@ class MemoryConfig:
     """where the forget gates, 1 - keep, start"""
     home: bool = True
     """whether a deep memory that forgets returns to its learned initial weights; to zero, as in the paper, if not"""
+    held: bool = False
+    """hope: whether the memories that make keys, values and gates stay as they began, and one alone is written"""
     local_chunks: tuple[int, ...] = ()
     """TNT: chunks of the local memories beside this one, which they are added to; none for a memory alone"""
     shard: int = 64
@@ -192,6 +194,8 @@ class ModelConfig:
             raise ValueError("model.memory.local_chunks: TNT has no weight residual, and hope has memories of its own")
         if "hope" in self.pattern and memory.per_channel:
             raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
+        if memory.held and "hope" not in self.pattern:
+            raise ValueError(f"model.memory.held: it is of hope's memories, and there are none in {self.block!r}")
         self.cms.check()
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
             raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")

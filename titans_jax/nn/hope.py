@@ -61,7 +61,12 @@ class SelfModifyingLayer(nnx.Module):
         """The pure functions of one sequence and one head."""
         c = self.config
         return self_modifying(
-            rule_of(c), chunk=c.chunk, max_rate=self.max_rate, clip=c.clip, implementation=c.implementation
+            rule_of(c),
+            chunk=c.chunk,
+            max_rate=self.max_rate,
+            clip=c.clip,
+            implementation=c.implementation,
+            held=c.held,
         )
 
     def begin(self) -> State:

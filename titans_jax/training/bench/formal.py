@@ -17,6 +17,7 @@ from titans_jax.training.bench.tuning import kept, mean_and_spread
 _LMM = ("--model.block", "lmm", "--model.memory.max-rate", "1")
 FORMAL_MODELS: dict[str, tuple[str, ...]] = {
     "hope": (),
+    "hope-held": ("--model.memory.held",),
     "transformer": ("--model.block", "transformer"),
     "transformer-2": ("--model.block", "transformer", "--model.depth", "2"),
     "deltanet-flip": (*_LMM, "--model.memory.rule", "deltanet", "--model.memory.max-rate", "2"),
@@ -29,6 +30,7 @@ FORMAL_MODELS: dict[str, tuple[str, ...]] = {
 To count modulo 2, a write must change the sign of what a memory has under its key, which it multiplies by keep - rate.
 The rate may reach 2 in deltanet-flip and in hope (16 times the unit rate of a chunk of 8). Where it reaches 1, deltanet
 can do it still, with a keep of 0; gated_deltanet cannot, as it multiplies by keep (1 - rate).
+HOPE writes with one key and rate the memories that say keys and rates too; in hope-held these stay as they began.
 """
 
 COMMONEST = "always the commonest label"
