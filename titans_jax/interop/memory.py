@@ -29,6 +29,7 @@ import numpy as np
 from jax import Array
 
 from titans_jax.memory import Architecture, Gates, Rule, Weights, bias, learner, miras, retention
+from titans_jax.memory.architecture import gelu
 from titans_jax.memory.base import Linear
 
 
@@ -94,7 +95,7 @@ def memory_mlp(sizes: Sequence[int], residual: bool = False) -> Architecture:
     def apply(linear: Linear, x: Array) -> Array:
         h = linear(names[0], x)
         for name in names[1:]:
-            h = linear(name, jax.nn.gelu(h, approximate=False))
+            h = linear(name, gelu(h))
         if not residual:
             return h
         h = h - h.mean(-1, keepdims=True)
