@@ -20,6 +20,7 @@ from jax import Array, lax
 from titans_jax.memory import Weights
 from titans_jax.nn import LM, LMState, Look
 from titans_jax.nn.cms import kernels_of, row_norm, with_kernels
+from titans_jax.nn.model import unstacked
 
 Levels = list[list[Weights]]
 
@@ -65,6 +66,12 @@ class InnerLoop(LM):
         sums = jax.tree.map(jnp.zeros_like, kernels_of(now.blocks))
         read = jnp.zeros((batch, self.chunk), jnp.int32) + 0 * now.age[:, None]
         return InnerState(now, begun, read, now.age < 0, sums, np.int32(0))
+
+    def state_by_layer(self, state: InnerState) -> InnerState:
+        """As `LM.state_by_layer`."""
+        now, begun = (super(InnerLoop, self).state_by_layer(one) for one in (state.now, state.begun))
+        sums = [list(unstacked(level, self.config.depth // len(self.config.pattern))) for level in state.sums]
+        return state._replace(now=now, begun=begun, sums=sums)
 
     def __call__(  # type: ignore[override]
         self, tokens: Array, state: InnerState, restart: Array | None = None, *, aligned: bool = False

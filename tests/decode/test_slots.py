@@ -15,13 +15,20 @@ from titans_jax.training import define
 
 pytestmark = pytest.mark.usefixtures("in_a_hurry")
 VOCABULARY, LONGEST = 32, 40
-BLOCKS = ["mac", *(pytest.param(block, marks=pytest.mark.slow) for block in ("lmm", "mag", "hope"))]
+BLOCKS = ["mac", *(pytest.param(block, marks=pytest.mark.slow) for block in ("lmm", "mag", "hope", "transformer,mac"))]
 
 
 def model_of(block: str) -> LM:
     memory = MemoryConfig(rule="titans_linear", heads=1, head_dim=8, chunk=8, conv=2)
     sizes = dict(
-        cms=CMSConfig(periods=(8, 16)), dim=16, depth=2, heads=2, head_dim=8, segment=8, window=8, persistent=1
+        cms=CMSConfig(periods=(8, 16)),
+        dim=16,
+        depth=4 if "," in block else 2,
+        heads=2,
+        head_dim=8,
+        segment=8,
+        window=8,
+        persistent=1,
     )
     definition = define(ModelConfig(block=block, vocab_size=VOCABULARY, memory=memory, **sizes))
     shapes = jax.eval_shape(definition.init, jax.random.key(0))

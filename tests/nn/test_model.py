@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.nn.members import BATCH, FEW, MEMBERS, TOKENS, Subject, abstract, config_of, label, name_of, subject
+from tests.nn.members import BATCH, FEW, MEMBERS, TOKENS, Subject, abstract, config_of, jit, label, name_of, subject
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 LAST_NAMES = {"kernel", "bias", "scale", "taps", "embedding", "persistent", "mix"}
@@ -47,6 +47,25 @@ def test_heads_are_of_any_size():
 
     logits, _, look = jax.eval_shape(run, shapes)
     assert logits.shape == (2, 40, 256) and look.rate.shape == (1, 2, 5, 40)
+
+
+def test_a_model_by_layer_is_the_same_model():
+    """From a state that a stack has read to, tokens one by one: logits, and what there is to see of layers in order."""
+    row = {"block": "transformer,mac", "residual": "value", "positions": "rope"}
+    stacked = subject(dataclasses.replace(config_of(row), depth=4))
+    model = nnx.merge(stacked.graphdef, stacked.params)
+    text = np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
+    _, state, _ = stacked.call(text[:, :13], stacked.start)
+    graphdef, params = nnx.split(model.by_layer())
+    assert {x.shape[0] for x in jax.tree.leaves(params["blocks"])} == {1} and len(params["blocks"]) == 4
+    step = jit(lambda params, token, state: nnx.merge(graphdef, params)(token, state))
+    own = model.state_by_layer(state)
+    for token in text.T[13:20]:
+        want, state, seen = stacked.call(token[:, None], state)
+        got, own, look = step(params, token[:, None], own)
+        np.testing.assert_allclose(got, want, atol=2e-6)
+        np.testing.assert_allclose(look.surprise, seen.surprise, rtol=1e-5)
+    assert np.ptp(np.asarray(seen.surprise)[:, 0, 0, 0]) > 1e-3  # layers can be told apart
 
 
 @pytest.mark.slow

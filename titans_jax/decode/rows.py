@@ -31,6 +31,12 @@ def _begin(graphdef: Any, params: Any, batch: int) -> Any:
     return nnx.merge(graphdef, params).init_state(batch)
 
 
+@partial(jax.jit, static_argnums=0)
+def state_by_layer(graphdef: Any, params: Any, state: Any) -> Any:
+    """`LM.state_by_layer`: what has read a prompt, as the model takes it that writes token by token."""
+    return nnx.merge(graphdef, params).state_by_layer(state)
+
+
 def first_state(graphdef: Any, params: Any, batch: int) -> Any:
     """The state of so many rows before their first token, to be given away to a call.
 
@@ -78,7 +84,8 @@ def stream(
     keys [B] is one key a row, so that a row's tokens do not depend on the rows beside it; None only at temperature 0.
     """
     logits, state = prefill(model, tokens, segment=segment)
-    graphdef, params = nnx.split(model)
+    state = state_by_layer(*nnx.split(model), state)
+    graphdef, params = nnx.split(model.by_layer())
     if keys is None:
         if sampling.temperature != 0:
             raise ValueError("sampling needs a key; give one, or temperature=0")

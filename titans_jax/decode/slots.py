@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array, lax
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.decode.rows import advance, check_tokens, first_state
+from titans_jax.decode.rows import advance, check_tokens, first_state, state_by_layer
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
 
@@ -59,7 +59,8 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
     graphdef, params = nnx.split(model)
     start, coming = first_state(graphdef, params, 1), enumerate(requests)
     texts: list[_Text | None] = [None] * slots
-    (states, keys, logits), unused = _empty(graphdef, params, slots), jax.random.key(0)
+    writer = nnx.split(model.by_layer())
+    (states, keys, logits), unused = _empty(*writer, slots), jax.random.key(0)
     while True:
         for slot, text in enumerate(texts):
             if text is None:
@@ -71,14 +72,15 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
                 text.ahead = text.ahead[segment:]
             else:
                 key = unused if text.request.key is None else text.request.key
-                states, keys = _put(graphdef, params, states, keys, np.int32(slot), text.state, key)
+                read = state_by_layer(graphdef, params, text.state)
+                states, keys = _put(*writer, states, keys, np.int32(slot), read, key)
                 text.state = None
         if not any(texts):
             return
         running = {slot: text for slot, text in enumerate(texts) if text is not None and text.state is None}
         if running:
             given, index, rules = _orders(texts)
-            tokens, states, logits = _step(graphdef, params, states, logits, given, keys, index, rules)
+            tokens, states, logits = _step(*writer, states, logits, given, keys, index, rules)
             said = np.asarray(tokens).tolist()
         for slot, text in running.items():
             if len(text.ahead):
@@ -126,7 +128,7 @@ def _orders(texts: list[_Text | None]) -> tuple[NDArray[np.int32], NDArray[np.in
 def _axes(graphdef: Any, params: Any) -> Any:
     """For each leaf of a text's state, of one row, the axis before which the slots' axis lies in that of all slots.
 
-    That is the axis of the rows, so that layers stay in front, where the model scans over them; or -1, behind, in what
+    That is the axis of the rows, so that layers stay in front, where the model has them; or -1, behind, in what
     the rows of a batch share, such as the count of tokens.
     """
     model = nnx.merge(graphdef, params)

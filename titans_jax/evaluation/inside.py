@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from titans_jax.decode import first_state
 from titans_jax.memory.base import norm
 from titans_jax.nn import LM, Look, MemoryLayer, MemoryState, ModelConfig
-from titans_jax.nn.attention import KV, Attention
+from titans_jax.nn.attention import KV, Attention, by_slot
 from titans_jax.nn.blocks import LMM, MAL, Block, Stream
 from titans_jax.nn.mac import MAC
 
@@ -111,9 +111,9 @@ def _attended(block: Any, stream: Stream, before: Any, after: Any) -> tuple[Atte
     q, k, v, _ = block.attention.projections.qkv(seen, stream.values)
 
     def attend(v: Array, cached: Array) -> Array:
-        return block.attention.attend(q, k, v, cache._replace(values=cached), stream.age)[0]
+        return block.attention.attend(q, k, by_slot(v), cache._replace(values=cached), stream.age)[0]
 
-    own, cached = read_weights(attend, v, cache.values)
+    own, cached = read_weights(attend, by_slot(v), cache.values)
     slot = jnp.arange(cached.shape[-1])
     back = (cache.step if block.config.attention == "full" else len(slot)) - slot
     tokens = _by_distance(jnp.concatenate([own, cached], -1), jnp.concatenate([jnp.zeros(1, int), back]), width)
@@ -125,24 +125,23 @@ def _in_segment(block: MAC, x: Array, stream: Stream, before: Any, after: Any) -
     width, at = view(block.config), before.memory.memory.step % block.config.segment
     q, k, _, _ = block.projections.qkv(x, stream.values)
 
-    def attend(read: Array, seen: Array) -> Array:
-        caches = after.read._replace(values=read), after.seen._replace(values=seen)
-        return block.attend(q, stream.age, *caches, at).reshape(q.shape)
+    def attend(values: Array) -> Array:
+        return block.attend(q, stream.age, after.near._replace(values=values), at).reshape(q.shape)
 
-    values = after.read.values, after.seen.values
+    (weights,) = read_weights(attend, after.near.values)
     back = at - jnp.arange(block.config.segment)
-    read, seen = (_by_distance(weights, back, width) for weights in read_weights(attend, *values))
-    y = block.projections.out(attend(*values).reshape(*x.shape[:2], -1))
+    read, seen = (_by_distance(half, back, width) for half in jnp.split(weights, 2, -1))
+    y = block.projections.out(attend(after.near.values).reshape(*x.shape[:2], -1))
     return Attended(seen, read, _norms(k[:, 0])), block.memory_norm(y)
 
 
 def read_weights(attend: Any, *values: Array) -> tuple[Array, ...]:
-    """The weights [B, H, slots] with which one query reads each of the values [B, slots, H, D].
+    """The weights [B, H, slots] with which one query reads each of the values [B, H, slots, D].
 
     attend: values -> y [B, 1, H, D], linear in them and alike in every channel.
     """
     y, pull = jax.vjp(attend, *values)
-    return tuple(x[..., 0].swapaxes(1, 2).astype(jnp.float32) for x in pull(jnp.zeros_like(y).at[..., 0].set(1)))
+    return tuple(x[..., 0].astype(jnp.float32) for x in pull(jnp.zeros_like(y).at[..., 0].set(1)))
 
 
 def _by_distance(weights: Array, back: Array, width: int) -> Array:

@@ -1,7 +1,7 @@
 """Causal attention over everything, over a window, or inside segments, with a cache of fixed size as a value.
 
-Caches hold keys before rotation. Local attention counts positions from the oldest key in sight: they stay small, and
-exact, however long the stream is.
+Local attention counts positions from the oldest key in sight: they stay small, and exact, however long the stream is.
+Its caches hold keys before rotation; those of full attention, where a key's position stays, hold them rotated.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from titans_jax.nn.layers import Linear, param, rotate
 
 
 class KV(NamedTuple):
-    """keys, values: [B, slots, H, D]. step: tokens read, int32 scalar."""
+    """keys, values: [B, H, slots, D], as a product over slots reads them. step: tokens read, int32 scalar."""
 
     keys: Array
     values: Array
@@ -33,8 +33,8 @@ class Values(NamedTuple):
 
 def empty(config: ModelConfig, batch: int, slots: int) -> KV:
     """A cache without keys. Keys and values are arrays of their own, so that a caller may donate them."""
-    shape = (batch, slots, config.heads, config.head_dim)
-    keys, values = (sharding.place(jnp.zeros(shape, config.dtype), "batch", None, "heads", None) for _ in range(2))
+    shape = (batch, config.heads, slots, config.head_dim)
+    keys, values = (sharding.place(jnp.zeros(shape, config.dtype), "batch", "heads", None, None) for _ in range(2))
     return KV(keys, values, jnp.zeros((), jnp.int32))
 
 
@@ -65,15 +65,17 @@ class Projections(nnx.Module):
             v = v + jax.nn.sigmoid(self.mix[...])[:, None].astype(v.dtype) * (values.first - v)
         return q, k, v, values
 
-    def attend(self, q: Array, k: Array, v: Array, mask: Array, at: tuple[Array, Array]) -> Array:
+    def turned(self, x: Array, positions: Array) -> Array:
+        """x [..., T, H, D] at positions [T], where they are rotary."""
+        return rotate(x, positions) if self.config.positions == "rope" else x
+
+    def attend(self, q: Array, k: Array, v: Array, mask: Array, at: Array) -> Array:
         """Softmax attention (Titans Eq 1-2), with the persistent tokens in front of every row (Eq 19).
 
-        q: [B, N, T, H, D]; k, v: [B, N, S, H, D]; mask: [B, N, T, S]; at: positions [T] of q and [S] of k, by which
-        they are rotated. Persistent tokens have no position. Returns [B, N, T, H, D].
+        q: [B, N, T, H, D]; k, v: [B, N, S, H, D], k as `turned`; mask: [B, N, T, S]; at: positions [T] of q, which the
+        persistent tokens have none of. Returns [B, N, T, H, D].
         """
-        rotated = q
-        if self.config.positions == "rope":
-            rotated, k = rotate(q, at[0]), rotate(k, at[1])
+        rotated = self.turned(q, at)
         y, near = jax.vmap(_dot_product_attention, in_axes=1, out_axes=1)(rotated, k, v, mask[:, :, None])
         if self.persistent is None:
             return y
@@ -125,23 +127,27 @@ class Attention(nnx.Module):
         return attend(q, k, v, state, age)
 
     def _full(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
-        T, slots = q.shape[1], state.keys.shape[1]
+        T, slots = q.shape[1], state.keys.shape[2]
         if T > slots:
             raise ValueError(f"full attention holds model.context = {slots} tokens, the call has {T}")
         at = state.step + jnp.arange(T)
-        keys = lax.dynamic_update_slice_in_dim(state.keys, k, state.step, 1)
-        cached = lax.dynamic_update_slice_in_dim(state.values, v, state.step, 1)
-        slot = jnp.arange(slots)
-        back = at[:, None] - slot
+        k = self.projections.turned(k, at)
+        keys, cached = (
+            lax.dynamic_update_slice_in_dim(old, by_slot(new), state.step, 2)
+            for old, new in ((state.keys, k), (state.values, v))
+        )
+        back = at[:, None] - jnp.arange(slots)
         mask = (back >= 0) & (back <= age[..., None])
-        q, k, v, mask = (x[:, None] for x in (q, keys, cached, mask))
-        y = self.projections.attend(q, k, v, mask, (at, slot))[:, 0]
+        q, k, v, mask = (x[:, None] for x in (q, by_slot(keys), by_slot(cached), mask))
+        y = self.projections.attend(q, k, v, mask, at)[:, 0]
         return jnp.where((at < slots)[:, None, None], y, jnp.nan), keys, cached
 
     def _local(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         """Blocks of at most `slots` queries, each before the `slots` keys that came before it and its own."""
-        (B, T, H, D), slots = q.shape, state.keys.shape[1]
-        keys, cached = jnp.concatenate([state.keys, k], 1), jnp.concatenate([state.values, v], 1)
+        (B, T, H, D), slots = q.shape, state.keys.shape[2]
+        if T == 1:
+            return self._next(q, k, v, state, age)
+        keys, cached = (jnp.concatenate([by_slot(old), new], 1) for old, new in ((state.keys, k), (state.values, v)))
         size = min(T, slots)
         blocks = -(-T // size)
         rest = blocks * size - T
@@ -162,6 +168,25 @@ class Attention(nnx.Module):
             mask &= back < slots
         else:  # segmented: back to the segment's start
             mask &= back <= cut(jnp.broadcast_to((state.step + jnp.arange(T)) % slots, (B, T)), False)[..., None]
-        q, k, v = cut(q, False), cut(keys, True), cut(cached, True)
-        y = self.projections.attend(q, k, v, mask, (query, key)).reshape(B, blocks * size, H, D)[:, :T]
-        return y, keys[:, T:], cached[:, T:]
+        q, k, v = cut(q, False), self.projections.turned(cut(keys, True), key), cut(cached, True)
+        y = self.projections.attend(q, k, v, mask, query).reshape(B, blocks * size, H, D)[:, :T]
+        return y, by_slot(keys[:, T:]), by_slot(cached[:, T:])
+
+    def _next(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
+        """One token: what it sees is what is kept."""
+        slots = state.keys.shape[2]
+        keys, cached = (
+            jnp.concatenate([old[:, :, 1:], by_slot(new)], 2) for old, new in ((state.keys, k), (state.values, v))
+        )
+        slot = jnp.arange(slots)
+        back = slots - 1 - slot
+        mask = back <= age[..., None]
+        if self.config.attention == "segmented":
+            mask &= back <= state.step % slots
+        q, k, v, mask = (x[:, None] for x in (q, by_slot(keys), by_slot(cached), mask))
+        return self.projections.attend(q, self.projections.turned(k, slot), v, mask, slot[-1:])[:, 0], keys, cached
+
+
+def by_slot(x: Array) -> Array:
+    """[B, T, H, D] -> [B, H, T, D], and back."""
+    return x.swapaxes(1, 2)

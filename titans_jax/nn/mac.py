@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from titans_jax.memory import Span, Weights
 from titans_jax.memory.scan import covers, grid, real_rows, select, where_any, within
-from titans_jax.nn.attention import KV, Projections, empty
+from titans_jax.nn.attention import KV, Projections, by_slot, empty
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import RMSNorm
@@ -25,12 +25,14 @@ from titans_jax.nn.memory import Look, MemoryLayer, MemoryState, Retrieve
 
 
 class MACState(NamedTuple):
-    """snapshot: the memory's dual when the segment began. read, seen: keys, values of the segment's h and S so far."""
+    """snapshot: the memory's dual when the segment began, None where that is its anchor, a chunk being a segment.
+
+    near: keys, rotated, and values of the segment so far: of h in the first half of the slots, of S in the other.
+    """
 
     memory: MemoryState
-    snapshot: Weights
-    read: KV
-    seen: KV
+    snapshot: Weights | None
+    near: KV
 
 
 class Tokens(NamedTuple):
@@ -56,9 +58,10 @@ class MAC(Block):
 
     def init_state(self, batch: int) -> MACState:
         """An untouched memory and an empty segment."""
-        memory = self.memory.init_state(batch)
-        snapshot = jax.tree.map(lambda x: x + 0, memory.memory.dual)
-        return MACState(memory, snapshot, *(empty(self.config, batch, self.config.segment) for _ in range(2)))
+        memory, c = self.memory.init_state(batch), self.config
+        anchored = c.segment == c.memory.chunk and not c.memory.local_chunks
+        snapshot = None if anchored else jax.tree.map(lambda x: x + 0, memory.memory.dual)
+        return MACState(memory, snapshot, empty(c, batch, 2 * c.segment))
 
     def mix(self, stream: Stream, state: MACState) -> tuple[Stream, MACState, Look]:
         """One token in its segment; or any number, laid on the grid of segments and scanned."""
@@ -136,42 +139,48 @@ class MAC(Block):
             fresh = self.memory.init_state(1).memory
             blank = lambda new, old: select_rows(begin, new, old) if old.ndim else old  # noqa: E731
             memory = memory._replace(memory=jax.tree.map(blank, fresh, memory.memory))
-        if span is not None and covers(span, tokens.age.shape[1]):
+        snapshot = state.snapshot
+        if snapshot is not None and span is not None and covers(span, tokens.age.shape[1]):
             snapshot = memory.memory.dual
-        else:
+        elif snapshot is not None:
             starts = memory.memory.step % self.config.segment == 0
-            snapshot = select(starts, memory.memory.dual, state.snapshot)
-        h = self.retrieve(tokens.retrieval, snapshot, self.memory)
+            snapshot = select(starts, memory.memory.dual, snapshot)
+        h = self.retrieve(tokens.retrieval, memory.memory.anchor if snapshot is None else snapshot, self.memory)
         split = self.projections.split
-        read = _append(state.read, split(self.projections.key(h)), split(self.projections.value(h)), at, span)
-        seen = _append(state.seen, tokens.key, tokens.value, at, span)
-        y = self.projections.out(self.attend(tokens.query, tokens.age, read, seen, at))
+        place = at + jnp.arange(tokens.age.shape[1])
+        read, own = (self.projections.turned(k, place) for k in (split(self.projections.key(h)), tokens.key))
+        keys = _append(state.near.keys, read, own, at, span)
+        values = _append(state.near.values, split(self.projections.value(h)), tokens.value, at, span)
+        near = state.near._replace(keys=keys, values=values)
+        y = self.projections.out(self.attend(tokens.query, tokens.age, near, at))
         m, memory, look, learned = self.memory(self.memory_norm(y), memory, tokens.age, span=span, residual=residual)
-        return MACState(memory, snapshot, read, seen), (self.combine(y, m), look, learned)
+        return MACState(memory, snapshot, near), (self.combine(y, m), look, learned)
 
-    def attend(self, query: Array, age: Array, read: KV, seen: KV, at: Array) -> Array:
-        """Eq 22-23 for the rows `at` ... of a segment whose keys are in `read` and `seen`: [B, T, H D].
+    def attend(self, query: Array, age: Array, near: KV, at: Array) -> Array:
+        """Eq 22-23 for the rows `at` ... of a segment whose keys are in `near`: [B, T, H D].
 
-        query: [B, T, H, D]; age: [B, T]. It is linear in the values of `read` and `seen`.
+        query: [B, T, H, D]; age: [B, T]. It is linear in the values.
         """
         (B, T, H, D), L = query.shape, self.config.segment
-        row, slot = at + jnp.arange(T), jnp.arange(L)
-        back = row[:, None] - slot
+        row = at + jnp.arange(T)
+        back = row[:, None] - jnp.arange(L)
         mask = (back >= 0) & (back <= age[..., None])
-        k, v = jnp.concatenate([read.keys, seen.keys], 1), jnp.concatenate([read.values, seen.values], 1)
-        q, k, v, mask = (x[:, None] for x in (query, k, v, jnp.concatenate([mask, mask], -1)))
-        return self.projections.attend(q, k, v, mask, (row, jnp.concatenate([slot, slot])))[:, 0].reshape(B, T, H * D)
+        mask = jnp.concatenate([mask, mask], -1)
+        q, k, v, mask = (x[:, None] for x in (query, by_slot(near.keys), by_slot(near.values), mask))
+        return self.projections.attend(q, k, v, mask, row)[:, 0].reshape(B, T, H * D)
 
 
-def _append(cache: KV, k: Array, v: Array, at: Array, span: Span | None) -> KV:
-    """Write the rows that are tokens at slot `at`."""
-
-    def write(old: Array, new: Array) -> Array:
+def _append(slots: Array, read: Array, own: Array, at: Array, span: Span | None) -> Array:
+    """The slots [B, H, 2 L, D] with the rows that are tokens from `at` on: of h in one half, of S in the other."""
+    rows, half = own.shape[1], slots.shape[2] // 2
+    read, own = (by_slot(x.astype(slots.dtype)) for x in (read, own))
+    if span is not None and covers(span, rows):
+        return jnp.concatenate([read, own], 2)
+    for first, new in ((at, read), (half + at, own)):
         if span is not None:
-            new = jnp.where(real_rows(span, new.shape[1])[:, None, None], new, old)
-        return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
-
-    return cache._replace(keys=write(cache.keys, k), values=write(cache.values, v))
+            new = jnp.where(real_rows(span, rows)[:, None], new, lax.dynamic_slice_in_dim(slots, first, rows, 2))
+        slots = lax.dynamic_update_slice_in_dim(slots, new, first, 2)
+    return slots
 
 
 def select_rows(rows: Array, new: Array, old: Array) -> Array:

@@ -1,7 +1,11 @@
 """The language model: embedding, a scan over layers, logits."""
 
+import dataclasses
+import functools
+import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +121,26 @@ class LM(nnx.Module):
         logits = self.head(self.norm(x)).astype(jnp.float32)
         return logits, LMState(blocks, age[:, -1] + 1), look
 
+    def by_layer(self) -> Self:
+        """The same model, with every layer a block of its own in place of a stack of them that is scanned.
+
+        Each call is written out, so that it compiles longer but takes no layer out of a stack and puts none back: for a
+        single token that is half of the time. `state_by_layer` is for its states.
+        """
+        c, (graphdef, params) = self.config, nnx.split(self)
+        model = nnx.merge(graphdef, params)
+        parts = [nnx.split(stack) for stack in self.blocks]
+        layers = _layers(tuple(params for _, params in parts), c.depth // len(c.pattern))
+        graphs = itertools.cycle(graphdef for graphdef, _ in parts)
+        model.blocks = nnx.List([nnx.merge(graph, layer) for graph, layer in zip(graphs, layers, strict=False)])
+        model.config = dataclasses.replace(c, block=",".join(c.pattern * (c.depth // len(c.pattern))))
+        return model
+
+    def state_by_layer(self, state: Any) -> Any:
+        """A state of this model as one of `by_layer`."""
+        c = self.config
+        return state._replace(blocks=unstacked(state.blocks, c.depth // len(c.pattern)))
+
     @property
     def unit(self) -> int:
         """Tokens after which every layer stands as at a stream's beginning: at a chunk's and a segment's start."""
@@ -146,6 +170,18 @@ class LM(nnx.Module):
             )
             for name, w in fast.items()
         }
+
+
+def unstacked(stacks: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """Trees of one stack [count, ...] after another, layer by layer as they follow: [1, ...]."""
+    return tuple(
+        jax.tree.map(functools.partial(lax.slice_in_dim, start_index=i, limit_index=i + 1), stack)
+        for i in range(count)
+        for stack in stacks
+    )
+
+
+_layers = jax.jit(unstacked, static_argnums=1)
 
 
 def _ages(age: Array, restart: Array | None, length: int) -> Array:
