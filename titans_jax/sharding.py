@@ -16,6 +16,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 Axes = tuple[str, ...]
 MESH_AXES = ("data", "fsdp", "tensor")
+ROWS = ("batch", "heads")
+"""A memory for each sequence and head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,23 +110,58 @@ def local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, output
     if mesh is None:
         return f(*arguments)
     arguments = jax.tree.map(jnp.asarray, arguments)
-    sizes: dict[str, int] = {}
-
-    def over(act: Callable[..., Any], *trees: Any) -> Any:
-        return jax.tree.map(act, *trees, is_leaf=lambda x: type(x) is tuple and all(isinstance(a, str) for a in x))
-
-    def note(axes: Axes, tree: Any) -> None:
-        for x in jax.tree.leaves(tree):
-            sizes.update(zip(axes, x.shape, strict=False))
+    sizes = _sizes(inputs, arguments)
 
     def spec(axes: Axes) -> PartitionSpec:
         return RULES.spec(mesh, axes, tuple(sizes[axis] for axis in axes))
 
-    over(note, inputs, arguments)
-    arguments = over(
+    arguments = _over(
         lambda axes, tree: jax.tree.map(lambda x: jax.sharding.reshard(x, spec(axes)), tree), inputs, arguments
     )
-    return jax.shard_map(f, in_specs=over(spec, inputs), out_specs=over(spec, outputs), check_vma=False)(*arguments)
+    return jax.shard_map(f, in_specs=_over(spec, inputs), out_specs=_over(spec, outputs), check_vma=False)(*arguments)
+
+
+def by_row(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
+    """f, which is of one sequence and one head, of all of them; each device has its own, as in `local`.
+
+    inputs, outputs: ROWS, for leaves [B, H, ...]; ("batch",), ("heads",) or (), for what is the same in every row. A
+    device's rows are one axis to `jax.vmap`: over two, every product would be laid out anew.
+    """
+
+    def rows(*arguments: Any) -> Any:
+        sizes = _sizes(inputs, arguments)
+        shape = tuple(sizes[axis] for axis in ROWS)
+
+        def flat(axes: Axes, x: Array) -> Array:
+            own = tuple(sizes[axis] if axis in axes else 1 for axis in ROWS)
+            rest = x.shape[len(axes) :]
+            return jnp.broadcast_to(x.reshape(*own, *rest), (*shape, *rest)).reshape(-1, *rest)
+
+        def each(act: Callable[[Axes, Array], Array], axes: Any, trees: Any) -> Any:
+            return _over(lambda axes, tree: jax.tree.map(lambda x: act(axes, x) if axes else x, tree), axes, trees)
+
+        mapped = [_over(lambda axes: 0 if axes else None, tree) for tree in (inputs, outputs)]
+        results = jax.vmap(f, in_axes=mapped[0], out_axes=mapped[1])(*each(flat, inputs, arguments))
+        return each(lambda _, x: x.reshape(*shape, *x.shape[1:]), outputs, results)
+
+    return local(rows, arguments, inputs, outputs)
+
+
+def _over(act: Callable[..., Any], axes: Any, *trees: Any) -> Any:
+    """act(axes, what lies under them in each tree)."""
+    return jax.tree.map(act, axes, *trees, is_leaf=lambda x: type(x) is tuple and all(isinstance(a, str) for a in x))
+
+
+def _sizes(inputs: Any, arguments: Any) -> dict[str, int]:
+    """The size of each logical axis."""
+    sizes: dict[str, int] = {}
+
+    def note(axes: Axes, tree: Any) -> None:
+        for x in jax.tree.leaves(tree):
+            sizes.update(zip(axes, jnp.shape(x), strict=False))
+
+    _over(note, inputs, arguments)
+    return sizes
 
 
 def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:

@@ -17,7 +17,6 @@ from titans_jax.nn.config import ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
 from titans_jax.nn.memory import (
     FRESH,
-    ROWS,
     STATE_AXES,
     STATES,
     Look,
@@ -28,6 +27,7 @@ from titans_jax.nn.memory import (
     over,
     spread,
 )
+from titans_jax.sharding import ROWS
 
 
 class SelfModifyingLayer(nnx.Module):
@@ -100,14 +100,9 @@ class SelfModifyingLayer(nnx.Module):
         def one(state: State, tokens: Any, readout: Readout, begin: Any) -> tuple[Array, State, tuple[Info, Any]]:
             return self.memories.update(state, *tokens, readout, begin)
 
-        def beginning(mask: Any, state: Any) -> Any:
-            return None if begin is None else over(Restart, mask, state)
-
-        out = (0, STATE_AXES, 0)
-        heads = jax.vmap(one, in_axes=(STATE_AXES, 0, 0, beginning(None, STATE_AXES)), out_axes=out)
-        batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None)), out_axes=out)
-        inputs = (STATES, ROWS, ROWS[1:], beginning(ROWS[:1], FRESH))
-        return sharding.local(batch, (state, tokens, readout, begin), inputs, (ROWS, STATES, ROWS))
+        beginning = None if begin is None else over(Restart, ROWS[:1], FRESH)
+        inputs = (STATES, ROWS, ROWS[1:], beginning)
+        return sharding.by_row(one, (state, tokens, readout, begin), inputs, (ROWS, STATES, ROWS))
 
 
 class Signal(nnx.Module):

@@ -18,6 +18,7 @@ from titans_jax.memory.tnt import first_weights as tnt_weights
 from titans_jax.memory.tnt import tnt
 from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
+from titans_jax.sharding import ROWS
 
 
 class MemoryState(NamedTuple):
@@ -41,12 +42,11 @@ class Look(NamedTuple):
 
 
 def over(kind: Callable[..., Any], *fields: Any) -> Any:
-    """A `kind` that holds, in place of arrays, vmap axes or logical axes for all that lies under each field."""
+    """A `kind` that holds, in place of arrays, logical axes for all that lies under each field."""
     return kind(*fields)
 
 
 STATE_AXES = state_axes(0)
-ROWS = ("batch", "heads")
 STATES, FRESH = (state_axes(rows, ()) for rows in (ROWS, ROWS[1:]))  # of all sequences, and of a beginning
 
 
@@ -221,15 +221,9 @@ class MemoryLayer(nnx.Module):
         def one(state: State, tokens: Any, span: Any, begin: Any, residual: Any) -> tuple[Array, State, Info]:
             return self.memory.update(state, *tokens, span=known or span, restart=begin, residual=residual)
 
-        def beginning(mask: Any, state: Any) -> Any:
-            return None if begin is None else over(Restart, mask, state)
-
-        out = (0, STATE_AXES, 0)
-        heads = jax.vmap(one, in_axes=(STATE_AXES, 0, None, beginning(None, STATE_AXES), 0), out_axes=out)
-        batch = jax.vmap(heads, in_axes=(STATE_AXES, 0, None, beginning(0, None), 0), out_axes=out)
-        inputs = (STATES, ROWS, (), beginning(ROWS[:1], FRESH), ROWS)
+        beginning = None if begin is None else over(Restart, ROWS[:1], FRESH)
         arguments = (state, tokens, None if known else span, begin, residual)
-        return sharding.local(batch, arguments, inputs, (ROWS, STATES, ROWS))
+        return sharding.by_row(one, arguments, (STATES, ROWS, (), beginning, ROWS), (ROWS, STATES, ROWS))
 
     def memory_at_start(self) -> State:
         """The state [H, ...] of a memory whose document begins."""
@@ -252,7 +246,7 @@ class Retrieve(nnx.Module):
         def read(weights: Weights, q: Array) -> Array:
             return layer.memory.read(State(weights, (), weights, jnp.zeros((), jnp.int32)), q)
 
-        return self.out(layer.merge(sharding.local(jax.vmap(jax.vmap(read)), (weights, q), (ROWS, ROWS), ROWS)))
+        return self.out(layer.merge(sharding.by_row(read, (weights, q), (ROWS, ROWS), ROWS)))
 
 
 def _first_weights(config: MemoryConfig, key: Array) -> Weights:

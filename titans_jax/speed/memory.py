@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from titans_jax import sharding
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Memory, Rule, Span, Weights, miras, unit_rate
-from titans_jax.memory.base import state_axes
+from titans_jax.sharding import ROWS
 from titans_jax.speed import flops
 from titans_jax.speed.clock import Timer, timer
 from titans_jax.speed.rounds import Subject, done
@@ -85,14 +86,12 @@ def inputs(
 def forward(memory: Memory, weights: Weights, tokens: Tokens) -> Array:
     """y [B, H, T, D] of memories that begin with weights [H, in, out]; the call lies on the grid of chunks."""
     length = tokens.q.shape[2]
-    axes = state_axes(0)
 
-    def one(state: Any, tokens: Tokens) -> Array:
-        y, _, _ = memory.update(state, *tokens, span=Span(0, length))
+    def one(weights: Weights, tokens: Tokens) -> Array:
+        y, _, _ = memory.update(memory.init(weights), *tokens, span=Span(0, length))
         return y
 
-    states = jax.vmap(memory.init, out_axes=axes)(weights)
-    return jax.vmap(jax.vmap(one, in_axes=(axes, 0)), in_axes=(None, 0))(states, tokens)
+    return sharding.by_row(one, (weights, tokens), (ROWS[1:], ROWS), ROWS)
 
 
 def loss(memory: Memory, weights: Weights, tokens: Tokens, cotangent: Array) -> Array:
