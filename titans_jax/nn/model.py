@@ -125,7 +125,7 @@ class LM(nnx.Module):
         """The same model, with every layer a block of its own in place of a stack of them that is scanned.
 
         Each call is written out, so that it compiles longer but takes no layer out of a stack and puts none back: for a
-        single token that is half of the time. `state_by_layer` is for its states.
+        single token on a CPU that is half of the time. It holds the layers' parameters in arrays of its own.
         """
         c, (graphdef, params) = self.config, nnx.split(self)
         model = nnx.merge(graphdef, params)
