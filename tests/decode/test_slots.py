@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.nn.members import jit, somewhere
-from titans_jax.decode import Request, Sampling, draw, filters, serve
+from titans_jax.decode import Request, Sampling, draw, filters, rows, serve
 from titans_jax.metrics import Footprint
 from titans_jax.nn import LM, CMSConfig, MemoryConfig, ModelConfig
 from titans_jax.training import define
@@ -79,6 +79,13 @@ def test_each_text_is_what_one_call_of_the_model_says(block):
 @pytest.fixture(scope="module")
 def model() -> LM:
     return model_of("lmm")
+
+
+def test_a_model_too_deep_to_be_written_out_writes_the_same(model, monkeypatch):
+    want = served(model, REQUESTS[:3], slots=2)
+    monkeypatch.setattr(rows, "DEEPEST", 1)
+    monkeypatch.setattr(LM, "by_layer", None)
+    assert served(model, REQUESTS[:3], slots=2) == want
 
 
 def test_a_slot_is_taken_as_soon_as_it_is_free(model):

@@ -4,7 +4,7 @@ B rows of a batch, T tokens, V vocabulary.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -31,9 +31,19 @@ def _begin(graphdef: Any, params: Any, batch: int) -> Any:
     return nnx.merge(graphdef, params).init_state(batch)
 
 
+DEEPEST = 8
+"""Layers of the deepest model that writes with each of them written out: one takes about a second to compile."""
+
+
+def writer(model: LM) -> tuple[LM, Callable[[Any], Any]]:
+    """The model as it writes token by token, and what makes of a state that has read a prompt one that it takes."""
+    if model.config.depth > DEEPEST:
+        return model, lambda state: state
+    return model.by_layer(), partial(_by_layer, *nnx.split(model))
+
+
 @partial(jax.jit, static_argnums=0)
-def state_by_layer(graphdef: Any, params: Any, state: Any) -> Any:
-    """`LM.state_by_layer`: what has read a prompt, as the model takes it that writes token by token."""
+def _by_layer(graphdef: Any, params: Any, state: Any) -> Any:
     return nnx.merge(graphdef, params).state_by_layer(state)
 
 
@@ -84,8 +94,8 @@ def stream(
     keys [B] is one key a row, so that a row's tokens do not depend on the rows beside it; None only at temperature 0.
     """
     logits, state = prefill(model, tokens, segment=segment)
-    state = state_by_layer(*nnx.split(model), state)
-    graphdef, params = nnx.split(model.by_layer())
+    model, as_written = writer(model)
+    state, (graphdef, params) = as_written(state), nnx.split(model)
     if keys is None:
         if sampling.temperature != 0:
             raise ValueError("sampling needs a key; give one, or temperature=0")

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array, lax
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.decode.rows import advance, check_tokens, first_state, state_by_layer
+from titans_jax.decode.rows import advance, check_tokens, first_state, writer
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
 
@@ -59,8 +59,9 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
     graphdef, params = nnx.split(model)
     start, coming = first_state(graphdef, params, 1), enumerate(requests)
     texts: list[_Text | None] = [None] * slots
-    writer = nnx.split(model.by_layer())
-    (states, keys, logits), unused = _empty(*writer, slots), jax.random.key(0)
+    one_by_one, as_written = writer(model)
+    writing = nnx.split(one_by_one)
+    (states, keys, logits), unused = _empty(*writing, slots), jax.random.key(0)
     while True:
         for slot, text in enumerate(texts):
             if text is None:
@@ -72,15 +73,14 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
                 text.ahead = text.ahead[segment:]
             else:
                 key = unused if text.request.key is None else text.request.key
-                read = state_by_layer(graphdef, params, text.state)
-                states, keys = _put(*writer, states, keys, np.int32(slot), read, key)
+                states, keys = _put(*writing, states, keys, np.int32(slot), as_written(text.state), key)
                 text.state = None
         if not any(texts):
             return
         running = {slot: text for slot, text in enumerate(texts) if text is not None and text.state is None}
         if running:
             given, index, rules = _orders(texts)
-            tokens, states, logits = _step(*writer, states, logits, given, keys, index, rules)
+            tokens, states, logits = _step(*writing, states, logits, given, keys, index, rules)
             said = np.asarray(tokens).tolist()
         for slot, text in running.items():
             if len(text.ahead):
