@@ -70,7 +70,7 @@ class InnerLoop(LM):
     def state_by_layer(self, state: InnerState) -> InnerState:
         """As `LM.state_by_layer`."""
         now, begun = (super(InnerLoop, self).state_by_layer(one) for one in (state.now, state.begun))
-        sums = [list(unstacked(level, self.config.depth // len(self.config.pattern))) for level in state.sums]
+        sums = [list(unstacked(level, self.config.repeats)) for level in state.sums]
         return state._replace(now=now, begun=begun, sums=sums)
 
     def __call__(  # type: ignore[override]

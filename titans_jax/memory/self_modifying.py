@@ -79,7 +79,7 @@ def self_modifying(
         signal = (said[2:4] * readout.kernel[:, None]).sum(-1) + readout.bias[:, None]
         rate, keep = jax.nn.sigmoid(signal)
         gates = Gates(max_rate * rate, momentum, keep)
-        learns = _last(state) if held else state
+        learns = jax.tree.map(lambda leaf: leaf[-1:] if leaf.ndim else leaf, state) if held else state
         targets = all_of(learns.anchor, value)
         if not through_targets:
             targets = lax.stop_gradient(targets)
@@ -92,7 +92,7 @@ def self_modifying(
             new = jax.tree.map(lambda old, new: jnp.append(old[:-1], new, 0) if new.ndim else new, state, new)
         # row t of y was read with q_{t+1} after the write of t: all but the first row of the call
         first = 0 if span is None else span.first
-        last = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim else leaf, _last(state))
+        last = jax.tree.map(lambda leaf: leaf[-1] if leaf.ndim else leaf, state)
         begun = memory.read(last, lax.dynamic_slice_in_dim(q, first, 1))
         y = lax.dynamic_update_slice_in_dim(jnp.roll(y[-1], 1, 0), begun, first, 0)
         return new, (y, (jax.tree.map(lambda leaf: leaf[-1], info), gates))
@@ -110,8 +110,3 @@ def self_modifying(
         return y.astype(q.dtype), state, seen
 
     return SelfModifying(jax.vmap(memory.init, out_axes=_AXES), update)
-
-
-def _last(state: State) -> State:
-    """The memory that y is read from, its first axis 1."""
-    return jax.tree.map(lambda leaf: leaf[-1:] if leaf.ndim else leaf, state)

@@ -13,13 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from titans_jax import sharding
-from titans_jax.memory import Gates, State, Weights, unit_rate
+from titans_jax.memory import Gates, State, unit_rate
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.nn.heads import HEADS
 from titans_jax.nn.layers import Conv, LearnedPositions, Linear, RMSNorm, l2_normalise, param
 from titans_jax.nn.memory import Look, MemoryLayer, Retrieve, logit
-from titans_jax.sharding import ROWS
 
 PAD, VOCABULARY = 0, 128
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
@@ -41,11 +39,7 @@ class SurprisedMemory(MemoryLayer):
 
     def hold_back(self, gates: Gates, state: State, k: Array, v: Array) -> Gates:
         """The gates of k, v [B, H, T, D], with a rate of 0 for tokens that do not surprise."""
-
-        def read(dual: Weights, k: Array) -> Array:
-            return self.memory.read(State(dual, (), dual, jnp.int32(0)), k)
-
-        error = jnp.linalg.norm(sharding.by_row(read, (state.dual, k), (ROWS, ROWS), ROWS) - v, axis=-1)
+        error = jnp.linalg.norm(self.recall(state.dual, k) - v, axis=-1)
         surprising = error >= self.surprise_threshold * jnp.linalg.norm(v, axis=-1)
         return gates._replace(rate=gates.rate * surprising)
 

@@ -148,6 +148,11 @@ class ModelConfig:
         return tuple(self.block.split(","))
 
     @property
+    def repeats(self) -> int:
+        """How often the pattern is repeated."""
+        return self.depth // len(self.pattern)
+
+    @property
     def attends(self) -> bool:
         """Whether layers attend as `attention` says; MAC attends inside its segments."""
         return bool({"transformer", "mag", "mal", "hope_attention"} & set(self.pattern))

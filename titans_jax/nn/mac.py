@@ -140,11 +140,10 @@ class MAC(Block):
             blank = lambda new, old: select_rows(begin, new, old) if old.ndim else old  # noqa: E731
             memory = memory._replace(memory=jax.tree.map(blank, fresh, memory.memory))
         snapshot = state.snapshot
-        if snapshot is not None and span is not None and covers(span, tokens.age.shape[1]):
-            snapshot = memory.memory.dual
-        elif snapshot is not None:
+        if snapshot is not None:
+            whole = span is not None and covers(span, tokens.age.shape[1])
             starts = memory.memory.step % self.config.segment == 0
-            snapshot = select(starts, memory.memory.dual, snapshot)
+            snapshot = memory.memory.dual if whole else select(starts, memory.memory.dual, snapshot)
         h = self.retrieve(tokens.retrieval, memory.memory.anchor if snapshot is None else snapshot, self.memory)
         split = self.projections.split
         place = at + jnp.arange(tokens.age.shape[1])

@@ -225,6 +225,14 @@ class MemoryLayer(nnx.Module):
         arguments = (state, tokens, None if known else span, begin, residual)
         return sharding.by_row(one, arguments, (STATES, ROWS, (), beginning, ROWS), (ROWS, STATES, ROWS))
 
+    def recall(self, weights: Weights, q: Array) -> Array:
+        """What memories of these weights [B, H, in, out], as duals, say to q [B, H, T, D], without a write."""
+
+        def read(weights: Weights, q: Array) -> Array:
+            return self.memory.read(State(weights, (), weights, jnp.zeros((), jnp.int32)), q)
+
+        return sharding.by_row(read, (weights, q), (ROWS, ROWS), ROWS)
+
     def memory_at_start(self) -> State:
         """The state [H, ...] of a memory whose document begins."""
         state = self.init_state(1).memory
@@ -243,10 +251,7 @@ class Retrieve(nnx.Module):
         """q: [B, T, H D] from `query`; weights: [B, H, in, out] dual of a memory of `layer`. Returns h [B, T, E]."""
         q = l2_normalise(layer.heads(jax.nn.silu(q)))
 
-        def read(weights: Weights, q: Array) -> Array:
-            return layer.memory.read(State(weights, (), weights, jnp.zeros((), jnp.int32)), q)
-
-        return self.out(layer.merge(sharding.by_row(read, (weights, q), (ROWS, ROWS), ROWS)))
+        return self.out(layer.merge(layer.recall(weights, q)))
 
 
 def _first_weights(config: MemoryConfig, key: Array) -> Weights:

@@ -64,7 +64,7 @@ class LM(nnx.Module):
         self.positions = positions_of(config.positions, config.dim, config.segment, config.context, rngs)
 
         def stack(name: str) -> Block:
-            keys = jax.random.split(rngs.params(), config.depth // len(config.pattern))
+            keys = jax.random.split(rngs.params(), config.repeats)
             return jax.vmap(lambda key: BLOCKS[name](config, rngs=nnx.Rngs(key)))(keys)
 
         self.blocks = nnx.List([stack(name) for name in config.pattern])
@@ -130,16 +130,15 @@ class LM(nnx.Module):
         c, (graphdef, params) = self.config, nnx.split(self)
         model = nnx.merge(graphdef, params)
         parts = [nnx.split(stack) for stack in self.blocks]
-        layers = _layers(tuple(params for _, params in parts), c.depth // len(c.pattern))
+        layers = _layers(tuple(params for _, params in parts), c.repeats)
         graphs = itertools.cycle(graphdef for graphdef, _ in parts)
         model.blocks = nnx.List([nnx.merge(graph, layer) for graph, layer in zip(graphs, layers, strict=False)])
-        model.config = dataclasses.replace(c, block=",".join(c.pattern * (c.depth // len(c.pattern))))
+        model.config = dataclasses.replace(c, block=",".join(c.pattern * c.repeats))
         return model
 
     def state_by_layer(self, state: Any) -> Any:
         """A state of this model as one of `by_layer`."""
-        c = self.config
-        return state._replace(blocks=unstacked(state.blocks, c.depth // len(c.pattern)))
+        return state._replace(blocks=unstacked(state.blocks, self.config.repeats))
 
     @property
     def unit(self) -> int:
