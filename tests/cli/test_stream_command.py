@@ -119,3 +119,14 @@ def test_texts_that_cannot_be_read(whole, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["stream", str(other)])
     assert "one of the arguments --checkpoint --config is required" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_megabytes_leave_memory_as_it_was(run_python, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT * (2_000_000 // len(TEXT)))
+    arguments = ["stream", "text.txt", *SMALL, "--segment", "512", "--window", "4096", "--output-dir", "out"]
+    run_python("-c", f"from titans_jax import cli; raise SystemExit(cli.main({arguments}))", timeout=300)
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert found["resident_growth_bytes"] <= 5 << 20, found
+    assert found["compilations_after_warm_up"] == 0 and found["non_finite"] == 0
+    assert found["bytes"] == (tmp_path / "text.txt").stat().st_size

@@ -152,17 +152,3 @@ def test_curves_are_means_over_stretches(whole):
     first = [line["layer_0/surprise"] for line in lines[:3]]
     assert found["layer_0/surprise"][0] == pytest.approx(sum(first) / 3)
     assert curves(whole.folder)["tokens"] == [line["step"] for line in lines]
-
-
-@pytest.mark.slow
-def test_megabytes_leave_memory_as_it_was(model, tmp_path):
-    following = begin(tmp_path, model, segment=512, window=4096)
-    following.warm()
-    text = TEXT * (2_000_000 // len(TEXT))
-    with metrics.Footprint(256) as footprint, following.log:
-        for _ in following.follow(token_blocks(io.BytesIO(text), BYTES, 512), save_every=1 << 20):
-            footprint.step()
-    found = footprint.found()
-    assert found["resident_growth_bytes"] <= 5 << 20, found
-    assert found["compilations_after_warm_up"] == 0 and following.total.non_finite == 0
-    assert following.total.bytes == len(text)

@@ -58,7 +58,5 @@ def test_command_times_both_libraries(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "CONTEXT", 64)
     assert cli.main(["bench", "peers", "--rounds", "1", "--output-dir", str(tmp_path)]) == 0
     ratios = json.loads((tmp_path / "peers.json").read_text())["ratios"]
-    assert (
-        ratios["titans-pytorch over ours: memory, the same recurrence"]["times_cpu"]
-        > ratios["memory, one momentum step a chunk there"]["times_cpu"]
-    )
+    times = {name.partition(": ")[2]: found["times_cpu"] for name, found in ratios.items()}
+    assert times["memory, the same recurrence"] > times["memory, there one momentum step a chunk"]
