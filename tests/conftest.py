@@ -18,11 +18,17 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist's `--dist loadgroup`, a member's tests, or a file's, run in one process and share its programs."""
+    """Under xdist's `--dist loadgroup`, a member's tests, or a file's, run in one process and share its programs.
+
+    Slow ones that compile in processes of their own share nothing, and go last, to whichever worker is free.
+    """
     for item in items:
         given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         member = given.get("member")
         shared = getattr(member, "name", None) or (member and str(member)) or item.path.name
+        fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
+        if item.get_closest_marker("slow") and {"run_python", "run_notebook"} & set(fixtures):
+            shared = item.nodeid
         item.add_marker(pytest.mark.xdist_group(shared))
 
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.compiling import QUICK
 from tests.memory.situations import (
     CHUNK,
     DIM,
-    QUICK,
     ROWS,
     TOKENS,
     Case,

@@ -34,15 +34,26 @@ def test_both_of_a_pair_say_the_same(path):
     assert kind == "markdown" and first.startswith("# ") and "see" in first  # what the reader will see
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_shows_pictures(path, tmp_path, monkeypatch):
-    """In an empty folder, on a CPU; a warning from titans_jax or from the notebook itself is an error."""
+@pytest.fixture
+def run_notebook(tmp_path, monkeypatch):
+    """Runs a notebook in an empty folder, on a CPU; a warning from titans_jax or from the notebook is an error."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-    notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+
+    def run(path):
+        notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
+        where = {"metadata": {"path": tmp_path}}
+        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+        return notebook
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_pictures(path, run_notebook):
+    notebook = run_notebook(path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [output for output in outputs if "image/png" in output.get("data", {})], "it shows no picture"
     said = "".join(output.text for output in outputs if output.get("name") == "stderr")

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tests.compiling import QUICK
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, Window, miras
 
 DIM, CHUNK, TOKENS, ROWS = 4, 4, 14, 6
-QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 
 
 class Member:

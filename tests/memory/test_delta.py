@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import close
 from tests.memory import oracles_delta
-from tests.memory.situations import CHUNK, DIM, QUICK
+from tests.memory.situations import CHUNK, DIM
 from titans_jax.memory import Gates, miras, presets
 
 

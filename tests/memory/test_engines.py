@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import MEMBERS, RULES, close, in_fast_lane, same
-from tests.memory.situations import CHUNK, QUICK, Case, row, situations
+from tests.memory.situations import CHUNK, Case, row, situations
 from titans_jax.memory import PRESETS, Gates, Restart, Span, State, miras
 from titans_jax.memory.scan import GROUP
 

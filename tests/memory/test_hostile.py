@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import FAST, RULES
-from tests.memory.situations import QUICK, with_writes
+from tests.memory.situations import with_writes
 from titans_jax.memory import PRESETS, Gates, Info, State, miras
 
 DIM, CHUNK, TOKENS = 4, 16, 2048

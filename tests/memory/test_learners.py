@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import close
 from tests.memory.oracles_learners import lact, newton_schulz
-from tests.memory.situations import CHUNK, DIM, QUICK, Case, Member, row, situations, with_writes
+from tests.memory.situations import CHUNK, DIM, Case, Member, row, situations, with_writes
 from titans_jax.memory import Gates, Rule, architecture, bias, features, learner, miras, presets, retention
 from titans_jax.memory.muon import orthogonalise
 

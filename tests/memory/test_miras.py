@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import close
 from tests.memory import oracles_miras as by_hand
-from tests.memory.situations import CHUNK, DIM, QUICK
+from tests.memory.situations import CHUNK, DIM
 from titans_jax.memory import Architecture, Bias, Gates, Retention, Rule, architecture, bias, learner, miras, presets
 from titans_jax.memory import retention as kept
 

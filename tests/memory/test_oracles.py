@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import FAST, MEMBERS, RULES, close, in_fast_lane, in_range
 from tests.memory import oracles, oracles_delta, oracles_learners, oracles_miras
 from tests.memory.oracles_learners import DeepMemory, l2, monomials, omega
-from tests.memory.situations import CHUNK, QUICK, Case, Member, row, rowwise, situations
+from tests.memory.situations import CHUNK, Case, Member, row, rowwise, situations
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
 
 DELTA = {"dgd_linear": oracles_delta.dgd_linear, "dgd": oracles_delta.dgd}

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import close, same
 from tests.memory import oracles_delta
-from tests.memory.situations import QUICK
 from titans_jax.memory import Restart, presets
 from titans_jax.memory.self_modifying import Readout, self_modifying
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import close, same
 from tests.memory import oracles
-from tests.memory.situations import QUICK
 from titans_jax.memory import Gates, Restart, Span, miras, presets
 from titans_jax.memory.tnt import first_weights, tnt
 

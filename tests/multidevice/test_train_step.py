@@ -4,12 +4,13 @@ import json
 
 import pytest
 
+from tests.compiling import QUICK_FLAGS
+
 MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
 
 SOURCE = """
-import os
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # nearly all the time here is spent compiling
-import json, sys
+import json, os, sys
+os.environ["XLA_FLAGS"] += " " + sys.argv[2]
 import jax, numpy as np
 from tests.nn.members import abstract, config_of, somewhere
 from flax import nnx
@@ -47,7 +48,7 @@ print(json.dumps(found))
 
 
 def check(run_python, meshes, row, *, optimizer="adamw", restarts=False, **changes):
-    done = run_python("-c", SOURCE, json.dumps([meshes, optimizer, row, changes, restarts]), devices=8)
+    done = run_python("-c", SOURCE, json.dumps([meshes, optimizer, row, changes, restarts]), QUICK_FLAGS, devices=8)
     found = json.loads(done.stdout.splitlines()[-1])
     alone, _ = found.pop("")
     assert alone[-1] < alone[0] - 0.01

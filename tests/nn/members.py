@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tests.compiling import QUICK
 from titans_jax.nn import LM, CMSConfig, LMState, MemoryConfig, ModelConfig
 
 BATCH, TOKENS, SEGMENT, VOCAB = 2, 40, 8, 32
@@ -42,8 +43,8 @@ class Subject(NamedTuple):
 
 
 def jit(f: Callable[..., Any]) -> Callable[..., Any]:
-    """jax.jit in a hurry: nearly all the time of these tests is spent compiling."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+    """jax.jit in a hurry."""
+    return jax.jit(f, compiler_options=QUICK)
 
 
 def name_of(path: tuple[Any, ...]) -> str:
