@@ -1,7 +1,7 @@
 """Go on from a prompt with an exported model: python run.py PROMPT [TOKENS]. Needs jax, flatbuffers and safetensors."""
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,4 +51,10 @@ def main(folder: Path, prompt: str, length: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(__file__).parent, sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100)
+    parser = argparse.ArgumentParser(description="Go on from a prompt with the model in this folder.")
+    parser.add_argument("prompt")
+    parser.add_argument("tokens", nargs="?", type=int, default=100, help="how many more (default %(default)s)")
+    options = parser.parse_args()
+    if not options.prompt or options.tokens < 1:
+        parser.error("a prompt has at least one byte, and at least one token is to follow")
+    main(Path(__file__).parent, options.prompt, options.tokens)

@@ -6,7 +6,7 @@
 A sequence shorter than the program's length is padded with 0 behind its end.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +33,22 @@ def logits(path: Path, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
     return np.asarray(program.call(padded))[:, : tokens.shape[1]]
 
 
-def main(path: str, *sequences: str) -> None:
+def main(path: Path, sequences: list[str]) -> None:
     """Print where the needles are."""
-    if sequences and sequences[0].endswith(".npy"):
+    if sequences[0].endswith(".npy"):
         tokens = np.load(sequences[0])
     else:
         rows = [np.array(text.split(), np.int32) for text in sequences]
         tokens = np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows])
-    print(*logits(Path(path), tokens).argmax(1), sep="\n")
+    print(*logits(path, tokens).argmax(1), sep="\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Say where the needle is in each sequence of tokens.")
+    parser.add_argument("program", type=Path, help="such as length_64.stablehlo, beside this file")
+    parser.add_argument("sequences", nargs="+", help='such as "5 17 127 8", or one file tokens.npy')
+    options = parser.parse_args()
+    try:
+        main(options.program, options.sequences)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
