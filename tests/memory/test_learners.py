@@ -96,6 +96,18 @@ def test_mesa_is_regression_over_all_that_was_read() -> None:
     close((y[-1], memory.read(state, q)), (q[-1] @ want, q @ want), 1e-9)
 
 
+def test_training_does_not_move_what_mesa_sums_its_keys_from() -> None:
+    """H + ridge I, begun anywhere, may be singular: 60 steps of training found such an H."""
+    case, memory = case_of(presets.mesa(DIM)), miras(presets.mesa(DIM), chunk=4)
+
+    def objective(weights: dict[str, jax.Array]) -> jax.Array:
+        return memory.update(memory.init(weights), case.q, case.k, case.v, case.gates)[0].sum()
+
+    weights = {name: np.random.default_rng(0).normal(size=(DIM, DIM)) for name in ("g", "h")}
+    found = jax.jit(jax.grad(objective), compiler_options=QUICK)(weights)
+    assert not found["h"].any() and found["g"].all()
+
+
 def test_muon_once_a_chunk_of_one_token_writes_what_it_writes_per_token() -> None:
     """The state is the same; a token's own read sees its write only where the step is per token."""
     rules = [presets.titans_linear(DIM)._replace(learner=learner.muon(per)) for per in ("chunk", "token")]

@@ -158,7 +158,8 @@ def mesa(dim: int, ridge: float = 1.0, iterations: int = 32) -> Architecture:
 
     So M is the matrix that minimises sum_i c_i ||k_i M - v_i||^2 + ridge ||M||^2 over all that was read, c_i = rate_i
     and the keeps since: Newton's step on the whole history. Solved a row by conjugate gradients, exact from
-    `iterations` >= dim on. H must stay symmetric, so that both matrices forget by the mean of a keep per channel.
+    `iterations` >= dim on. H must stay symmetric, so that both matrices forget by the mean of a keep per channel, and
+    positive, so that what it begins with is not learned.
     G, H: [dim, dim], empty at first.
     """
 
@@ -169,7 +170,7 @@ def mesa(dim: int, ridge: float = 1.0, iterations: int = 32) -> Architecture:
         return [(linear("g", k), v), (linear("h", k), k)]
 
     empty = jnp.zeros((dim, dim))
-    return Architecture(lambda key: {"g": empty, "h": empty + 0}, apply, channels={}, dim=dim, write=write)
+    return Architecture(lambda key: {"g": empty, "h": empty + 0}, apply, channels={}, dim=dim, write=write, fixed=("h",))
 
 
 def _conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: int) -> Array:

@@ -91,6 +91,7 @@ def lay(tokens: Any, chunk: int, step: Array, span: Span | None) -> tuple[Any, A
 
 def begin(rule: Rule, dual: Weights) -> State:
     """The state of a memory that begins with this dual, each leaf an array of its own so that all may be donated."""
+    dual = {name: lax.stop_gradient(w) if name in rule.architecture.fixed else w for name, w in dual.items()}
     traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
     anchor, home = (jax.tree.map(lambda x: x + 0, dual) for _ in range(2))
     step, weights = jnp.zeros((), jnp.int32), _carried(rule.retention, dual)
