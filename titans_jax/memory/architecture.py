@@ -170,7 +170,8 @@ def mesa(dim: int, ridge: float = 1.0, iterations: int = 32) -> Architecture:
         return [(linear("g", k), v), (linear("h", k), k)]
 
     empty = jnp.zeros((dim, dim))
-    return Architecture(lambda key: {"g": empty, "h": empty + 0}, apply, channels={}, dim=dim, write=write, fixed=("h",))
+    init = lambda key: {"g": empty, "h": empty + 0}  # noqa: E731
+    return Architecture(init, apply, channels={}, dim=dim, write=write, fixed=("h",))
 
 
 def _conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: int) -> Array:

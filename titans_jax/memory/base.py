@@ -126,7 +126,7 @@ class Architecture(NamedTuple):
     dim: D, where the network says it: a learner with a window must know.
     write: (linear, k[T, D], v[T, D]) -> pairs of a prediction and what it should be, both [T, .], of which the losses
     add up; None is [(apply(linear, k), v)].
-    fixed: weights for which not every number will do: what they begin with has no gradient, so that no training moves it.
+    fixed: weights for which not every number will do: what they begin with has no gradient, so training leaves it.
     """
 
     init: Callable[[Array], Weights]
