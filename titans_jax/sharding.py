@@ -94,6 +94,17 @@ def place(x: Array, *axes: str | None) -> Array:
     return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape))
 
 
+def rows_of(spec: PartitionSpec | None) -> PartitionSpec | None:
+    """How [B T, C] lies where [B, T, C] lies so, its T whole."""
+    return None if spec is None else PartitionSpec(spec[0], spec[2])
+
+
+def rows(x: Array) -> Array:
+    """[B, T, C] -> [B T, C], where it lies."""
+    spec = None if active() is None else jax.typeof(x).sharding.spec
+    return jnp.reshape(x, (-1, x.shape[-1]), out_sharding=rows_of(spec))
+
+
 def gather(x: Array, *axes: str | None) -> Array:
     """A parameter as it is used: whole over "fsdp", still split over "tensor"."""
     mesh = active()

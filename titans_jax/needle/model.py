@@ -16,8 +16,8 @@ from jax import Array, lax
 from titans_jax.memory import Gates, State, unit_rate
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.nn.heads import HEADS
-from titans_jax.nn.layers import Conv, LearnedPositions, Linear, RMSNorm, l2_normalise, param
-from titans_jax.nn.memory import Look, MemoryLayer, Retrieve, logit
+from titans_jax.nn.layers import Conv, LearnedPositions, Linear, RMSNorm, l2_normalise, logit, param
+from titans_jax.nn.memory import Look, MemoryLayer, Retrieve
 
 PAD, VOCABULARY = 0, 128
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}

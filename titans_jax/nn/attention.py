@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from titans_jax import sharding
 from titans_jax.nn.config import ModelConfig
-from titans_jax.nn.layers import Linear, param, rotate
+from titans_jax.nn.layers import Linear, param, rotate, rowwise
 
 
 class KV(NamedTuple):
@@ -83,9 +83,9 @@ class Projections(nnx.Module):
         pk, pv = (self.split(project(tokens))[0] for project in (self.key, self.value))
         scores = jnp.einsum("bnthd,phd->bnthp", q, pk).astype(jnp.float32) * q.shape[-1] ** -0.5
         front = jax.nn.logsumexp(scores, -1)
-        share = jax.nn.sigmoid(front - near.astype(jnp.float32))[..., None].astype(y.dtype)
+        share = jax.nn.sigmoid(front - near.astype(jnp.float32)).astype(y.dtype)
         weights = jnp.exp(scores - front[..., None]).astype(y.dtype)
-        return (1 - share) * y + share * jnp.einsum("bnthp,phd->bnthd", weights, pv)
+        return rowwise(y, 1 - share) + rowwise(jnp.einsum("bnthp,phd->bnthd", weights, pv), share)
 
 
 def _dot_product_attention(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array]:
@@ -111,20 +111,28 @@ class Attention(nnx.Module):
         c = self.config
         return empty(c, batch, {"full": c.context, "sliding": c.window, "segmented": c.segment}[c.attention])
 
-    def __call__(self, x: Array, state: KV, age: Array, values: Values | None) -> tuple[Array, KV, Values | None]:
-        """x: [B, T, E]; age: [B, T] bounds how far back a token sees. Returns y [B, T, E], the cache and the values."""
+    def __call__(
+        self, x: Array, state: KV, age: Array, values: Values | None, *, aligned: bool = False
+    ) -> tuple[Array, KV, Values | None]:
+        """x: [B, T, E]; age: [B, T] bounds how far back a token sees; aligned: whether the call is of whole segments.
+
+        Returns y [B, T, E], the cache and the values.
+        """
         q, k, v, values = self.projections.qkv(x, values)
-        y, keys, cached = self.attend(q, k, v, state, age)
+        y, keys, cached = self.attend(q, k, v, state, age, aligned=aligned)
         y = self.projections.out(y.reshape(*x.shape[:2], -1))
         return y, KV(keys, cached, state.step + x.shape[1]), values
 
-    def attend(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
+    def attend(
+        self, q: Array, k: Array, v: Array, state: KV, age: Array, *, aligned: bool = False
+    ) -> tuple[Array, Array, Array]:
         """Attention of q over the cache and k, v, each [B, T, H, D]: y of that shape, and the cache's keys and values.
 
         It is linear in the values, v and the cache's.
         """
-        attend = self._full if self.config.attention == "full" else self._local
-        return attend(q, k, v, state, age)
+        if self.config.attention == "full":
+            return self._full(q, k, v, state, age)
+        return self._local(q, k, v, state, age, apart=aligned and self.config.attention == "segmented")
 
     def _full(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         T, slots = q.shape[1], state.keys.shape[2]
@@ -142,17 +150,22 @@ class Attention(nnx.Module):
         y = self.projections.attend(q, k, v, mask, at)[:, 0]
         return jnp.where((at < slots)[:, None, None], y, jnp.nan), keys, cached
 
-    def _local(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
-        """Blocks of at most `slots` queries, each before the `slots` keys that came before it and its own."""
+    def _local(self, q: Array, k: Array, v: Array, state: KV, age: Array, apart: bool) -> tuple[Array, Array, Array]:
+        """Blocks of at most `slots` queries, each before its own keys and the `slots` ones that came before it.
+
+        Or `apart`, each before its own alone: they are segments.
+        """
         (B, T, H, D), slots = q.shape, state.keys.shape[2]
         if T == 1:
             return self._next(q, k, v, state, age)
-        keys, cached = (jnp.concatenate([by_slot(old), new], 1) for old, new in ((state.keys, k), (state.values, v)))
-        size = min(T, slots)
+        before, size = 0 if apart else slots, min(T, slots)
         blocks = -(-T // size)
         rest = blocks * size - T
+        keys, cached = k, v
+        if before:
+            keys, cached = (jnp.concatenate([by_slot(old), x], 1) for old, x in ((state.keys, k), (state.values, v)))
 
-        def cut(x: Array, overlap: bool) -> Array:
+        def cut(x: Array, overlap: int = 0) -> Array:
             x = jnp.pad(x, [(0, 0), (0, rest)] + [(0, 0)] * (x.ndim - 2))
             if not overlap:
                 return x.reshape(B, blocks, size, *x.shape[2:])
@@ -161,16 +174,16 @@ class Attention(nnx.Module):
             x = x.reshape(B, blocks + 1, size, *x.shape[2:])
             return jnp.concatenate([x[:, :-1], x[:, 1:]], 2)
 
-        query, key = slots + jnp.arange(size), jnp.arange(slots + size)
+        query, key = before + jnp.arange(size), jnp.arange(before + size)
         back = query[:, None] - key
-        mask = (back >= 0) & (back <= cut(age, False)[..., None])
+        mask = (back >= 0) & (back <= cut(age)[..., None])
         if self.config.attention == "sliding":
             mask &= back < slots
-        else:  # segmented: back to the segment's start
-            mask &= back <= cut(jnp.broadcast_to((state.step + jnp.arange(T)) % slots, (B, T)), False)[..., None]
-        q, k, v = cut(q, False), self.projections.turned(cut(keys, True), key), cut(cached, True)
+        elif not apart:  # segmented: back to the segment's start
+            mask &= back <= cut(jnp.broadcast_to((state.step + jnp.arange(T)) % slots, (B, T)))[..., None]
+        q, k, v = cut(q), self.projections.turned(cut(keys, before), key), cut(cached, before)
         y = self.projections.attend(q, k, v, mask, query).reshape(B, blocks * size, H, D)[:, :T]
-        return y, by_slot(keys[:, T:]), by_slot(cached[:, T:])
+        return y, by_slot(keys[:, -slots:]), by_slot(cached[:, -slots:])
 
     def _next(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         """One token: what it sees is what is kept."""

@@ -79,7 +79,7 @@ class Transformer(Block):
 
     def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, None]:
         """Attention alone."""
-        y, state, values = self.attention(self.norm(stream.x), state, stream.age, stream.values)
+        y, state, values = self.attention(self.norm(stream.x), state, stream.age, stream.values, aligned=stream.aligned)
         return stream._replace(x=stream.x + y, values=values), state, None
 
 
@@ -116,7 +116,9 @@ class MAL(LMM):
         """The memory, then attention over what it gave."""
         memory, cache = state
         stream, memory, look = super().mix(stream, memory)
-        y, cache, values = self.attention(self.attention_norm(stream.x), cache, stream.age, stream.values)
+        y, cache, values = self.attention(
+            self.attention_norm(stream.x), cache, stream.age, stream.values, aligned=stream.aligned
+        )
         return stream._replace(x=stream.x + y, values=values), (memory, cache), look
 
 
@@ -136,7 +138,7 @@ class MAG(LMM):
         """Attention and memory side by side."""
         memory, cache = state
         x = self.norm(stream.x)
-        y, cache, values = self.attention(x, cache, stream.age, stream.values)
+        y, cache, values = self.attention(x, cache, stream.age, stream.values, aligned=stream.aligned)
         m, memory, look, learned = _remember(self.memory, x, stream, memory)
         x = stream.x + self.combine(y, m)
         return stream._replace(x=x, values=values, learned=learned), (memory, cache), look

@@ -14,16 +14,13 @@ from titans_jax.memory.self_modifying import MEMORIES, Readout, SelfModifying, s
 from titans_jax.nn.blocks import Block, Stream, Transformer
 from titans_jax.nn.cms import CMS, CMSState
 from titans_jax.nn.config import ModelConfig, rule_of
-from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
+from titans_jax.nn.layers import Conv, Linear, RMSNorm, by_head, l2_normalise, logit, merged, param
 from titans_jax.nn.memory import (
     FRESH,
     STATE_AXES,
     STATES,
     Look,
     MemoryState,
-    by_head,
-    logit,
-    merged,
     over,
     spread,
 )

@@ -8,6 +8,7 @@ Notation, used throughout `titans_jax.nn` (kernels are [in, out]):
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -57,9 +58,15 @@ class Linear(nnx.Module):
         own = kernel is None
         kernel = sharding.gather(self.kernel[...], *self.axes) if kernel is None else kernel
         out = None if self.axes[1] == "embed" else self.axes[1]
-        placed = sharding.out((*x.shape[:2], kernel.shape[-1]), "batch", None, out)
-        form = "bti,io->bto" if own else "bti,bio->bto"
-        y = jnp.einsum(form, x.astype(self.dtype), kernel.astype(self.dtype), out_sharding=placed)
+        shape = (*x.shape[:2], kernel.shape[-1])
+        placed = sharding.out(shape, "batch", None, out)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if own:
+            # rows are one axis: over two, the kernel's gradient is a product of transposed copies on a CPU
+            y = jnp.einsum("ri,io->ro", sharding.rows(x), kernel, out_sharding=sharding.rows_of(placed))
+            y = y.reshape(shape, out_sharding=placed)
+        else:
+            y = jnp.einsum("bti,bio->bto", x, kernel, out_sharding=placed)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -86,6 +93,20 @@ def _gathered(shape: tuple[int, ...], _: None, g: Array) -> tuple[Array]:
 _spread.defvjp(lambda scale, shape: (_spread(scale, shape), None), _gathered)
 
 
+def inner(x: Array, y: Array) -> Array:
+    """sum_c x_c y_c over the last axis: [..., C], [..., C] -> [...].
+
+    A product, and with `rowwise` its gradients are products too: XLA on CPUs takes ten times as long for a sum over the
+    last of three axes or more.
+    """
+    return jnp.einsum("...c,...c->...", x, y, precision=lax.Precision.HIGHEST)
+
+
+def rowwise(x: Array, scale: Array) -> Array:
+    """x * scale, one number for each row. x: [..., C]; scale: [...] -> [..., C]."""
+    return jnp.einsum("...c,...->...c", x, scale, precision=lax.Precision.HIGHEST)
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean x^2 + 1e-6) * scale over the last axis, in float32."""
 
@@ -95,7 +116,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """x: [..., size] -> the same, of x's dtype."""
         y = x.astype(jnp.float32)
-        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+        y = rowwise(y, lax.rsqrt(inner(y, y) / y.shape[-1] + 1e-6))
         return scaled(y, self.scale[...]).astype(x.dtype)
 
 
@@ -153,7 +174,24 @@ class Conv(nnx.Module):
 def l2_normalise(x: Array) -> Array:
     """x / sqrt(sum x^2 + 1e-6) over the last axis, in float32 at least: float16 has no gradient of it at zero."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (y * lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+    return rowwise(y, lax.rsqrt(inner(y, y) + 1e-6)).astype(x.dtype)
+
+
+def by_head(x: Array, heads: int) -> Array:
+    """[B, T, H D] -> [B, H, T, D]."""
+    shape = (*x.shape[:2], heads, x.shape[2] // heads)
+    return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
+
+
+def merged(y: Array) -> Array:
+    """[B, H, T, D] -> [B, T, H D]."""
+    y = y.swapaxes(1, 2)
+    return y.reshape(*y.shape[:2], -1)
+
+
+def logit(p: float) -> float:
+    """The number whose sigmoid is p."""
+    return math.log(p / (1 - p))
 
 
 def rotate(x: Array, positions: Array) -> Array:

@@ -69,11 +69,12 @@ class MAC(Block):
         query, key, value, values = self.projections.qkv(x, stream.values)
         tokens = Tokens(query, key, value, self.retrieve.query(x), stream.age)
         if x.shape[1] == 1:
-            state, (y, look, learned) = self._token(tokens, state, stream.restart, stream.learned)
+            state, (y, reads, look, learned) = self._token(tokens, state, stream.restart, stream.learned)
         else:
             span = Span(0, x.shape[1]) if stream.aligned else None
-            state, (y, look, learned) = self._segments(tokens, state, stream.restart, stream.learned, span)
-        return stream._replace(x=stream.x + y, values=values, learned=learned), state, look
+            state, (y, reads, look, learned) = self._segments(tokens, state, stream.restart, stream.learned, span)
+        o = self.combine(y, self.memory.say(self.memory_norm(y), reads))
+        return stream._replace(x=stream.x + o, values=values, learned=learned), state, look
 
     def _token(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
         at = state.memory.memory.step % self.config.segment
@@ -111,18 +112,18 @@ class MAC(Block):
 
             return run(state) if whole else where_any(real, run, state)
 
-        state, (y, look, learned) = lax.scan(body, state, xs)
+        state, (y, reads, look, learned) = lax.scan(body, state, xs)
         y = lax.dynamic_slice_in_dim(y.swapaxes(0, 1).reshape(y.shape[1], rows, -1), span.first, T, 1)
 
-        def flat(x: Array) -> Array:  # [segments, B, H, L] -> [B, H, T]
-            x = jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], rows)
+        def flat(x: Array) -> Array:  # [segments, B, H, L, ...] -> [B, H, T, ...]
+            x = jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], rows, *x.shape[4:])
             return lax.dynamic_slice_in_dim(x, span.first, T, 2)
 
         def join(x: Array) -> Array:
             x = jnp.moveaxis(x, 0, 2)
             return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
-        return state, (y, jax.tree.map(flat, look), jax.tree.map(join, learned))
+        return state, (y, flat(reads), jax.tree.map(flat, look), jax.tree.map(join, learned))
 
     def _segment(
         self,
@@ -152,8 +153,9 @@ class MAC(Block):
         values = _append(state.near.values, split(self.projections.value(h)), tokens.value, at, span)
         near = state.near._replace(keys=keys, values=values)
         y = self.projections.out(self.attend(tokens.query, tokens.age, near, at))
-        m, memory, look, learned = self.memory(self.memory_norm(y), memory, tokens.age, span=span, residual=residual)
-        return MACState(memory, snapshot, near), (self.combine(y, m), look, learned)
+        given = self.memory_norm(y)
+        reads, memory, look, learned = self.memory.write(given, memory, tokens.age, span=span, residual=residual)
+        return MACState(memory, snapshot, near), (y, reads, look, learned)
 
     def attend(self, query: Array, age: Array, near: KV, at: Array) -> Array:
         """Eq 22-23 for the rows `at` ... of a segment whose keys are in `near`: [B, T, H D].

@@ -1,7 +1,6 @@
 """A neural memory as a layer: projections, gates, a memory a head, and the way back to the model's width."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from titans_jax.memory.scan import covers
 from titans_jax.memory.tnt import first_weights as tnt_weights
 from titans_jax.memory.tnt import tnt
 from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
-from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, param
+from titans_jax.nn.layers import Conv, Linear, RMSNorm, by_head, l2_normalise, logit, merged, param
 from titans_jax.sharding import ROWS
 
 
@@ -164,24 +163,44 @@ class MemoryLayer(nnx.Module):
         restart: Array | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, MemoryState, Look, Weights | None]:
-        """Write and read x [B, T, E].
+        """Write and read x [B, T, E]; the arguments are those of `write`.
+
+        Returns y, state, what there is to see, and with a residual this memory's own.
+        """
+        reads, state, look, learned = self.write(x, state, age, span=span, restart=restart, residual=residual)
+        return self.say(x, reads), state, look, learned
+
+    def write(
+        self,
+        x: Array,
+        state: MemoryState,
+        age: Array,
+        *,
+        span: Span | None = None,
+        restart: Array | None = None,
+        residual: Weights | None = None,
+    ) -> tuple[Array, MemoryState, Look, Weights | None]:
+        """Write x [B, T, E], and read after each token: what a stream must do in order.
 
         age: [B, T]. span: which rows are tokens. restart: [B, T] bool, where the memory begins anew (at a chunk's
-        start). residual: [B, H, chunks, in, out], what the memory below has learned. Returns y, state, what there is
-        to see, and with a residual this memory's own.
+        start). residual: [B, H, chunks, in, out], what the memory below has learned. Returns reads [B, H, T, D], and
+        the rest as a call does.
         """
         (q, k, v), conv = self.project(x, state.conv, age, span)
         q, k = l2_normalise(q), l2_normalise(k)
         gates = self.hold_back(self.gates(x), state.memory, k, v)
-        y, memory, info = self._update(state.memory, (q, k, v, gates), span, restart, residual)
-        y = self.merge(y) * jax.nn.silu(self.gate(x))
+        reads, memory, info = self._update(state.memory, (q, k, v, gates), span, restart, residual)
         rate, keep = (gate.mean(-1) if gate.ndim == 4 else gate for gate in (gates.rate, gates.keep))
         look = Look(*info[:5], rate, gates.momentum, keep)
         learned = None
         if residual is not None:
             begun = self.rule.retention.link(self.initial())
             learned = jax.tree.map(lambda anchor, w: anchor - w[:, None], info.anchors, begun)
-        return self.out(y), MemoryState(memory, conv), look, learned
+        return reads, MemoryState(memory, conv), look, learned
+
+    def say(self, x: Array, reads: Array) -> Array:
+        """W_O(RMSNorm(reads) * silu(x W_g)), of each token alone. x: [B, T, E]; reads: [B, H, T, D] -> [B, T, E]."""
+        return self.out(self.merge(reads) * jax.nn.silu(self.gate(x)))
 
     def project(
         self, x: Array, conv: Array | None, age: Array, span: Span | None = None
@@ -261,24 +280,7 @@ def _first_weights(config: MemoryConfig, key: Array) -> Weights:
     return rule.retention.lift(rule.architecture.init(key))
 
 
-def by_head(x: Array, heads: int) -> Array:
-    """[B, T, H D] -> [B, H, T, D]."""
-    shape = (*x.shape[:2], heads, x.shape[2] // heads)
-    return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
-
-
-def merged(y: Array) -> Array:
-    """[B, H, T, D] -> [B, T, H D]."""
-    y = y.swapaxes(1, 2)
-    return y.reshape(*y.shape[:2], -1)
-
-
 def spread(x: Array, batch: int, *axes: str | None) -> Array:
     """[1, ...] once for every sequence, [B, ...]: an array of its own, split over its logical axes."""
     shape = (batch, *x.shape[1:])
     return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
-
-
-def logit(p: float) -> float:
-    """The number whose sigmoid is p."""
-    return math.log(p / (1 - p))

@@ -32,6 +32,11 @@ BLOCKS: dict[str, type[Block]] = {
 }
 
 
+UNROLLED = 4
+"""Repeats of the pattern that are written out: a loop would stack all that the backward pass needs of each layer, a
+tenth of a training step on a CPU. More are scanned, so that compile time does not grow with depth."""
+
+
 class LMState(NamedTuple):
     """A stream's state: one per block of the pattern, stacked over its layers; age [B] tokens into the document."""
 
@@ -42,7 +47,7 @@ class LMState(NamedTuple):
 class LM(nnx.Module):
     """Tokens to logits, one text for training, prefill and decode: `logits, state, look = model(tokens, state)`.
 
-    The layers of each block of the pattern are stacked and scanned, so compile time does not grow with depth.
+    The layers of each block of the pattern are stacked and, where they are many, scanned.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -116,7 +121,9 @@ class LM(nnx.Module):
 
         body = jax.checkpoint(layer) if c.remat else layer
         carry = (first.x, first.values, first.learned)
-        (x, _, _), (blocks, look) = lax.scan(body, carry, (tuple(self.blocks), state.blocks))
+        (x, _, _), (blocks, look) = lax.scan(
+            body, carry, (tuple(self.blocks), state.blocks), unroll=c.repeats <= UNROLLED
+        )
         look = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), look)
         logits = self.head(self.norm(x)).astype(jnp.float32)
         return logits, LMState(blocks, age[:, -1] + 1), look
@@ -144,7 +151,8 @@ class LM(nnx.Module):
     def unit(self) -> int:
         """Tokens after which every layer stands as at a stream's beginning: at a chunk's and a segment's start."""
         c = self.config
-        return math.lcm(c.memory.chunk, c.segment if "mac" in c.pattern else 1)
+        segments = "mac" in c.pattern or c.attention == "segmented"
+        return math.lcm(c.memory.chunk, c.segment if segments else 1)
 
     def embed(self, tokens: Array, age: Array) -> Array:
         """[B, T] -> [B, T, E], with added positions where the configuration has them."""
