@@ -68,6 +68,21 @@ def test_attention_is_a_softmax_over_what_its_kind_sees(kind, positions, persist
         np.testing.assert_allclose(np.concatenate([first, rest], 1)[row], want, atol=2e-6)
 
 
+@pytest.mark.parametrize("persistent", [0, 3])
+def test_whole_segments_are_read_apart_and_leave_the_cache_that_any_call_leaves(persistent):
+    config = config_of({"block": "transformer"}, attention="segmented", persistent=persistent)
+    layer = layer_of(Attention, config)
+    x = np.random.default_rng(5).normal(size=(1, 5 * SLOTS, config.dim)).astype(np.float32)
+    age = np.r_[np.arange(3 * SLOTS + 2), np.arange(2 * SLOTS - 2)][None]  # a new document inside the fourth segment
+    _, state = call(layer, x[:, : 2 * SLOTS], age=age[:, : 2 * SLOTS])
+    rest = x[:, 2 * SLOTS :], state, age[:, 2 * SLOTS :]
+    y, after = jit(lambda x, state, age: layer(x, state, age, None, aligned=True)[:2])(*rest)
+    want = oracle(layer, np.float64(x[0]), "segmented", [0, 3 * SLOTS + 2])[2 * SLOTS :]
+    np.testing.assert_allclose(y[0], want, atol=2e-6)
+    for own, other in zip(after, call(layer, *rest)[1], strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
 def test_value_residual_mixes_the_first_layers_values_in():
     p = layer_of(Projections, config_of({"block": "transformer", "residual": "value"}))
     x, y = np.random.default_rng(2).normal(size=(2, 1, 4, p.config.dim)).astype(np.float32)
