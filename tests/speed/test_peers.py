@@ -44,7 +44,7 @@ def test_each_library_in_its_own_process_and_ratios_of_a_token(tmp_path, monkeyp
     theirs = {key[0] for key, python in started.items() if python == "other"}
     ours = {key[0] for key, python in started.items() if python == sys.executable}
     assert all("torch_peer" in target for target in theirs) and not any("torch_peer" in target for target in ours)
-    assert len(started) == 7
+    assert len(started) == 8
     written = json.loads((tmp_path / "peers.json").read_text())
     row = written["ratios"]["titans-pytorch over ours: memory, the same recurrence"]
     assert row["times_cpu"] == (64 / (2 * 256)) / (2 / (2 * 1024))  # of one token each

@@ -1,5 +1,6 @@
 """What is timed of our models: a memory layer, a training step, the next token. Each function returns a timer."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +30,14 @@ def model_of(block: str, **changes: Any) -> ModelConfig:
     return ModelConfig(block, dim=256, depth=4, attention="segmented", segment=64, memory=memory, **changes)
 
 
-def memory_layer(length: int, batch: int) -> Timer:
-    """A memory with its projections and gates: its gradient in x [B, T, 256] and in every parameter."""
-    graphdef, params = nnx.split(MemoryLayer(model_of("lmm"), rngs=nnx.Rngs(0)))
+def memory_layer(length: int, batch: int, **changes: Any) -> Timer:
+    """A memory with its projections and gates: its gradient in x [B, T, 256] and in every parameter.
+
+    changes: of its `MemoryConfig`.
+    """
+    config = model_of("lmm")
+    config = dataclasses.replace(config, memory=dataclasses.replace(config.memory, **changes))
+    graphdef, params = nnx.split(MemoryLayer(config, rngs=nnx.Rngs(0)))
     x, cotangent = jax.random.normal(jax.random.key(1), (2, batch, length, 256))
     age = jnp.broadcast_to(jnp.arange(length), (batch, length))
 

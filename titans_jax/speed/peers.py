@@ -12,14 +12,15 @@ from titans_jax.speed.writing import WRITTEN
 from titans_jax.training.bench import Rows
 
 CONTEXT = 4096
+ALIKE = "memory of the peer's parts"
+"""No convolution, and what is forgotten does not return to where the memory began: titans-pytorch has neither."""
 
-
+EXACT, COARSE = (f"titans-pytorch memory, chunk_size {chunk}" for chunk in (1, 64))
 PAIRS = {
-    "titans-pytorch over ours: memory, the same recurrence": ("titans-pytorch memory, chunk_size 1", "memory"),
-    "titans-pytorch over ours: memory, there one momentum step a chunk": (
-        "titans-pytorch memory, chunk_size 64",
-        "memory",
-    ),
+    "titans-pytorch over ours: memory, the same recurrence": (EXACT, ALIKE),
+    "titans-pytorch over ours: memory, there one momentum step a chunk": (COARSE, ALIKE),
+    "titans-pytorch over ours: memory as our models have it, there the recurrence": (EXACT, "memory"),
+    "titans-pytorch over ours: memory as our models have it, there one momentum step a chunk": (COARSE, "memory"),
     "titans-pytorch over ours: training step of MAC": ("titans-pytorch MAC training step", "MAC training step"),
     f"titans-pytorch over ours: next token after {CONTEXT:,}": ("titans-pytorch MAC next token", "MAC next token"),
 }
@@ -52,8 +53,9 @@ def subjects(start: Start, python: str, batch: int) -> dict[str, Subject]:
     long, short = dict(length=1024, batch=batch), dict(length=256, batch=batch)
     return {
         "memory": ours("models:memory_layer", 1024 * batch, **long),
-        "titans-pytorch memory, chunk_size 1": theirs("memory", 256 * batch, chunk=1, **short),
-        "titans-pytorch memory, chunk_size 64": theirs("memory", 1024 * batch, chunk=64, **long),
+        ALIKE: ours("models:memory_layer", 1024 * batch, conv=0, home=False, **long),
+        EXACT: theirs("memory", 256 * batch, chunk=1, **short),
+        COARSE: theirs("memory", 1024 * batch, chunk=64, **long),
         "MAC training step": ours("models:training_step", 1024 * batch, block=MAC, **long),
         "titans-pytorch MAC training step": theirs("training_step", 1024 * batch, **long),
         "MAC next token": ours("writing:tokens", WRITTEN, block=MAC, context=CONTEXT, read=True),
