@@ -69,7 +69,8 @@ def test_every_block_with_every_residual(run_python, block):
     residual = {"lmm": "weight", "transformer": "value"}.get(block, "both")
     row = dict(block=block, residual=residual, positions="learned", persistent=3)
     meshes = MESHES if block == "mac" else MESHES[2:]
-    check(run_python, meshes, row, optimizer="sgd", restarts=block in ("mac", "mag"), heads=2)
+    depth = {"lmm": 5, "transformer": 5}.get(block, 2)  # so many are scanned
+    check(run_python, meshes, row, optimizer="sgd", restarts=block in ("mac", "mag"), heads=2, depth=depth)
 
 
 @pytest.mark.slow

@@ -105,6 +105,25 @@ def test_nnx_graph_mode_and_tree_mode(graph, mac):
     )
 
 
+def test_layers_that_are_scanned_are_those_that_are_written_out(monkeypatch):
+    model = subject(config_of({"block": "mac", "residual": "both"}))
+    text = np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
+
+    def found(unrolled: int):
+        monkeypatch.setattr("titans_jax.nn.model.UNROLLED", unrolled)
+
+        def loss(params):
+            logits, state, look = nnx.merge(model.graphdef, params)(text, model.start)
+            return (logits**2).mean(), (logits, state, look)
+
+        return str(jax.make_jaxpr(loss)(model.params)), jit(jax.grad(loss, has_aux=True))(model.params)
+
+    (loop, scanned), (straight, written) = found(1), found(2)
+    assert loop != straight
+    for own, other in zip(jax.tree.leaves(scanned), jax.tree.leaves(written), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["mac", "mal", "transformer"])
 def test_compile_time_does_not_grow_with_depth(block):
