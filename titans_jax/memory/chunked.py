@@ -96,7 +96,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
             y = near @ delta[name]
         for i, z in enumerate(sources(state)):
             c = start[:, i, None] if axis is None else start[:, i]
-            y += c * (x @ z[name]) if axis == "out" else (c * x) @ z[name]
+            y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
         return y
 
     return linear

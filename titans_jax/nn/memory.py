@@ -115,7 +115,7 @@ class MemoryLayer(nnx.Module):
             count, chunk = self.persistent.shape[0], self.config.chunk
             rows = -(-count // chunk) * chunk  # on the grid of chunks: the call need not be shifted
             tokens = jnp.pad(self.persistent[...], [(0, rows - count), (0, 0)])[None].astype(self.dtype)
-            _, state, _, _ = self(tokens, state, jnp.arange(rows)[None], span=Span(0, count))
+            _, state, _, _ = self.write(tokens, state, jnp.arange(rows)[None], span=Span(0, count))
             begun = state.memory
             memory = begun._replace(
                 anchor=begun.dual,
