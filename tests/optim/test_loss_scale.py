@@ -38,22 +38,25 @@ def test_a_gradient_that_is_not_finite_changes_only_the_scale():
     assert state.loss_scale == 1
 
 
-def experiment(dtype, block="transformer"):
+def experiment(dtype, block="transformer", seed=0):
     memory = MemoryConfig(heads=1, head_dim=8, chunk=16)
     sizes = dict(dim=32, depth=1, heads=2, head_dim=8, window=32, segment=16, memory=memory)
     model = ModelConfig(block=block, vocab_size=256, dtype=dtype, **sizes)
     optim = OptimConfig(peak_rate=1e-2, warmup=2)
-    return Experiment("half", model, DataConfig(sequence=32, batch=4), optim, TrainConfig(steps=20))
+    return Experiment("half", model, DataConfig(sequence=32, batch=4), optim, TrainConfig(steps=20, seed=seed))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["transformer", "mac"])
 def test_twenty_steps_in_float16_are_nearly_those_in_float32(block):
-    with progress(40, "fit") as bar:
-        half, whole = (fit(experiment(dtype, block), bar).losses for dtype in ("float16", "float32"))
-    assert half != whole
-    np.testing.assert_allclose(half, whole, atol=0.03)  # 0.019 to 0.021 at the third step, by the order of sums
-    assert whole[-1] < whole[0] - 1
+    """Mean gap of loss over steps and seeds: Adam's first steps are signs, so one step of one seed says little."""
+    gaps = []
+    for seed in range(3):
+        with progress(40, "fit") as bar:
+            half, whole = (fit(experiment(dtype, block, seed), bar).losses for dtype in ("float16", "float32"))
+        gaps.append(np.abs(np.subtract(half, whole)))
+        assert whole[-1] < whole[0] - 1
+    assert 0 < np.mean(gaps) < 0.008, np.round(gaps, 4)  # MAC: 0.0054, and 0.0061 with sums in another order
 
 
 @pytest.mark.slow
