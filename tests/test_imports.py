@@ -13,7 +13,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
-LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots"}  # import no other part
+LEAVES = {
+    "memory",
+    "sharding",
+    "optim",
+    "data",
+    "loss",
+    "metrics",
+    "checkpoint",
+    "pages",
+    "plots",
+}  # import no other part
 MIDDLE = {"nn", "config", "decode", "streaming", "inner_loop", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
@@ -30,7 +40,8 @@ ARROWS: dict[str, set[str]] = {
     "needle": LEAVES | MIDDLE | {"training", "export"},
     "speed": LEAVES | MIDDLE | {"training"},
     "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle", "speed"},
-    "train.py": {"config", "training", "evaluation"},
+    "__main__": {"cli", "pages"},
+    "train.py": {"pages", "config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }
 ONLY_JAX = {"memory", "sharding"}
