@@ -39,12 +39,13 @@ def test_only_what_was_put_there_is_taken_away():
 
 
 @pytest.mark.skipif(not GLIBC, reason="needs glibc")
-def test_the_command_line_begins_in_them(run_python, monkeypatch):
+@pytest.mark.parametrize(("command", "tunables"), [("train", HUGE), ("bench", HUGE), ("stream", None)])
+def test_commands_that_train_begin_in_them(command, tunables, run_python, monkeypatch):
     monkeypatch.delenv(NAME, raising=False)
     source = (
-        "import os, runpy, sys; sys.argv = ['titans-jax', '--help']\n"
+        f"import os, runpy, sys; sys.argv = ['titans-jax', {command!r}, '--help']\n"
         "try: runpy.run_module('titans_jax', run_name='__main__', alter_sys=True)\n"
         "finally: print(os.environ.get('GLIBC_TUNABLES'))"
     )
     said = run_python("-c", source).stdout
-    assert "usage: titans-jax" in said and said.endswith(f"{HUGE}\n")
+    assert f"usage: titans-jax {command}" in said and said.endswith(f"{tunables}\n")
