@@ -1,4 +1,4 @@
-"""A small MAC that learns to say a pass key hidden in 512 bytes; change --model.block for its rivals."""
+"""A small LMM that learns to say a pass key hidden in 512 bytes; change --model.block for its rivals."""
 
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
@@ -10,7 +10,7 @@ def get_config() -> Experiment:
     return Experiment(
         name="passkey",
         model=ModelConfig(
-            block="mac",
+            block="lmm",
             dim=64,
             depth=2,
             heads=2,
@@ -21,7 +21,7 @@ def get_config() -> Experiment:
             memory=MemoryConfig(rule="deltanet", heads=2, head_dim=32, chunk=64, forget=1e-5),
         ),
         data=DataConfig(task="passkey", sequence=512, batch=8),
-        optim=OptimConfig(name="muon", peak_rate=0.01, warmup=30),
+        optim=OptimConfig(name="muon", peak_rate=0.03, warmup=30),
         train=TrainConfig(
             steps=3000, eval_every=200, save_every=200, eval_batches=4, prompt="The pass key is ", sample=64
         ),
