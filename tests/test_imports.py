@@ -13,17 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
-LEAVES = {
-    "memory",
-    "sharding",
-    "optim",
-    "data",
-    "loss",
-    "metrics",
-    "checkpoint",
-    "pages",
-    "plots",
-}  # import no other part
+# leaves import no other part
+LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "pages", "plots"}
 MIDDLE = {"nn", "config", "decode", "streaming", "inner_loop", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),

@@ -9,9 +9,12 @@ from titans_jax import pages
 from titans_jax.pages import HUGE, NAME
 
 GLIBC = platform.libc_ver()[0] == "glibc"
-SAY = (
-    "import os, sys; from titans_jax import pages; pages.huge_pages();print(os.environ.get('GLIBC_TUNABLES'), sys.argv)"
-)
+SAY = """
+import os, sys
+from titans_jax import pages
+pages.huge_pages()
+print(os.environ.get('GLIBC_TUNABLES'), sys.argv)
+"""
 
 
 @pytest.mark.skipif(not GLIBC, reason="needs glibc")
