@@ -8,6 +8,7 @@ import pytest
 
 from titans_jax import cli
 from titans_jax.speed import growth
+from titans_jax.speed.processes import once
 
 
 def test_command_weighs_each_length_in_its_own_process(tmp_path, monkeypatch, capsys):
@@ -35,8 +36,7 @@ def test_command_weighs_each_length_in_its_own_process(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_training_counts_what_its_tokens_hold():
-    take = growth.training(1024)
-    taken = take()
+    taken = once(f"{growth.__name__}:training", length=4096)()  # in a worker, other tests' memory would be used again
     if "bytes_per_token" not in taken:
         pytest.skip("this system does not let a process forget its peak")
     inputs_and_gradients = 7 * 256 * 4  # q, k, v, the cotangent, and the gradients of q, k, v
