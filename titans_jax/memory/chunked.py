@@ -13,16 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from titans_jax.memory import hindsight
 from titans_jax.memory.base import Gates, Info, Rule, State, Weights, Window, losses, norm
+from titans_jax.memory.boundary import boundary, cut
 from titans_jax.memory.response import Responses, responses
 from titans_jax.memory.scan import (
     Call,
     Engine,
     anew,
     begun,
-    boundary,
     combine,
     components,
     covers,
@@ -96,7 +97,8 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
             y = near @ delta[name]
         for i, z in enumerate(sources(state)):
             c = start[:, i, None] if axis is None else start[:, i]
-            y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
+            before = axis == "in" or axis is None and x.shape[1] < y.shape[1]  # where there are fewer numbers
+            y += (c * x) @ z[name] if before else c * (x @ z[name])
         return y
 
     return linear
@@ -109,19 +111,21 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
     def leaf(i: int, name: str) -> Array:
         axis, r = response.of(rule.architecture, name)
         steps = r.last_steps[i, :, None] if axis is None else r.last_steps[i]
-        a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
+        a, d = inputs[name], delta[name]
+        after = axis == "out" or axis is None and d.shape[1] < a.shape[1]
+        a, d = (a, steps * d) if after else (steps * a, d)
         return combine(r.last_start[i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
 
     return [{name: leaf(i, name) for name in state.dual} for i in moving(state)]
 
 
 def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> Engine:
-    """`lax.scan` over chunks for one way to take the gradients; a call that begins inside a chunk is shifted to it."""
+    """A scan over chunks for one way to take the gradients; a call that begins inside a chunk is shifted to it."""
     if not rule.retention.identity and rule.retention.every == "token":
         raise NotImplementedError("a link at every token: the weights of single tokens have no rank-one form")
 
     def block(
-        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any
+        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any, after: Any
     ) -> Any:
         tokens, state = seen(state, k, v, gates, real)
         inputs, delta, surprise = gradients(rule, state, response, residual, tokens)
@@ -131,15 +135,16 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
         z = _carry(rule, state, response, inputs, delta)
         new = moved(state, z, state.step + real.sum(dtype=state.step.dtype))
-        ended, cut = boundary(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
+        ended, scales = boundary(rule, new, jax.tree.map(lambda x: x[-1], gates), clip, after)
         ends = real[-1]
-        new, cut = select(ends, ended, new), ends & cut
+        new = select(ends, ended, new)
         momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros(())
 
         def held(x: Array) -> Array:
             return jnp.broadcast_to(x, surprise.shape).astype(surprise.dtype)
 
-        return new, (y, Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(cut)))
+        info = Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(ends & cut(scales)))
+        return new, (y, info, scales)
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
@@ -156,27 +161,27 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
             state = state._replace(home=home)
             return begun(rule.retention, state) if whole else state
 
-        def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
+        def body(state: State, xs: tuple[Any, ...], after: Any) -> tuple[State, Any, Any]:
             q, k, v, gates, real, mask, residual, response = xs
             real = jnp.ones(chunk, bool) if whole else real
             state = anew(restart, mask[0] & real[0], known(state))
             anchors = None if residual is None else rule.retention.link(state.anchor)
 
-            def write(state: State) -> tuple[State, tuple[Array, Info]]:
-                new, out = block(known(state), q, k, v, gates, real, response, residual)
+            def write(state: State) -> tuple[State, tuple[Array, Info, list[Array]]]:
+                new, out = block(known(state), q, k, v, gates, real, response, residual, after)
                 return carried(new), out
 
             state = carried(state)
-            new, (y, info) = write(state) if whole else where_any(real, write, state)
-            return new, (y, info, anchors)
+            new, (y, info, scales) = write(state) if whole else where_any(real, write, state)
+            return new, (y, info, anchors), scales
 
         def run(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             # the learner's response depends on the gates alone: of many chunks at once, before the scan
             answer = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, xs[3], xs[4], jnp.arange(chunk))
             if len(xs[4]) > 1:
-                return lax.scan(jax.checkpoint(body), state, (*xs, answer))
+                return hindsight.scan(body, state, (*xs, answer))
             # a single one needs neither a loop nor a second forward pass
-            state, out = body(state, jax.tree.map(lambda x: x[0], (*xs, answer)))
+            state, out, _ = body(state, jax.tree.map(lambda x: x[0], (*xs, answer)), None)
             return state, jax.tree.map(lambda x: x[None], out)
 
         xs = (q, k, v, gates, real, mask, residual)
