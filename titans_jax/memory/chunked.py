@@ -97,8 +97,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
             y = near @ delta[name]
         for i, z in enumerate(sources(state)):
             c = start[:, i, None] if axis is None else start[:, i]
-            before = axis == "in" or axis is None and x.shape[1] < y.shape[1]  # where there are fewer numbers
-            y += (c * x) @ z[name] if before else c * (x @ z[name])
+            y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
         return y
 
     return linear
@@ -111,9 +110,7 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
     def leaf(i: int, name: str) -> Array:
         axis, r = response.of(rule.architecture, name)
         steps = r.last_steps[i, :, None] if axis is None else r.last_steps[i]
-        a, d = inputs[name], delta[name]
-        after = axis == "out" or axis is None and d.shape[1] < a.shape[1]
-        a, d = (a, steps * d) if after else (steps * a, d)
+        a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
         return combine(r.last_start[i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
 
     return [{name: leaf(i, name) for name in state.dual} for i in moving(state)]
