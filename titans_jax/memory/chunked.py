@@ -97,8 +97,7 @@ def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta:
             y = near @ delta[name]
         for i, z in enumerate(sources(state)):
             c = start[:, i, None] if axis is None else start[:, i]
-            before = axis == "in" or axis is None and x.shape[1] < y.shape[1]  # where there are fewer numbers
-            y += (c * x) @ z[name] if before else c * (x @ z[name])
+            y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
         return y
 
     return linear
