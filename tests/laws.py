@@ -120,11 +120,6 @@ MEMBERS = [Member(name, rule, gradients=name in PRESETS or name not in FAST) for
 MEMBERS += [Member(name, rule, channel=True) for name, rule in RULES.items() if name in CHANNELS and reads_keep(rule)]
 
 
-def off(got: Any, want: Any) -> float:
-    """The largest difference, relative to 1 + the largest of what is wanted."""
-    return float(np.abs(got - want).max() / (1 + np.abs(want).max()))
-
-
 def close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
     """Every entry finite, and within tolerance of the wanted, relative to 1 + the array's largest."""
     paths = jax.tree_util.tree_leaves_with_path(want)
@@ -134,7 +129,7 @@ def close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
         assert a.shape == b.shape, label
         assert np.isfinite(a).all() and np.isfinite(b).all(), f"{label} is not finite"
         if a.size:
-            error = off(a, b)
+            error = np.abs(a - b).max() / (1 + np.abs(b).max())
             assert error <= tolerance, f"{label}: off by {error:.1e}"
 
 
@@ -145,16 +140,6 @@ def same(got: Any, want: Any, what: str = "") -> None:
 
 
 # The laws.
-
-
-def lost_in_float32(member: Member) -> float:
-    """How far the recurrence in float32 is from itself in float64: values, state, and gradients by everything."""
-    case = situations(member, dtype="float32")
-    exact = jax.tree.map(lambda x: x.astype("float64") if x.dtype == "float32" else x, case)
-    y, state, _, slopes = rowwise(member, "recurrent", CHUNK, member.gradients)(case)
-    wanted = rowwise(member, "recurrent", CHUNK, member.gradients)(exact)
-    pairs = zip(*(jax.tree.leaves(x) for x in ((y, state, slopes), (wanted[0], wanted[1], wanted[3]))), strict=True)
-    return max(off(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs if a.size)
 
 
 def equal_to_recurrent(

@@ -29,8 +29,7 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
 
     Returns:
       Memory(init, read, update) for one sequence and one head. Arithmetic is float32 (float64 if the inputs are)
-      whatever the inputs' dtype; y has the dtype of q. Calls of many chunks have gradients in reverse mode, of any
-      order, and forward mode over it; forward mode alone is the recurrent implementation's.
+      whatever the inputs' dtype; y has the dtype of q.
       update takes, beside state, q, k, v [T, D] and Gates: `span`, where only some rows are tokens (the rows then lie
       on the grid of chunks, T a multiple of chunk, the first token at `state.step % chunk`); `restart`, where the
       memory begins anew; `residual` [chunks, in, out], added to the weights at which each chunk's gradients are taken:

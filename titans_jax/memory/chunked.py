@@ -13,17 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from titans_jax.memory import hindsight
 from titans_jax.memory.base import Gates, Info, Rule, State, Weights, Window, losses, norm
-from titans_jax.memory.boundary import boundary, cut
 from titans_jax.memory.response import Responses, responses
 from titans_jax.memory.scan import (
     Call,
     Engine,
     anew,
     begun,
+    boundary,
     combine,
     components,
     covers,
@@ -117,12 +116,12 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
 
 
 def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> Engine:
-    """A scan over chunks for one way to take the gradients; a call that begins inside a chunk is shifted to it."""
+    """`lax.scan` over chunks for one way to take the gradients; a call that begins inside a chunk is shifted to it."""
     if not rule.retention.identity and rule.retention.every == "token":
         raise NotImplementedError("a link at every token: the weights of single tokens have no rank-one form")
 
     def block(
-        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any, after: Any
+        state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any
     ) -> Any:
         tokens, state = seen(state, k, v, gates, real)
         inputs, delta, surprise = gradients(rule, state, response, residual, tokens)
@@ -132,16 +131,15 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
         y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
         z = _carry(rule, state, response, inputs, delta)
         new = moved(state, z, state.step + real.sum(dtype=state.step.dtype))
-        ended, scales = boundary(rule, new, jax.tree.map(lambda x: x[-1], gates), clip, after)
+        ended, cut = boundary(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
         ends = real[-1]
-        new = select(ends, ended, new)
+        new, cut = select(ends, ended, new), ends & cut
         momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros(())
 
         def held(x: Array) -> Array:
             return jnp.broadcast_to(x, surprise.shape).astype(surprise.dtype)
 
-        info = Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(ends & cut(scales)))
-        return new, (y, info, scales)
+        return new, (y, Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(cut)))
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call
@@ -158,27 +156,27 @@ def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> 
             state = state._replace(home=home)
             return begun(rule.retention, state) if whole else state
 
-        def body(state: State, xs: tuple[Any, ...], after: Any) -> tuple[State, Any, Any]:
+        def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, gates, real, mask, residual, response = xs
             real = jnp.ones(chunk, bool) if whole else real
             state = anew(restart, mask[0] & real[0], known(state))
             anchors = None if residual is None else rule.retention.link(state.anchor)
 
-            def write(state: State) -> tuple[State, tuple[Array, Info, list[Array]]]:
-                new, out = block(known(state), q, k, v, gates, real, response, residual, after)
+            def write(state: State) -> tuple[State, tuple[Array, Info]]:
+                new, out = block(known(state), q, k, v, gates, real, response, residual)
                 return carried(new), out
 
             state = carried(state)
-            new, (y, info, scales) = write(state) if whole else where_any(real, write, state)
-            return new, (y, info, anchors), scales
+            new, (y, info) = write(state) if whole else where_any(real, write, state)
+            return new, (y, info, anchors)
 
         def run(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             # the learner's response depends on the gates alone: of many chunks at once, before the scan
             answer = jax.vmap(responses, in_axes=(None, 0, 0, None))(rule, xs[3], xs[4], jnp.arange(chunk))
             if len(xs[4]) > 1:
-                return hindsight.scan(body, state, (*xs, answer))
+                return lax.scan(jax.checkpoint(body), state, (*xs, answer))
             # a single one needs neither a loop nor a second forward pass
-            state, out, _ = body(state, jax.tree.map(lambda x: x[0], (*xs, answer)), None)
+            state, out = body(state, jax.tree.map(lambda x: x[0], (*xs, answer)))
             return state, jax.tree.map(lambda x: x[None], out)
 
         xs = (q, k, v, gates, real, mask, residual)

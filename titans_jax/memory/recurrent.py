@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, Window, dense, losses, norm
-from titans_jax.memory.boundary import boundary, cut
 from titans_jax.memory.delta import add_erased, erased
 from titans_jax.memory.muon import orthogonal_step
 from titans_jax.memory.response import responses
@@ -15,6 +14,7 @@ from titans_jax.memory.scan import (
     Call,
     Engine,
     anew,
+    boundary,
     chunks_of,
     combine,
     components,
@@ -58,14 +58,10 @@ def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
         y = apply(dense(acting(sources(new)[0])), q[None])[0]
 
         ends = real & (new.step % chunk == 0)
-
-        def end(state: State) -> tuple[State, Array]:
-            state, scales = boundary(rule, state, gates, clip)
-            return state, cut(scales)
-
-        new, was_cut = lax.cond(ends, end, lambda state: (state, jnp.zeros((), bool)), new)
+        end = lambda state: boundary(rule, state, gates, clip)  # noqa: E731
+        new, cut = lax.cond(ends, end, lambda state: (state, jnp.zeros((), bool)), new)
         momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros_like(surprise)
-        return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), was_cut.astype(surprise.dtype))
+        return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut.astype(surprise.dtype))
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
         q, k, v, gates, span, restart, residual = call

@@ -1,4 +1,4 @@
-"""What the engines share: the grid of chunks, a memory's state as components, and the walk over them."""
+"""What the engines share: the grid of chunks, a memory's state as components, and the chunk's end."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,9 @@ from titans_jax.memory.base import (
     State,
     Weights,
     Window,
+    norm,
 )
+from titans_jax.memory.muon import orthogonal_step
 
 
 class Call(NamedTuple):
@@ -155,9 +157,46 @@ def combine(coefficients: Array, axis: str | None, leaves: list[Array]) -> Array
     return sum(c.reshape(shape) * leaf for c, leaf in zip(coefficients, leaves, strict=True))
 
 
+def boundary(rule: Rule, state: State, gates: Gates, clip: float | None) -> tuple[State, Array]:
+    """End a chunk of which the last token had these gates; returns the state and whether anything was cut.
+
+    What the learner does once a chunk comes first. Then the clip bounds what the chunk may change and what momentum may
+    carry: A -> anchor + (A - anchor) min(1, clip/|A - anchor|) and S -> S min(1, clip/|S|), but no S of which only the
+    directions count. It acts at the chunk's end only, so it is causal and the same under any split. A chunk that is not
+    finite is undone, and leaves no token in a window. `clip=None` is the paper. It bounds the dual: what that means for
+    the weights is said with each retention. Then the retention's end, the anchor, and weights carried beside the dual.
+    """
+    learner, retention, cut = rule.learner, rule.retention, jnp.zeros((), bool)
+    if learner.size is not None and learner.per == "chunk":
+        state = orthogonal_step(state, learner.size(gates))
+    if clip is not None:
+        change = jax.tree.map(jnp.subtract, state.dual, state.anchor)
+        finite = jnp.isfinite(norm(change))
+        window = jax.tree.map(lambda x: jnp.where(finite, x, 0), state.window)
+        change, cut = _shrink(change, clip)
+        traces = [_shrink(trace, clip if learner.size is None else None) for trace in state.learner]
+        cut = jnp.stack([cut, *(c for _, c in traces)]).any()
+        dual = jax.tree.map(jnp.add, state.anchor, change)
+        state = state._replace(dual=dual, learner=tuple(t for t, _ in traces), window=window)
+    if retention.end is not None:
+        assert state.home is not None
+        state = state._replace(dual=retention.end(state.dual, state.home))
+    return begun(retention, state), cut
+
+
 def begun(retention: Retention, state: State) -> State:
     """A state in which a chunk begins: its anchor, and the weights carried beside the dual, are the dual's."""
     return state._replace(anchor=state.dual, weights=_carried(retention, state.dual))
+
+
+def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
+    size = norm(tree)
+    finite = jnp.isfinite(size)
+    tree = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), tree)
+    if bound is None:
+        return tree, ~finite
+    scale = jnp.minimum(1.0, bound / jnp.where(finite, size, 1.0))
+    return jax.tree.map(lambda x: x * scale, tree), ~finite | (size > bound)
 
 
 def where_any(real: Array, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
