@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.compiling import QUICK
+from tests.jaxprs import inner_jaxprs
 from tests.laws import MEMBERS, RULES, close, in_fast_lane, same
 from tests.memory.situations import CHUNK, Case, row, situations
 from titans_jax.memory import PRESETS, Gates, Restart, Span, State, miras
@@ -124,24 +125,10 @@ def test_weight_residual_is_the_same_in_chunks(name: str, aligned: bool) -> None
     same(jax.tree.map(lambda a: a[0], anchors), case.state.anchor)
 
 
-def _jaxprs(value: Any) -> Iterator[Any]:
-    """Every jaxpr inside an equation's parameter: scan, cond, checkpoint, jit and what they hold."""
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _jaxprs(item)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield value.jaxpr
-
-
 def largest(jaxpr: Any) -> int:
     """Elements of the largest array that any equation makes."""
-    sizes = [0]
-    for equation in jaxpr.eqns:
-        sizes += [x.aval.size for x in equation.outvars]
-        sizes += [largest(inner) for value in equation.params.values() for inner in _jaxprs(value)]
-    return max(sizes)
+    sizes = [x.aval.size for equation in jaxpr.eqns for x in equation.outvars]
+    return max([0, *sizes, *map(largest, inner_jaxprs(jaxpr))])
 
 
 def largest_of(name: str, channel: bool, implementation: str, length: int, dim: int, chunk: int) -> tuple[int, int]:

@@ -105,7 +105,7 @@ def subject(config: ModelConfig, make: Callable[..., nnx.Module] = LM) -> Subjec
 def config_of(row: dict[str, Any], **changes: Any) -> ModelConfig:
     """A row of options as a configuration; None is whatever the default is, because it does not matter."""
     row = {key: value for key, value in row.items() if value is not None}
-    fields = ("rule", "channel_keep", "conv", "chunk", "max_rate", "shard", "local_chunks")
+    fields = ("rule", "channel_keep", "conv", "chunk", "max_rate", "shard", "local_chunks", "matmul_dtype")
     memory = {key: row.pop(key) for key in fields if key in row}
     residual = row.pop("residual", "none")
     cms = {"periods": (SEGMENT, 2 * SEGMENT)} | row.pop("cms", {})

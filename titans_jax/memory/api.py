@@ -8,6 +8,7 @@ from titans_jax.memory.base import Gates, Info, Learner, Memory, Restart, Rule, 
 from titans_jax.memory.chunked import chunked
 from titans_jax.memory.delta import delta
 from titans_jax.memory.exact import exact
+from titans_jax.memory.matmul import MATMULS
 from titans_jax.memory.recurrent import recurrent
 from titans_jax.memory.response import unroll
 from titans_jax.memory.scan import Call, Engine, begin, chunks_of
@@ -15,7 +16,14 @@ from titans_jax.memory.scan import Call, Engine, begin, chunks_of
 IMPLEMENTATIONS = {"exact": exact, "delta": delta, "chunked": chunked, "recurrent": recurrent}  # tried in this order
 
 
-def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: float | None = 1.0) -> Memory:
+def miras(
+    rule: Rule,
+    *,
+    chunk: int,
+    implementation: str | None = None,
+    clip: float | None = 1.0,
+    matmul_dtype: str = "float32",
+) -> Memory:
     """The memory that a rule describes (MIRAS, arXiv 2504.13173, as the recurrence at the top of `memory.base`).
 
     Args:
@@ -26,6 +34,9 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         token by token where a call has one.
       clip: Frobenius norm that one chunk may move the memory, and that momentum may carry over its end, at most.
         None is the paper, which is not finite on hostile streams.
+      matmul_dtype: "bfloat16" rounds both factors of a chunk's products to it, sums and results as they were: for
+        devices that multiply it faster. States, gates and decays, and calls of one token, are rounded nowhere.
+        Gradients are then those of reverse mode.
 
     Returns:
       Memory(init, read, update) for one sequence and one head. Arithmetic is float32 (float64 if the inputs are)
@@ -36,8 +47,8 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
       T // chunk of them with a span, (T + 2 chunk - 2) // chunk without, as many as T tokens at any offset can touch.
 
     Raises:
-      ValueError: a chunk below 1 or longer than the learner serves, a clip not above 0, an unknown implementation, a
-        window below 1 or over keys of unknown size; and by update, shapes that do not fit.
+      ValueError: a chunk below 1 or longer than the learner serves, a clip not above 0, an unknown implementation or
+        dtype, a window below 1 or over keys of unknown size; and by update, shapes that do not fit.
       NotImplementedError: no implementation serves the rule; each one's reason is given.
 
     >>> import jax, jax.numpy as jnp
@@ -66,7 +77,9 @@ def miras(rule: Rule, *, chunk: int, implementation: str | None = None, clip: fl
         raise NotImplementedError("window: it does not carry the thresholds of its tokens")
     if learner.size is not None and learner.per == "token" and rule.retention.carries_weights:
         raise NotImplementedError("muon at every token needs a link at every token, or the identity")
-    engine = _engine(rule, chunk * learner.writes, implementation, clip)
+    if matmul_dtype not in MATMULS:
+        raise ValueError(f"matmul_dtype: {matmul_dtype!r}; known are {', '.join(MATMULS)}")
+    engine = _engine(rule, chunk * learner.writes, implementation, clip, matmul_dtype)
     stepwise = recurrent(rule, chunk * learner.writes, clip)
 
     def init(weights: Weights) -> State:
@@ -165,13 +178,13 @@ def _written(run: Engine, writes: int, state: State, call: Call) -> tuple[Array,
     return y, state._replace(step=state.step // writes), info
 
 
-def _engine(rule: Rule, chunk: int, implementation: str | None, clip: float | None) -> Engine:
+def _engine(rule: Rule, chunk: int, implementation: str | None, clip: float | None, matmul_dtype: str) -> Engine:
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation: {implementation!r}; known are {', '.join(IMPLEMENTATIONS)}, or None")
     reasons = []
     for name in [implementation] if implementation else IMPLEMENTATIONS:
         try:
-            return IMPLEMENTATIONS[name](rule, chunk, clip)
+            return IMPLEMENTATIONS[name](rule, chunk, clip, matmul_dtype)
         except NotImplementedError as reason:
             reasons.append(f"{name}: {reason}")
     raise NotImplementedError("; ".join(reasons))

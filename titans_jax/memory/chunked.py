@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from titans_jax.memory.base import Gates, Info, Rule, State, Weights, Window, losses, norm
+from titans_jax.memory.matmul import MATMULS, Matmul
 from titans_jax.memory.response import Responses, responses
 from titans_jax.memory.scan import (
     Call,
@@ -36,11 +37,11 @@ from titans_jax.memory.scan import (
     where_any,
 )
 
-# (rule, state, responses, residual, tokens) -> per weight the inputs a and cotangents delta [b, .], and surprise [b]
-Gradients = Callable[[Rule, State, Responses, Weights | None, Window], tuple[Weights, Weights, Array]]
+# -> per weight the inputs a and cotangents delta [b, .] of every token, and surprise [b]
+Gradients = Callable[[Matmul, Rule, State, Responses, Weights | None, Window], tuple[Weights, Weights, Array]]
 
 
-def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
+def chunked(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
     """Titans Eq 16-18 for any architecture: gradients at the chunk's start, the learner's recurrence in matmuls."""
     if rule.learner.gradient != "anchor":
         raise NotImplementedError(
@@ -48,11 +49,11 @@ def chunked(rule: Rule, chunk: int, clip: float | None) -> Engine:
         )
     if rule.learner.per == "token":
         raise NotImplementedError("chunked has no step of every token's own that is orthogonalised; a chunk's it has")
-    return blocks(rule, chunk, clip, anchored)
+    return blocks(rule, chunk, clip, matmul_dtype, anchored)
 
 
 def anchored(
-    rule: Rule, state: State, response: Responses, residual: Weights | None, tokens: Window
+    matmul: Matmul, rule: Rule, state: State, response: Responses, residual: Weights | None, tokens: Window
 ) -> tuple[Weights, Weights, Array]:
     """The factors of every token's gradient at the anchor: taps at each matrix' output collect delta, x is a."""
     weights = rule.retention.link(state.anchor)
@@ -67,7 +68,7 @@ def anchored(
             if name in inputs:
                 raise NotImplementedError(f"chunked: the network applies {name!r} twice; its gradient is not rank one")
             inputs[name] = x
-            return x @ weights[name] + taps[name]
+            return matmul("ti,io->to", x, weights[name]) + taps[name]
 
         surprise = losses(rule, linear, tokens)
         return surprise.sum(), (inputs, surprise)
@@ -76,33 +77,37 @@ def anchored(
     return inputs, delta, surprise
 
 
-def scores(x: Array, a: Array, steps: Array, axis: str | None) -> Array:
+def scores(matmul: Matmul, x: Array, a: Array, steps: Array, axis: str | None) -> Array:
     """[t, j] how much of delta_j answers x_t; an "out" axis is left to `answer`."""
     if axis == "in":
         return jnp.einsum("ti,tji,ji->tj", x, steps, a)
-    return jnp.einsum("ti,ji->tj", x, a) * (steps if axis is None else 1.0)
+    return matmul("ti,ji->tj", x, a) * (steps if axis is None else 1.0)
 
 
-def _read(rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights) -> Callable[..., Array]:
+def _read(
+    matmul: Matmul, rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights
+) -> Callable[..., Array]:
     """`linear(name, x)` with the weights of row t acting on row t of x."""
 
     def linear(name: str, x: Array) -> Array:
         axis, r = response.of(rule.architecture, name)
         start, steps = r.start, r.steps
-        near = scores(x, inputs[name], steps, axis)
+        near = scores(matmul, x, inputs[name], steps, axis)
         if axis == "out":
             y = jnp.einsum("tj,tjo,jo->to", near, steps, delta[name])
         else:
-            y = near @ delta[name]
+            y = matmul("tj,jo->to", near, delta[name])
         for i, z in enumerate(sources(state)):
             c = start[:, i, None] if axis is None else start[:, i]
-            y += (c * x) @ z[name] if axis == "in" else c * (x @ z[name])
+            y += matmul("ti,io->to", c * x, z[name]) if axis == "in" else c * matmul("ti,io->to", x, z[name])
         return y
 
     return linear
 
 
-def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights) -> list[Weights]:
+def _carry(
+    matmul: Matmul, rule: Rule, state: State, response: Responses, inputs: Weights, delta: Weights
+) -> list[Weights]:
     """z after the chunk's last row."""
     z = components(state)
 
@@ -110,26 +115,27 @@ def _carry(rule: Rule, state: State, response: Responses, inputs: Weights, delta
         axis, r = response.of(rule.architecture, name)
         steps = r.last_steps[i, :, None] if axis is None else r.last_steps[i]
         a, d = (inputs[name], steps * delta[name]) if axis == "out" else (steps * inputs[name], delta[name])
-        return combine(r.last_start[i], axis, [leaf[name] for leaf in z]) + jnp.einsum("ti,to->io", a, d)
+        return combine(r.last_start[i], axis, [leaf[name] for leaf in z]) + matmul("ti,to->io", a, d)
 
     return [{name: leaf(i, name) for name in state.dual} for i in moving(state)]
 
 
-def blocks(rule: Rule, chunk: int, clip: float | None, gradients: Gradients) -> Engine:
+def blocks(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, gradients: Gradients) -> Engine:
     """`lax.scan` over chunks for one way to take the gradients; a call that begins inside a chunk is shifted to it."""
     if not rule.retention.identity and rule.retention.every == "token":
         raise NotImplementedError("a link at every token: the weights of single tokens have no rank-one form")
+    matmul = MATMULS[matmul_dtype]
 
     def block(
         state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, response: Any, residual: Any
     ) -> Any:
         tokens, state = seen(state, k, v, gates, real)
-        inputs, delta, surprise = gradients(rule, state, response, residual, tokens)
+        inputs, delta, surprise = gradients(matmul, rule, state, response, residual, tokens)
         grad_norm = jnp.sqrt(sum(_squares(inputs[n]) * _squares(delta[n]) for n in delta) + 1e-30)[-len(k) :]
         surprise = surprise[-len(k) :]
         delta = jax.tree.map(lambda d: tokens.weight * d, delta)
-        y = rule.architecture.apply(_read(rule, state, response, inputs, delta), q)
-        z = _carry(rule, state, response, inputs, delta)
+        y = rule.architecture.apply(_read(matmul, rule, state, response, inputs, delta), q)
+        z = _carry(matmul, rule, state, response, inputs, delta)
         new = moved(state, z, state.step + real.sum(dtype=state.step.dtype))
         ended, cut = boundary(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
         ends = real[-1]

@@ -18,23 +18,24 @@ from jax import Array
 from titans_jax.memory.base import Rule, State, Weights, Window
 from titans_jax.memory.chunked import anchored, blocks
 from titans_jax.memory.exact import solve
+from titans_jax.memory.matmul import Matmul
 from titans_jax.memory.response import Responses
 from titans_jax.memory.scan import Engine
 
 
-def delta(rule: Rule, chunk: int, clip: float | None) -> Engine:
+def delta(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
     """Delta gradient descent for any architecture, in chunks."""
     if rule.learner.gradient != "erasing":
         raise NotImplementedError("delta is for decay by a matrix, this learner's is by a number")
     erased(rule)
-    return blocks(rule, chunk, clip, erasing)
+    return blocks(rule, chunk, clip, matmul_dtype, erasing)
 
 
 def erasing(
-    rule: Rule, state: State, response: Responses, residual: Weights | None, tokens: Window
+    matmul: Matmul, rule: Rule, state: State, response: Responses, residual: Weights | None, tokens: Window
 ) -> tuple[Weights, Weights, Array]:
     """The factors of every token's gradient at the anchor, and of what it erases."""
-    inputs, cotangents, surprise = anchored(rule, state, response, residual, tokens)
+    inputs, cotangents, surprise = anchored(matmul, rule, state, response, residual, tokens)
     for name in erased(rule):
         cotangents[name] = solve(name, 1.0, rule, state, response, tokens.key, cotangents[name])
     return inputs, cotangents, surprise

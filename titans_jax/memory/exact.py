@@ -19,12 +19,16 @@ from jax import Array
 
 from titans_jax.memory.base import Rule, State, Weights, Window
 from titans_jax.memory.chunked import blocks, scores
+from titans_jax.memory.matmul import Matmul, exactly
 from titans_jax.memory.response import Response, Responses
 from titans_jax.memory.scan import Engine, sources
 
 
-def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
-    """The delta family and linear Titans with the gradient at M_{t-1} itself; chunk bounds only the clip's reach."""
+def exact(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
+    """The delta family and linear Titans with the gradient at M_{t-1} itself; chunk bounds only the clip's reach.
+
+    matmul_dtype has no part in the system that is solved.
+    """
     name, slope = rule.architecture.linear, rule.bias.slope
     if name is None or slope is None:
         raise NotImplementedError("exact solves for one matrix with a squared loss")
@@ -34,12 +38,13 @@ def exact(rule: Rule, chunk: int, clip: float | None) -> Engine:
         raise NotImplementedError("exact takes every gradient once, this learner again for a window of tokens")
     if rule.architecture.channels.get(name) == "out":
         raise NotImplementedError("exact has no decay per output channel")
-    return blocks(rule, chunk, clip, functools.partial(fresh, name, slope))
+    return blocks(rule, chunk, clip, matmul_dtype, functools.partial(fresh, name, slope))
 
 
 def fresh(
     name: str,
     slope: float,
+    matmul: Matmul,
     rule: Rule,
     state: State,
     response: Responses,
@@ -62,7 +67,7 @@ def solve(name: str, slope: float, rule: Rule, state: State, response: Responses
     for i, z in enumerate(sources(state)):
         c = start[:, i, None] if axis is None else start[:, i]
         rest += (c * k) @ z[name]
-    system = jnp.eye(k.shape[0], dtype=k.dtype) - slope * scores(k, k, steps, axis)
+    system = jnp.eye(k.shape[0], dtype=k.dtype) - slope * scores(exactly, k, k, steps, axis)
     return unit_lower_inverse(system) @ (slope * rest)
 
 

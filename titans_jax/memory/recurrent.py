@@ -26,8 +26,10 @@ from titans_jax.memory.scan import (
 )
 
 
-def recurrent(rule: Rule, chunk: int, clip: float | None) -> Engine:
+def recurrent(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
     """W_t = link(F_t z_{t-1} + G_t grad l(W; k_t, v_t)), y_t = M(W_t; q_t), by `lax.scan` over tokens: every rule."""
+    if matmul_dtype != "float32":
+        raise NotImplementedError("recurrent is what the others are held to, and rounds no factor")
     apply, link = rule.architecture.apply, rule.retention.link
     erases = rule.learner.gradient == "erasing" and bool(erased(rule))
 

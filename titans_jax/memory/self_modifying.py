@@ -50,13 +50,15 @@ def self_modifying(
     max_rate: float,
     clip: float | None = 1.0,
     implementation: str | None = None,
+    matmul_dtype: str = "float32",
     through_targets: bool = False,
     held: bool = False,
 ) -> SelfModifying:
     """Five memories of a rule that write each other.
 
     Args:
-      rule, chunk, clip, implementation: as `miras` has them. Chunk says also when keys, values and gates renew.
+      rule, chunk, clip, implementation, matmul_dtype: as `miras` has them. Chunk says also when keys, values and
+        gates renew.
       max_rate: the largest step.
       through_targets: whether training's gradient goes through vhat_b.
       held: whether the last memory alone is written, and those that say its keys, values and gates stay as they began.
@@ -64,7 +66,7 @@ def self_modifying(
     Raises:
       What `miras` raises.
     """
-    memory = miras(rule, chunk=chunk, clip=clip, implementation=implementation)
+    memory = miras(rule, chunk=chunk, clip=clip, implementation=implementation, matmul_dtype=matmul_dtype)
 
     def all_of(weights: Weights, x: Array) -> Array:
         """[5, T, D]: what each memory says to x."""

@@ -7,6 +7,7 @@ anew every `shard` tokens, so that shards do not wait for each other: they are a
 same weights is the paper's second stage.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,11 +37,12 @@ def tnt(
     shard: int,
     clip: float | None = 1.0,
     implementation: str | None = None,
+    matmul_dtype: str = "float32",
 ) -> Memory:
     """The memory above, with `rule` for all of its memories; they are written with the same k, v and gates.
 
     Args:
-      rule, clip, implementation: as `miras` has them.
+      rule, clip, implementation, matmul_dtype: as `miras` has them.
       chunk: of M_G, a multiple of `shard`. With a span, a call's rows lie on the grid of these chunks.
       local_chunks: one for each M_i, which divide `shard`.
       shard: tokens between two beginnings of the local memories.
@@ -59,8 +61,8 @@ def tnt(
         )
     if not rule.retention.identity:
         raise NotImplementedError("tnt: the link is not the identity, and what a shard begins with is a dual")
-    whole = miras(rule, chunk=chunk, clip=clip, implementation=implementation)
-    parts = [miras(rule, chunk=c, clip=clip, implementation=implementation) for c in local_chunks]
+    made = functools.partial(miras, rule, clip=clip, implementation=implementation, matmul_dtype=matmul_dtype)
+    whole, parts = made(chunk=chunk), [made(chunk=c) for c in local_chunks]
 
     def init(weights: Weights) -> State:
         states = {_local(i): part.init(_under(weights, _local(i))) for i, part in enumerate(parts)}

@@ -57,6 +57,8 @@ class MemoryConfig:
     """TNT: tokens between two beginnings of the local memories"""
     implementation: str | None = None
     """exact, delta, chunked or recurrent; None picks"""
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the factors of a chunk's products, for devices that multiply bfloat16 faster; sums and states are float32"""
 
     @property
     def per_channel(self) -> bool:

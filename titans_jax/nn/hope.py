@@ -63,6 +63,7 @@ class SelfModifyingLayer(nnx.Module):
             max_rate=self.max_rate,
             clip=c.clip,
             implementation=c.implementation,
+            matmul_dtype=c.matmul_dtype,
             held=c.held,
         )
 

@@ -90,16 +90,8 @@ class MemoryLayer(nnx.Module):
     def memory(self) -> Memory:
         """The pure functions of one sequence and one head."""
         c = self.config
-        if c.local_chunks:
-            return tnt(
-                self.rule,
-                chunk=c.chunk,
-                local_chunks=c.local_chunks,
-                shard=c.shard,
-                clip=c.clip,
-                implementation=c.implementation,
-            )
-        return miras(self.rule, chunk=c.chunk, clip=c.clip, implementation=c.implementation)
+        made = functools.partial(tnt, local_chunks=c.local_chunks, shard=c.shard) if c.local_chunks else miras
+        return made(self.rule, chunk=c.chunk, clip=c.clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
 
     def initial(self) -> Weights:
         """The learned weights [H, in, out], as duals, with which every stream begins."""

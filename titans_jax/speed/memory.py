@@ -45,13 +45,13 @@ class Tokens(NamedTuple):
     gates: Gates
 
 
-def tokens(rule: Rule, shape: Shape, length: int, dtype: Any = jnp.float32, *, chunk: int = CHUNK) -> Tokens:
-    """Random tokens of one sequence: unit queries and keys, gates as a layer's at its start. Gates are float32."""
+def tokens(rule: Rule, shape: Shape, length: int, *, chunk: int = CHUNK) -> Tokens:
+    """Random tokens of one sequence: unit queries and keys, gates as a layer's at its start."""
     each, writes = (1, shape.heads, length), rule.learner.writes
     wide = (*each, shape.dim) if writes == 1 else (*each, writes, shape.dim)
     keys, sizes = jax.random.split(jax.random.key(0), 3), ((*each, shape.dim), wide, wide)
-    q, k, v = (jax.random.normal(key, size, dtype) for key, size in zip(keys, sizes, strict=True))
-    q, k = (x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True).astype(dtype) for x in (q, k))
+    q, k, v = (jax.random.normal(key, size) for key, size in zip(keys, sizes, strict=True))
+    q, k = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
     rate = jnp.full(each if writes == 1 else (*each, writes), unit_rate(rule, chunk, MOMENTUM) / 2)
     return Tokens(
         q,
@@ -104,16 +104,18 @@ def gradient(memory: Memory) -> Any:
     return jax.jit(jax.grad(lambda *inputs: loss(memory, *inputs), argnums=(0, 1)))
 
 
-def subject(rule: str, shape: Shape, length: int, *, engine: str, backward: bool, dtype: str = "float32") -> Subject:
+def subject(
+    rule: str, shape: Shape, length: int, *, engine: str, backward: bool, matmul_dtype: str = "float32"
+) -> Subject:
     """The memory of a preset, on one sequence. Raises NotImplementedError where the engine does not serve the rule."""
     made = PRESETS[rule](shape.dim)
-    memory = miras(made, chunk=CHUNK, implementation=engine)
+    memory = miras(made, chunk=CHUNK, implementation=engine, matmul_dtype=matmul_dtype)
 
     def make() -> Timer:
-        given = tokens(made, shape, length, jnp.dtype(dtype))
+        given = tokens(made, shape, length)
         weights = first_weights(made, shape.heads)
         if backward:
-            cotangent = jax.random.normal(jax.random.key(2), given.q.shape, given.q.dtype)
+            cotangent = jax.random.normal(jax.random.key(2), given.q.shape)
             slope = gradient(memory)
             return timer(done(lambda: slope(weights, given, cotangent)))
         read = jax.jit(lambda weights, given: forward(memory, weights, given))
@@ -126,15 +128,19 @@ def subject(rule: str, shape: Shape, length: int, *, engine: str, backward: bool
         "head_dim": shape.dim,
         "engine": engine,
         "pass": "forward and backward" if backward else "forward",
-        "dtype": dtype,
+        "matmul_dtype": matmul_dtype,
     }
     return Subject(make, length, facts, counted and counted * shape.heads * (3 if backward else 1))
+
+
+KINDS = ((False, "float32"), (True, "float32"), (True, "bfloat16"))
+"""What a memory is timed at: whether backward too, and the dtype of its products' factors."""
 
 
 def subjects(
     rules: Sequence[str], shapes: Sequence[Shape], engines: Sequence[str] | None, length: int
 ) -> dict[str, Subject]:
-    """Every rule and shape by every engine that serves them, forward, and forward and backward in float32 and bfloat16.
+    """Every rule and shape by every engine that serves it: forward, and forward and backward of either matmul_dtype.
 
     engines: None is the one that `miras` picks for each rule. length: tokens of the sequence. Raises ValueError for a
     name that is no rule or no engine, an engine that serves none of the rules, and a length that no chunks fill.
@@ -148,10 +154,10 @@ def subjects(
         for engine in _serving(rule, engines):
             for shape in shapes:
                 name = f"{rule} {shape.heads}x{shape.dim} {engine}"
-                for backward, dtype in ((False, "float32"), (True, "float32"), (True, "bfloat16")):
+                for backward, dtype in KINDS if engine != "recurrent" else KINDS[:-1]:  # which rounds no factor
                     kind = ("forward and backward" if backward else "forward") + f" {dtype}" * (dtype != "float32")
                     found[f"{name} {kind}"] = subject(
-                        rule, shape, length, engine=engine, backward=backward, dtype=dtype
+                        rule, shape, length, engine=engine, backward=backward, matmul_dtype=dtype
                     )
     if not found:
         raise ValueError(f"engines: none of {', '.join(engines or ())} serves {', '.join(rules)}")

@@ -1,0 +1,45 @@
+"""`model.memory.matmul_dtype` reaches the products of every kind of layer, and no stream minds it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.jaxprs import inner_jaxprs
+from tests.nn.members import config_of, subject
+from tests.nn.test_laws import TOKENS, in_pieces, read, same, tokens
+
+LAYERS = {
+    "lmm": dict(block="lmm"),
+    "mac": dict(block="mac"),
+    "tnt": dict(block="lmm", chunk=8, shard=4, local_chunks=(2,)),
+    "hope": dict(block="hope"),
+}
+
+
+def rounds(jaxpr):
+    """Whether anything in it makes numbers of bfloat16."""
+    here = any(x.aval.dtype == jnp.bfloat16 for e in jaxpr.eqns for x in e.outvars if hasattr(x.aval, "dtype"))
+    return here or any(map(rounds, inner_jaxprs(jaxpr)))
+
+
+@pytest.mark.parametrize("row", LAYERS.values(), ids=LAYERS)
+def test_it_reaches_every_kind_of_layer(row):
+    for dtype in ("float32", "bfloat16"):
+        model = subject(config_of(row | {"matmul_dtype": dtype}))
+        read = lambda params, model=model: nnx.merge(model.graphdef, params)(tokens(), model.start)[0]
+        jaxpr = jax.make_jaxpr(read)(model.params).jaxpr
+        assert rounds(jaxpr) == (dtype != "float32")
+
+
+def test_causal_bit_for_bit_and_streamed_within_rounding():
+    model, text, changed = subject(config_of(LAYERS["lmm"] | {"matmul_dtype": "bfloat16"})), tokens(), tokens()
+    changed[:, 21:] = tokens(seed=2)[:, 21:]
+    (logits, _), (other, _) = read(model, text), read(model, changed)
+    same(other[:, :21], logits[:, :21])
+    pieces, _ = in_pieces(model, text, [13, 1, TOKENS - 14])
+    exact, _ = read(subject(config_of(LAYERS["lmm"])), text)
+    for got in (pieces, exact):
+        assert np.abs(got - logits).mean() < 0.05 * np.abs(exact).mean()
+    assert not np.array_equal(logits, exact)
