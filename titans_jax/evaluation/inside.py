@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from titans_jax.decode import first_state
 from titans_jax.memory.base import norm
 from titans_jax.nn import LM, Look, MemoryLayer, MemoryState, ModelConfig
-from titans_jax.nn.attention import KV, Attention, by_slot
+from titans_jax.nn.attention import KV, Attention, by_slot, by_token
 from titans_jax.nn.blocks import LMM, MAL, Block, Stream
 from titans_jax.nn.mac import MAC
 
@@ -111,12 +111,12 @@ def _attended(block: Any, stream: Stream, before: Any, after: Any) -> tuple[Atte
     q, k, v, _ = block.attention.projections.qkv(seen, stream.values)
 
     def attend(v: Array, cached: Array) -> Array:
-        return block.attention.attend(q, k, by_slot(v), cache._replace(values=cached), stream.age)[0]
+        return block.attention.attend(q, k, by_token(v), cache._replace(values=cached), stream.age)[0]
 
     own, cached = read_weights(attend, by_slot(v), cache.values)
     slot = jnp.arange(cached.shape[-1])
-    back = (cache.step if block.config.attention == "full" else len(slot)) - slot
-    tokens = _by_distance(jnp.concatenate([own, cached], -1), jnp.concatenate([jnp.zeros(1, int), back]), width)
+    at = {"full": cache.step, "segmented": cache.step % len(slot), "sliding": len(slot)}[block.config.attention]
+    tokens = _by_distance(jnp.concatenate([own, cached], -1), jnp.concatenate([jnp.zeros(1, int), at - slot]), width)
     return Attended(tokens, jnp.zeros_like(tokens), _norms(k[:, 0])), x
 
 
@@ -136,12 +136,12 @@ def _in_segment(block: MAC, x: Array, stream: Stream, before: Any, after: Any) -
 
 
 def read_weights(attend: Any, *values: Array) -> tuple[Array, ...]:
-    """The weights [B, H, slots] with which one query reads each of the values [B, H, slots, D].
+    """The weights [B, H, slots] with which one query reads each of the values [B, H, D, slots].
 
     attend: values -> y [B, 1, H, D], linear in them and alike in every channel.
     """
     y, pull = jax.vjp(attend, *values)
-    return tuple(x[..., 0].astype(jnp.float32) for x in pull(jnp.zeros_like(y).at[..., 0].set(1)))
+    return tuple(x[:, :, 0].astype(jnp.float32) for x in pull(jnp.zeros_like(y).at[..., 0].set(1)))
 
 
 def _by_distance(weights: Array, back: Array, width: int) -> Array:

@@ -1,7 +1,7 @@
 """Causal attention over everything, over a window, or inside segments, with a cache of fixed size as a value.
 
-Local attention counts positions from the oldest key in sight: they stay small, and exact, however long the stream is.
-Its caches hold keys before rotation; those of full attention, where a key's position stays, hold them rotated.
+Positions stay small, and exact, however long the stream is: sliding attention counts them from the oldest key in sight,
+and caches keys before rotation; segmented attention from the segment's start, and caches them rotated, as full does.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,14 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import sharding
+from titans_jax.memory import Span
+from titans_jax.memory.scan import grid
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import Linear, param, rotate, rowwise
 
 
 class KV(NamedTuple):
-    """keys, values: [B, H, slots, D], as a product over slots reads them. step: tokens read, int32 scalar."""
+    """keys, values: [B, H, D, slots], as one token's products read them. step: tokens read, int32 scalar."""
 
     keys: Array
     values: Array
@@ -33,7 +35,7 @@ class Values(NamedTuple):
 
 def empty(config: ModelConfig, batch: int, slots: int) -> KV:
     """A cache without keys. Keys and values are arrays of their own, so that a caller may donate them."""
-    shape = (batch, config.heads, slots, config.head_dim)
+    shape = (batch, config.heads, config.head_dim, slots)
     keys, values = (sharding.place(jnp.zeros(shape, config.dtype), "batch", "heads", None, None) for _ in range(2))
     return KV(keys, values, jnp.zeros((), jnp.int32))
 
@@ -130,40 +132,67 @@ class Attention(nnx.Module):
 
         It is linear in the values, v and the cache's.
         """
+        if self.config.attention == "sliding":
+            return self._sliding(q, k, v, state, age)
         if self.config.attention == "full":
             return self._full(q, k, v, state, age)
-        return self._local(q, k, v, state, age, apart=aligned and self.config.attention == "segmented")
+        return self._segmented(q, k, v, state, age, Span(0, q.shape[1]) if aligned else None)
 
     def _full(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
-        T, slots = q.shape[1], state.keys.shape[2]
+        T, slots = q.shape[1], state.keys.shape[-1]
         if T > slots:
             raise ValueError(f"full attention holds model.context = {slots} tokens, the call has {T}")
-        at = state.step + jnp.arange(T)
-        k = self.projections.turned(k, at)
+        y, keys, cached = self._from(state.step, q, k, v, state, age)
+        inside = state.step + jnp.arange(T) < slots
+        return jnp.where(inside[:, None, None], y, jnp.nan), keys, cached
+
+    def _from(self, first: Array, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
+        """Tokens whose keys take the slots from the `first` on, and which see those before them."""
+        slot, at = jnp.arange(state.keys.shape[-1]), first + jnp.arange(q.shape[1])
         keys, cached = (
-            lax.dynamic_update_slice_in_dim(old, by_slot(new), state.step, 2)
-            for old, new in ((state.keys, k), (state.values, v))
+            lax.dynamic_update_slice_in_dim(old, by_slot(new), first, 3)
+            for old, new in ((state.keys, self.projections.turned(k, at)), (state.values, v))
         )
-        back = at[:, None] - jnp.arange(slots)
+        back = at[:, None] - slot
         mask = (back >= 0) & (back <= age[..., None])
-        q, k, v, mask = (x[:, None] for x in (q, by_slot(keys), by_slot(cached), mask))
-        y = self.projections.attend(q, k, v, mask, at)[:, 0]
-        return jnp.where((at < slots)[:, None, None], y, jnp.nan), keys, cached
+        q, k, v, mask = (x[:, None] for x in (q, by_token(keys), by_token(cached), mask))
+        return self.projections.attend(q, k, v, mask, at)[:, 0], keys, cached
 
-    def _local(self, q: Array, k: Array, v: Array, state: KV, age: Array, apart: bool) -> tuple[Array, Array, Array]:
-        """Blocks of at most `slots` queries, each before its own keys and the `slots` ones that came before it.
+    def _segmented(
+        self, q: Array, k: Array, v: Array, state: KV, age: Array, span: Span | None
+    ) -> tuple[Array, Array, Array]:
+        """Every token among those of its segment before it, the segment that the cache has begun included."""
+        (B, T, H, D), L = q.shape, state.keys.shape[-1]
+        if T == 1:
+            return self._from(state.step % L, q, k, v, state, age)
+        rows, (first, _) = grid(T, L, state.step) if span is None else (T, span)
+        segments, place = rows // L, jnp.arange(L)
 
-        Or `apart`, each before its own alone: they are segments.
-        """
-        (B, T, H, D), slots = q.shape, state.keys.shape[2]
+        def lay(x: Array, before: Array | None = None) -> Array:  # [B, T, ...] -> [B, segments, L, ...]
+            if span is None:
+                laid = jnp.zeros((B, rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
+                laid = laid if before is None else lax.dynamic_update_slice_in_dim(laid, before, 0, 1)
+                x = lax.dynamic_update_slice_in_dim(laid, x, first, 1)
+            return x.reshape(B, segments, L, *x.shape[2:])
+
+        keys = lay(self.projections.turned(k, (first + jnp.arange(T)) % L), by_token(state.keys))
+        cached = lay(v, by_token(state.values))
+        back = place[:, None] - place
+        mask = (back >= 0) & (back <= lay(age)[..., None])
+        y = self.projections.attend(lay(q), keys, cached, mask, place).reshape(B, rows, H, D)
+        last = (first + T - 1) // L
+        keys, cached = (by_slot(lax.dynamic_index_in_dim(x, last, 1, keepdims=False)) for x in (keys, cached))
+        return lax.dynamic_slice_in_dim(y, first, T, 1), keys, cached
+
+    def _sliding(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
+        """Blocks of at most `slots` queries, each before its own keys and the `slots` ones that came before it."""
+        (B, T, H, D), slots = q.shape, state.keys.shape[-1]
         if T == 1:
             return self._next(q, k, v, state, age)
-        before, size = 0 if apart else slots, min(T, slots)
+        size = min(T, slots)
         blocks = -(-T // size)
         rest = blocks * size - T
-        keys, cached = k, v
-        if before:
-            keys, cached = (jnp.concatenate([by_slot(old), x], 1) for old, x in ((state.keys, k), (state.values, v)))
+        keys, cached = (jnp.concatenate([by_token(old), x], 1) for old, x in ((state.keys, k), (state.values, v)))
 
         def cut(x: Array, overlap: int = 0) -> Array:
             x = jnp.pad(x, [(0, 0), (0, rest)] + [(0, 0)] * (x.ndim - 2))
@@ -174,32 +203,29 @@ class Attention(nnx.Module):
             x = x.reshape(B, blocks + 1, size, *x.shape[2:])
             return jnp.concatenate([x[:, :-1], x[:, 1:]], 2)
 
-        query, key = before + jnp.arange(size), jnp.arange(before + size)
+        query, key = slots + jnp.arange(size), jnp.arange(slots + size)
         back = query[:, None] - key
-        mask = (back >= 0) & (back <= cut(age)[..., None])
-        if self.config.attention == "sliding":
-            mask &= back < slots
-        elif not apart:  # segmented: back to the segment's start
-            mask &= back <= cut(jnp.broadcast_to((state.step + jnp.arange(T)) % slots, (B, T)))[..., None]
-        q, k, v = cut(q), self.projections.turned(cut(keys, before), key), cut(cached, before)
+        mask = (back >= 0) & (back < slots) & (back <= cut(age)[..., None])
+        q, k, v = cut(q), self.projections.turned(cut(keys, slots), key), cut(cached, slots)
         y = self.projections.attend(q, k, v, mask, query).reshape(B, blocks * size, H, D)[:, :T]
         return y, by_slot(keys[:, -slots:]), by_slot(cached[:, -slots:])
 
     def _next(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         """One token: what it sees is what is kept."""
-        slots = state.keys.shape[2]
+        slot = jnp.arange(state.keys.shape[-1])
         keys, cached = (
-            jnp.concatenate([old[:, :, 1:], by_slot(new)], 2) for old, new in ((state.keys, k), (state.values, v))
+            jnp.concatenate([old[..., 1:], by_slot(new)], 3) for old, new in ((state.keys, k), (state.values, v))
         )
-        slot = jnp.arange(slots)
-        back = slots - 1 - slot
-        mask = back <= age[..., None]
-        if self.config.attention == "segmented":
-            mask &= back <= state.step % slots
-        q, k, v, mask = (x[:, None] for x in (q, by_slot(keys), by_slot(cached), mask))
+        mask = slot[::-1] <= age[..., None]
+        q, k, v, mask = (x[:, None] for x in (q, by_token(keys), by_token(cached), mask))
         return self.projections.attend(q, self.projections.turned(k, slot), v, mask, slot[-1:])[:, 0], keys, cached
 
 
 def by_slot(x: Array) -> Array:
-    """[B, T, H, D] -> [B, H, T, D], and back."""
-    return x.swapaxes(1, 2)
+    """[B, T, H, D] -> [B, H, D, T], as caches lie."""
+    return x.transpose(0, 2, 3, 1)
+
+
+def by_token(x: Array) -> Array:
+    """[B, H, D, T] -> [B, T, H, D]."""
+    return x.transpose(0, 3, 1, 2)

@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from titans_jax.memory import Span, Weights
 from titans_jax.memory.scan import covers, grid, real_rows, select, where_any, within
-from titans_jax.nn.attention import KV, Projections, by_slot, empty
+from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import RMSNorm
@@ -167,20 +167,20 @@ class MAC(Block):
         back = row[:, None] - jnp.arange(L)
         mask = (back >= 0) & (back <= age[..., None])
         mask = jnp.concatenate([mask, mask], -1)
-        q, k, v, mask = (x[:, None] for x in (query, by_slot(near.keys), by_slot(near.values), mask))
+        q, k, v, mask = (x[:, None] for x in (query, by_token(near.keys), by_token(near.values), mask))
         return self.projections.attend(q, k, v, mask, row)[:, 0].reshape(B, T, H * D)
 
 
 def _append(slots: Array, read: Array, own: Array, at: Array, span: Span | None) -> Array:
-    """The slots [B, H, 2 L, D] with the rows that are tokens from `at` on: of h in one half, of S in the other."""
-    rows, half = own.shape[1], slots.shape[2] // 2
+    """The slots [B, H, D, 2 L] with the rows that are tokens from `at` on: of h in one half, of S in the other."""
+    rows, half = own.shape[1], slots.shape[3] // 2
     read, own = (by_slot(x.astype(slots.dtype)) for x in (read, own))
     if span is not None and covers(span, rows):
-        return jnp.concatenate([read, own], 2)
+        return jnp.concatenate([read, own], 3)
     for first, new in ((at, read), (half + at, own)):
         if span is not None:
-            new = jnp.where(real_rows(span, rows)[:, None], new, lax.dynamic_slice_in_dim(slots, first, rows, 2))
-        slots = lax.dynamic_update_slice_in_dim(slots, new, first, 2)
+            new = jnp.where(real_rows(span, rows), new, lax.dynamic_slice_in_dim(slots, first, rows, 3))
+        slots = lax.dynamic_update_slice_in_dim(slots, new, first, 3)
     return slots
 
 
