@@ -180,9 +180,13 @@ class Attention(nnx.Module):
         back = place[:, None] - place
         mask = (back >= 0) & (back <= lay(age)[..., None])
         y = self.projections.attend(lay(q), keys, cached, mask, place).reshape(B, rows, H, D)
-        last = (first + T - 1) // L
-        keys, cached = (by_slot(lax.dynamic_index_in_dim(x, last, 1, keepdims=False)) for x in (keys, cached))
-        return lax.dynamic_slice_in_dim(y, first, T, 1), keys, cached
+        start = jnp.maximum(first + T - L, 0)
+
+        def kept(x: Array) -> Array:  # the last L rows, each in the slot of its place
+            rows_kept = lax.dynamic_slice_in_dim(x.reshape(B, rows, H, D), start, L, 1)
+            return by_slot(jnp.roll(rows_kept, start % L, 1))
+
+        return lax.dynamic_slice_in_dim(y, first, T, 1), kept(keys), kept(cached)
 
     def _sliding(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         """Blocks of at most `slots` queries, each before its own keys and the `slots` ones that came before it."""
