@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from typing import Literal
 
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule, miras
 from titans_jax.memory.presets import PER_CHANNEL
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
@@ -203,6 +203,12 @@ class ModelConfig:
             raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
         if memory.held and "hope" not in self.pattern:
             raise ValueError(f"model.memory.held: it is of hope's memories, and there are none in {self.block!r}")
+        if set(self.pattern) & {*MEMORY_BLOCKS, "hope"}:
+            try:
+                engine, dtype = memory.implementation, memory.matmul_dtype
+                miras(rule_of(memory), chunk=memory.chunk, clip=memory.clip, implementation=engine, matmul_dtype=dtype)
+            except (ValueError, NotImplementedError) as reason:
+                raise ValueError(f"model.memory: {memory.rule} cannot be run so: {reason}") from None
         self.cms.check()
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
             raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")
