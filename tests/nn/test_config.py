@@ -27,6 +27,10 @@ WRONG_MEMORY = {
     "implementation": (dict(implementation="fast"), r"model\.memory\.implementation: 'fast' is unknown; known are"),
     "engine": (dict(rule="deltanet", implementation="chunked"), r"model\.memory: deltanet cannot be run so: chunked: "),
     "factors": (dict(implementation="recurrent", matmul_dtype="bfloat16"), r"titans cannot be run so: .* no factor"),
+    "shards": (
+        dict(rule="memora", shard=8, local_chunks=(4,)),
+        r"memora cannot be run so: tnt: the link",
+    ),
     "momentum": (dict(momentum=1.0), r"model\.memory\.momentum: 1\.0 is not between 0 and 1"),
     "forget": (dict(forget=0.0), r"model\.memory\.forget: 0\.0 is not between 0 and 1"),
     "clip": (dict(clip=-1.0), r"model\.memory\.clip: -1\.0; it must be above 0"),

@@ -1,11 +1,13 @@
 """What a model is, as data."""
 
 import dataclasses
+import functools
 import inspect
 from typing import Literal
 
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Rule, miras
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras
 from titans_jax.memory.presets import PER_CHANNEL
+from titans_jax.memory.tnt import tnt
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
@@ -99,6 +101,13 @@ def rule_of(config: MemoryConfig) -> Rule:
     preset = PRESETS[config.rule]
     had = inspect.signature(preset).parameters
     return preset(config.head_dim, **{name: getattr(config, name) for name in CHOICES if name in had})
+
+
+def memory_of(config: MemoryConfig) -> Memory:
+    """The pure functions of a layer's memory, for one sequence and one head. Raises what `miras` and `tnt` raise."""
+    c = config
+    made = functools.partial(tnt, local_chunks=c.local_chunks, shard=c.shard) if c.local_chunks else miras
+    return made(rule_of(c), chunk=c.chunk, clip=c.clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +214,7 @@ class ModelConfig:
             raise ValueError(f"model.memory.held: it is of hope's memories, and there are none in {self.block!r}")
         if set(self.pattern) & {*MEMORY_BLOCKS, "hope"}:
             try:
-                engine, dtype = memory.implementation, memory.matmul_dtype
-                miras(rule_of(memory), chunk=memory.chunk, clip=memory.clip, implementation=engine, matmul_dtype=dtype)
+                memory_of(memory)
             except (ValueError, NotImplementedError) as reason:
                 raise ValueError(f"model.memory: {memory.rule} cannot be run so: {reason}") from None
         self.cms.check()

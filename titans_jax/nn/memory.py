@@ -10,12 +10,11 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, begin, miras, unit_rate
+from titans_jax.memory import Gates, Info, Memory, Restart, Rule, Span, State, Weights, begin, unit_rate
 from titans_jax.memory.base import state_axes
 from titans_jax.memory.scan import covers
 from titans_jax.memory.tnt import first_weights as tnt_weights
-from titans_jax.memory.tnt import tnt
-from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
+from titans_jax.nn.config import MemoryConfig, ModelConfig, memory_of, rule_of
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, by_head, l2_normalise, logit, merged, param
 from titans_jax.sharding import ROWS
 
@@ -89,9 +88,7 @@ class MemoryLayer(nnx.Module):
     @property
     def memory(self) -> Memory:
         """The pure functions of one sequence and one head."""
-        c = self.config
-        made = functools.partial(tnt, local_chunks=c.local_chunks, shard=c.shard) if c.local_chunks else miras
-        return made(self.rule, chunk=c.chunk, clip=c.clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
+        return memory_of(self.config)
 
     def initial(self) -> Weights:
         """The learned weights [H, in, out], as duals, with which every stream begins."""
