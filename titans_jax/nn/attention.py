@@ -136,7 +136,7 @@ class Attention(nnx.Module):
             return self._sliding(q, k, v, state, age)
         if self.config.attention == "full":
             return self._full(q, k, v, state, age)
-        return self._segmented(q, k, v, state, age, Span(0, q.shape[1]) if aligned else None)
+        return self._segmented(q, k, v, state, age, aligned)
 
     def _full(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         T, slots = q.shape[1], state.keys.shape[-1]
@@ -159,21 +159,17 @@ class Attention(nnx.Module):
         return self.projections.attend(q, k, v, mask, at)[:, 0], keys, cached
 
     def _segmented(
-        self, q: Array, k: Array, v: Array, state: KV, age: Array, span: Span | None
+        self, q: Array, k: Array, v: Array, state: KV, age: Array, aligned: bool
     ) -> tuple[Array, Array, Array]:
         """Every token among those of its segment before it, the segment that the cache has begun included."""
         (B, T, H, D), L = q.shape, state.keys.shape[-1]
         if T == 1:
             return self._from(state.step % L, q, k, v, state, age)
-        rows, (first, _) = grid(T, L, state.step) if span is None else (T, span)
+        rows, (first, _) = (T, Span(0, T)) if aligned else grid(T, L, state.step)
         segments, place = rows // L, jnp.arange(L)
 
         def lay(x: Array, before: Array | None = None) -> Array:  # [B, T, ...] -> [B, segments, L, ...]
-            if span is None:
-                laid = jnp.zeros((B, rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
-                laid = laid if before is None else lax.dynamic_update_slice_in_dim(laid, before, 0, 1)
-                x = lax.dynamic_update_slice_in_dim(laid, x, first, 1)
-            return x.reshape(B, segments, L, *x.shape[2:])
+            return on_grid(x, rows, first, before).reshape(B, segments, L, *x.shape[2:])
 
         keys = lay(self.projections.turned(k, (first + jnp.arange(T)) % L), by_token(state.keys))
         cached = lay(v, by_token(state.values))
@@ -183,8 +179,8 @@ class Attention(nnx.Module):
         start = jnp.maximum(first + T - L, 0)
 
         def kept(x: Array) -> Array:  # the last L rows, each in the slot of its place
-            rows_kept = lax.dynamic_slice_in_dim(x.reshape(B, rows, H, D), start, L, 1)
-            return by_slot(jnp.roll(rows_kept, start % L, 1))
+            last = lax.dynamic_slice_in_dim(x.reshape(B, rows, H, D), start, L, 1)
+            return by_slot(jnp.roll(last, start % L, 1))
 
         return lax.dynamic_slice_in_dim(y, first, T, 1), kept(keys), kept(cached)
 
@@ -233,3 +229,13 @@ def by_slot(x: Array) -> Array:
 def by_token(x: Array) -> Array:
     """[B, H, D, T] -> [B, T, H, D]."""
     return x.transpose(0, 3, 1, 2)
+
+
+def on_grid(x: Array, rows: int, first: Array | int, before: Array | None = None) -> Array:
+    """x [B, T, ...] from row `first` on in [B, rows, ...], zeros elsewhere, or `before` [B, ., ...] from row 0 on."""
+    if rows == x.shape[1]:
+        return x
+    laid = jnp.zeros((len(x), rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
+    if before is not None:
+        laid = lax.dynamic_update_slice_in_dim(laid, before, 0, 1)
+    return lax.dynamic_update_slice_in_dim(laid, x, first, 1)

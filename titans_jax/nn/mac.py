@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from titans_jax.memory import Span, Weights
 from titans_jax.memory.scan import covers, grid, real_rows, select, where_any, within
-from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty
+from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty, on_grid
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import RMSNorm
@@ -89,10 +89,7 @@ class MAC(Block):
         segments = rows // L
 
         def lay(x: Array) -> Array:  # [B, T, ...] -> [segments, B, L, ...]
-            if rows > T:
-                blank = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
-                x = lax.dynamic_update_slice_in_dim(blank, x, span.first, 1)
-            return x.reshape(x.shape[0], segments, L, *x.shape[2:]).swapaxes(0, 1)
+            return on_grid(x, rows, span.first).reshape(len(x), segments, L, *x.shape[2:]).swapaxes(0, 1)
 
         def split(x: Array) -> Array:  # [B, H, chunks, ...] -> [segments, B, H, chunks of one, ...]
             return jnp.moveaxis(x.reshape(*x.shape[:2], segments, -1, *x.shape[3:]), 2, 0)
