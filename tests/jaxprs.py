@@ -3,19 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from titans_jax.training.bench.match import jaxprs_of
 
-def inner_jaxprs(jaxpr: Any) -> Iterator[Any]:
-    """Every jaxpr inside a jaxpr's equations: scan, cond, checkpoint, jit, custom gradients."""
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation, those of scan, cond, checkpoint, jit and custom gradients included, however deep."""
     for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            yield from _within(value)
-
-
-def _within(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _within(item)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield value.jaxpr
+        yield equation
+        for inner in jaxprs_of(equation.params):
+            yield from equations(inner)

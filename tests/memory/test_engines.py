@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.compiling import QUICK
-from tests.jaxprs import inner_jaxprs
+from tests.jaxprs import equations
 from tests.laws import MEMBERS, RULES, close, in_fast_lane, same
 from tests.memory.situations import CHUNK, Case, row, situations
 from titans_jax.memory import PRESETS, Gates, Restart, Span, State, miras
@@ -127,8 +127,7 @@ def test_weight_residual_is_the_same_in_chunks(name: str, aligned: bool) -> None
 
 def largest(jaxpr: Any) -> int:
     """Elements of the largest array that any equation makes."""
-    sizes = [x.aval.size for equation in jaxpr.eqns for x in equation.outvars]
-    return max([0, *sizes, *map(largest, inner_jaxprs(jaxpr))])
+    return max(x.aval.size for equation in equations(jaxpr) for x in equation.outvars)
 
 
 def largest_of(name: str, channel: bool, implementation: str, length: int, dim: int, chunk: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.compiling import QUICK
-from tests.jaxprs import inner_jaxprs
+from tests.jaxprs import equations
 from tests.laws import close, same
 from titans_jax.memory import PRESETS, Gates, Memory, Span, miras
 from titans_jax.memory.matmul import rounded
@@ -85,16 +85,11 @@ def test_what_is_kept_is_not_rounded(rule: str) -> None:
     assert not np.array_equal(short(jax.tree.leaves(states[0].dual)[0]), jax.tree.leaves(states[0].dual)[0])
 
 
-def products(jaxpr: Any) -> list[Any]:
-    """Every product of two matrices, however deep."""
-    found = [e for e in jaxpr.eqns if e.primitive.name == "dot_general" and e.outvars[0].aval.ndim > 1]
-    return found + [e for sub in inner_jaxprs(jaxpr) for e in products(sub)]
-
-
 def test_every_product_of_a_chunk_has_factors_of_bfloat16_forward_and_backward() -> None:
     memory, arguments = made("titans")
     objective = lambda *a: jnp.square(written(memory, *a)[0]).sum()
-    found = products(jax.make_jaxpr(jax.grad(objective, (0, 1, 2, 3, 4)))(*arguments).jaxpr)
+    traced = jax.make_jaxpr(jax.grad(objective, (0, 1, 2, 3, 4)))(*arguments).jaxpr
+    found = [e for e in equations(traced) if e.primitive.name == "dot_general" and e.outvars[0].aval.ndim > 1]
     wide = [e for e in found if max(max(x.aval.shape) for x in e.invars) >= DIM]  # those of decays are of 2 x 2
     assert len(wide) > 30
     for e in wide:

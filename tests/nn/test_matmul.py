@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.jaxprs import inner_jaxprs
+from tests.jaxprs import equations
 from tests.nn.members import config_of, subject
 from tests.nn.test_laws import TOKENS, in_pieces, read, same, tokens
 
@@ -20,8 +20,7 @@ LAYERS = {
 
 def rounds(jaxpr):
     """Whether anything in it makes numbers of bfloat16."""
-    here = any(x.aval.dtype == jnp.bfloat16 for e in jaxpr.eqns for x in e.outvars if hasattr(x.aval, "dtype"))
-    return here or any(map(rounds, inner_jaxprs(jaxpr)))
+    return any(x.aval.dtype == jnp.bfloat16 for e in equations(jaxpr) for x in e.outvars if hasattr(x.aval, "dtype"))
 
 
 @pytest.mark.parametrize("row", LAYERS.values(), ids=LAYERS)

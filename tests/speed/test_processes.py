@@ -57,7 +57,6 @@ def test_a_process_that_cannot_begin_says_why(target, message):
         start(target)()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_the_peak_begins_anew():
     def touch(size: int) -> None:  # pages of the system's own: an array may get what this process held and freed before
         with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as pages:

@@ -41,7 +41,7 @@ from titans_jax.memory.scan import (
 Gradients = Callable[[Matmul, Rule, State, Responses, Weights | None, Window], tuple[Weights, Weights, Array]]
 
 
-def chunked(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
+def chunked(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str) -> Engine:
     """Titans Eq 16-18 for any architecture: gradients at the chunk's start, the learner's recurrence in matmuls."""
     if rule.learner.gradient != "anchor":
         raise NotImplementedError(
@@ -78,7 +78,7 @@ def anchored(
 
 
 def scores(matmul: Matmul, x: Array, a: Array, steps: Array, axis: str | None) -> Array:
-    """[t, j] how much of delta_j answers x_t; an "out" axis is left to `answer`."""
+    """[t, j] how much of delta_j answers x_t; an "out" axis is left to `_read`."""
     if axis == "in":
         return jnp.einsum("ti,tji,ji->tj", x, steps, a)
     return matmul("ti,ji->tj", x, a) * (steps if axis is None else 1.0)

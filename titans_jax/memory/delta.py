@@ -23,7 +23,7 @@ from titans_jax.memory.response import Responses
 from titans_jax.memory.scan import Engine
 
 
-def delta(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
+def delta(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str) -> Engine:
     """Delta gradient descent for any architecture, in chunks."""
     if rule.learner.gradient != "erasing":
         raise NotImplementedError("delta is for decay by a matrix, this learner's is by a number")

@@ -24,7 +24,7 @@ from titans_jax.memory.response import Response, Responses
 from titans_jax.memory.scan import Engine, sources
 
 
-def exact(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
+def exact(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str) -> Engine:
     """The delta family and linear Titans with the gradient at M_{t-1} itself; chunk bounds only the clip's reach.
 
     matmul_dtype has no part in the system that is solved.
