@@ -121,6 +121,24 @@ def test_no_token_changes_what_came_before_it(member):
         assert (after[:, at] != before[:, at]).any()
 
 
+@pytest.mark.parametrize("length", [TOKENS, 1])
+def test_the_number_of_sequences_may_be_unknown(member, length):
+    """Exported programs are of a batch that is a symbol."""
+    (batch,) = jax.export.symbolic_shape("b")
+    shapes = jax.eval_shape(lambda: member.model.params)
+
+    def begin(params: Any, rows: Any) -> Any:
+        return nnx.merge(member.model.graphdef, params).init_state(rows.shape[0])
+
+    def advance(params: Any, tokens: Any, state: Any) -> Any:
+        return nnx.merge(member.model.graphdef, params)(tokens, state)[:2]
+
+    state = jax.eval_shape(begin, shapes, jax.ShapeDtypeStruct((batch,), jnp.int32))
+    logits, after = jax.eval_shape(advance, shapes, jax.ShapeDtypeStruct((batch, length), jnp.int32), state)
+    assert logits.shape == (batch, length, VOCAB)
+    assert after == state
+
+
 @amounts("count", 4, 20, FEW, MEMBERS)
 def test_a_stream_in_pieces_is_the_stream(member, count):
     streams(member, count)

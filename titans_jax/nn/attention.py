@@ -235,7 +235,7 @@ def on_grid(x: Array, rows: int, first: Array | int, before: Array | None = None
     """x [B, T, ...] from row `first` on in [B, rows, ...], zeros elsewhere, or `before` [B, ., ...] from row 0 on."""
     if rows == x.shape[1]:
         return x
-    laid = jnp.zeros((len(x), rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
+    laid = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
     if before is not None:
         laid = lax.dynamic_update_slice_in_dim(laid, before, 0, 1)
     return lax.dynamic_update_slice_in_dim(laid, x, first, 1)

@@ -89,7 +89,7 @@ class MAC(Block):
         segments = rows // L
 
         def lay(x: Array) -> Array:  # [B, T, ...] -> [segments, B, L, ...]
-            return on_grid(x, rows, span.first).reshape(len(x), segments, L, *x.shape[2:]).swapaxes(0, 1)
+            return on_grid(x, rows, span.first).reshape(x.shape[0], segments, L, *x.shape[2:]).swapaxes(0, 1)
 
         def split(x: Array) -> Array:  # [B, H, chunks, ...] -> [segments, B, H, chunks of one, ...]
             return jnp.moveaxis(x.reshape(*x.shape[:2], segments, -1, *x.shape[3:]), 2, 0)
