@@ -131,7 +131,7 @@ def _in_segment(block: MAC, x: Array, stream: Stream, before: Any, after: Any) -
     (weights,) = read_weights(attend, after.near.values)
     back = at - jnp.arange(block.config.segment)
     read, seen = (_by_distance(half, back, width) for half in jnp.split(weights, 2, -1))
-    y = block.projections.out(attend(after.near.values).reshape(*x.shape[:2], -1))
+    y = stream.x + block.projections.out(attend(after.near.values).reshape(*x.shape[:2], -1))
     return Attended(seen, read, _norms(k[:, 0])), block.memory_norm(y)
 
 

@@ -185,10 +185,10 @@ class Report:
         plots.relevance_bars(found, self.folder / "relevance.png")
         meant = [f"Without {name}: {CUTS[name]}" for name in found]
         text = f"One part of one layer is cut out, and the rest reads on. {'. '.join(meant)}."
-        if {"mac", "mag"} & set(self.model.config.pattern):
+        if "mag" in self.model.config.pattern:
             text += (
-                " In MAC and MAG attention is a gate on what is read from the memory: without the reading, the layer "
-                "mixes nothing over time; nor does MAC without attention, which its memory is written and read with."
+                " In MAG attention is a gate on what is read from the memory: without the reading, the layer mixes "
+                "nothing over time."
             )
         self._add("Relevance", text, [("relevance.png", "What it costs to do without each part")], numbers=found)
 

@@ -1,7 +1,7 @@
 """The layers of a model, of one signature: (stream, state) -> (stream, state, look).
 
-LMM, MAG, MAL and the transformer are a few lines each; MAC, whose attention reads a memory that the attention's own
-outputs are written to, runs segment by segment in `nn.mac`.
+LMM, MAG, MAL and the transformer are a few lines each; MAC, whose attention reads a memory that what attention
+found is written to, runs segment by segment in `nn.mac`.
 """
 
 from typing import Any, NamedTuple
@@ -145,11 +145,14 @@ class MAG(LMM):
 
 
 class Gating(nnx.Module):
-    """The papers' (x): sigmoid(RMSNorm(y)) * RMSNorm(m), each with gains of its own."""
+    """The papers' (x): sigmoid(RMSNorm(y)) * RMSNorm(m), each with gains of its own.
+
+    The gain of m begins at 0.1: embeddings begin at 0.02, and a memory that knows nothing yet must not drown them.
+    """
 
     def __init__(self, dim: int) -> None:
         self.gate = RMSNorm(dim)
-        self.value = RMSNorm(dim)
+        self.value = RMSNorm(dim, scale=0.1)
 
     def __call__(self, y: Array, m: Array) -> Array:
         """y, m: [B, T, E]."""

@@ -110,8 +110,8 @@ def rowwise(x: Array, scale: Array) -> Array:
 class RMSNorm(nnx.Module):
     """x / sqrt(mean x^2 + 1e-6) * scale over the last axis, in float32."""
 
-    def __init__(self, size: int) -> None:
-        self.scale = param(jnp.ones(size), None)
+    def __init__(self, size: int, scale: float = 1.0) -> None:
+        self.scale = param(jnp.full(size, scale), None)
 
     def __call__(self, x: Array) -> Array:
         """x: [..., size] -> the same, of x's dtype."""

@@ -1,10 +1,13 @@
 """Memory as a context (Titans Eq 21-25), in the paper's order and without its two looks into the future.
 
-    h = M*_s(S W_Q)          read the memory as it was when the segment began (Eq 21)
-    y = Attn(P || h || S)    causal in h and in S: token i sees h_j and S_j for j <= i (Eq 22-23)
-    M_t = M_{t-1}(y)         write (Eq 24)
-    o = sigmoid(RMSNorm(y)) * RMSNorm(M*_t(y))        each token reads the memory as it is then (Eq 25)
+    h = M*_s(S W_Q)              read the memory as it was when the segment began (Eq 21)
+    y = x + Attn(P || h || S)    causal in h and in S: token i sees h_j and S_j for j <= i (Eq 22-23)
+    M_t = M_{t-1}(y)             write (Eq 24)
+    o = y + sigmoid(RMSNorm(y)) * RMSNorm(M*_t(y))    each token reads the memory as it is then (Eq 25)
 
+S is RMSNorm(x), and the memory is given RMSNorm(y). The paper's equations leave out the residual connections that "all
+blocks" have (section 4.4): here they are around attention and around the memory, as in MAL. Without the first, what
+attention found reaches the stream as a gate alone, and the memory is written with means over the segment.
 The write depends on the attention and the next segment's attention on the write: segments follow one another.
 """
 
@@ -38,6 +41,7 @@ class MACState(NamedTuple):
 class Tokens(NamedTuple):
     """What a segment needs of its tokens, before the memory is asked: x, q, k, v, retrieval [B, T, ...], age [B, T]."""
 
+    x: Array
     query: Array
     key: Array
     value: Array
@@ -46,7 +50,7 @@ class Tokens(NamedTuple):
 
 
 class MAC(Block):
-    """x + o, with o as at the top of this file."""
+    """o at the top of this file."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
@@ -67,14 +71,14 @@ class MAC(Block):
         """One token in its segment; or any number, laid on the grid of segments and scanned."""
         x = self.norm(stream.x)
         query, key, value, values = self.projections.qkv(x, stream.values)
-        tokens = Tokens(query, key, value, self.retrieve.query(x), stream.age)
+        tokens = Tokens(stream.x, query, key, value, self.retrieve.query(x), stream.age)
         if x.shape[1] == 1:
             state, (y, reads, look, learned) = self._token(tokens, state, stream.restart, stream.learned)
         else:
             span = Span(0, x.shape[1]) if stream.aligned else None
             state, (y, reads, look, learned) = self._segments(tokens, state, stream.restart, stream.learned, span)
         o = self.combine(y, self.memory.say(self.memory_norm(y), reads))
-        return stream._replace(x=stream.x + o, values=values, learned=learned), state, look
+        return stream._replace(x=y + o, values=values, learned=learned), state, look
 
     def _token(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
         at = state.memory.memory.step % self.config.segment
@@ -149,7 +153,7 @@ class MAC(Block):
         keys = _append(state.near.keys, read, own, at, span)
         values = _append(state.near.values, split(self.projections.value(h)), tokens.value, at, span)
         near = state.near._replace(keys=keys, values=values)
-        y = self.projections.out(self.attend(tokens.query, tokens.age, near, at))
+        y = tokens.x + self.projections.out(self.attend(tokens.query, tokens.age, near, at))
         given = self.memory_norm(y)
         reads, memory, look, learned = self.memory.write(given, memory, tokens.age, span=span, residual=residual)
         return MACState(memory, snapshot, near), (y, reads, look, learned)
