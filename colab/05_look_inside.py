@@ -169,8 +169,8 @@ Image(folder / "norms.png", width=1000)
 # ## What matters
 #
 # One part of one layer is cut out, and the rest reads on. `learning` is the question of this library: what does it cost
-# if the memory stays as it began? In MAC the reading is gated by attention, so without either of them the layer mixes
-# nothing over time.
+# if the memory stays as it began? A layer of MAC of which the memory is not read is one of attention inside segments;
+# without attention, it is a memory that is written with the layer's input.
 
 # %%
 costs = relevance(model, batch)
