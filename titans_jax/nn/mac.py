@@ -8,6 +8,7 @@
 S is RMSNorm(x), and the memory is given RMSNorm(y). The paper's equations leave out the residual connections that "all
 blocks" have (section 4.4): here they are around attention and around the memory, as in MAL. Without the first, what
 attention found reaches the stream as a gate alone, and the memory is written with means over the segment.
+
 The write depends on the attention and the next segment's attention on the write: segments follow one another.
 """
 
@@ -77,8 +78,8 @@ class MAC(Block):
         else:
             span = Span(0, x.shape[1]) if stream.aligned else None
             state, (y, reads, look, learned) = self._segments(tokens, state, stream.restart, stream.learned, span)
-        o = self.combine(y, self.memory.say(self.memory_norm(y), reads))
-        return stream._replace(x=y + o, values=values, learned=learned), state, look
+        o = y + self.combine(y, self.memory.say(self.memory_norm(y), reads))
+        return stream._replace(x=o, values=values, learned=learned), state, look
 
     def _token(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
         at = state.memory.memory.step % self.config.segment
