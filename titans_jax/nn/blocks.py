@@ -1,7 +1,7 @@
 """The layers of a model, of one signature: (stream, state) -> (stream, state, look).
 
-LMM, MAG, MAL and the transformer are a few lines each; MAC, whose attention reads a memory that what attention
-found is written to, runs segment by segment in `nn.mac`.
+LMM, MAG, MAL and the transformer are a few lines each; MAC, whose attention reads the memory and whose memory is
+written with what attention found, runs segment by segment in `nn.mac`.
 """
 
 from typing import Any, NamedTuple
