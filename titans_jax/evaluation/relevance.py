@@ -38,8 +38,7 @@ def relevance(model: LM, batch: dict[str, Any]) -> dict[str, dict[str, list[floa
     """What it costs to do without each part of each layer, on one batch of held-out text.
 
     Returns for each of CUTS that the model has, by layer (None where that layer has no such part): divergence, the mean
-    over tokens of KL(whole || cut) in nats; and loss, by how much the loss rises, in nats a token. A layer whose parts
-    multiply each other (MAG) says nothing at all once what is read is zero.
+    over tokens of KL(whole || cut) in nats; and loss, by how much the loss rises, in nats a token.
     """
     graphdef, params = nnx.split(model)
     tokens = jnp.asarray(batch["inputs"])

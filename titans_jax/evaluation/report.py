@@ -185,11 +185,6 @@ class Report:
         plots.relevance_bars(found, self.folder / "relevance.png")
         meant = [f"Without {name}: {CUTS[name]}" for name in found]
         text = f"One part of one layer is cut out, and the rest reads on. {'. '.join(meant)}."
-        if "mag" in self.model.config.pattern:
-            text += (
-                " In MAG attention is a gate on what is read from the memory: without the reading, the layer mixes "
-                "nothing over time."
-            )
         self._add("Relevance", text, [("relevance.png", "What it costs to do without each part")], numbers=found)
 
     def animation(self, prompt: Any, written: Any) -> None:

@@ -123,7 +123,10 @@ class MAL(LMM):
 
 
 class MAG(LMM):
-    """Memory as a gate (Titans Eq 26-28): x + sigmoid(RMSNorm(Attn(x))) * RMSNorm(M(x))."""
+    """Memory as a gate (Titans Eq 26-28): y = x + Attn(norm(x)), then y + sigmoid(RMSNorm(y)) * RMSNorm(M(norm(x))).
+
+    As in MAC, attention has the residual connection that "all blocks" have (section 4.4) and the equations leave out.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
@@ -138,10 +141,10 @@ class MAG(LMM):
         """Attention and memory side by side."""
         memory, cache = state
         x = self.norm(stream.x)
-        y, cache, values = self.attention(x, cache, stream.age, stream.values, aligned=stream.aligned)
+        attended, cache, values = self.attention(x, cache, stream.age, stream.values, aligned=stream.aligned)
         m, memory, look, learned = _remember(self.memory, x, stream, memory)
-        x = stream.x + self.combine(y, m)
-        return stream._replace(x=x, values=values, learned=learned), (memory, cache), look
+        y = stream.x + attended
+        return stream._replace(x=y + self.combine(y, m), values=values, learned=learned), (memory, cache), look
 
 
 class Gating(nnx.Module):
