@@ -144,8 +144,10 @@ def test_a_checkpoint_is_the_model_that_was_evaluated(finished):
     assert evaluate(model, batches, data.BYTES.byte_lengths)["loss"] == pytest.approx(result["loss"], rel=1e-6)
 
 
-def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys):
+@pytest.mark.parametrize(("steps", "where"), [(12, "at step 2: loss"), (1, "at step 1: held-out loss")])
+def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, steps, where):
     options = OPTIONS | {
+        "--train.steps": steps,
         "--optim.peak-rate": "1e38",
         "--optim.clip": "None",
         "--optim.name": "sgd",
@@ -155,7 +157,7 @@ def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys):
     code = training.command([*arguments, "--output-dir", str(tmp_path)], prog="train.py")
     error = capsys.readouterr().err
     assert code == 4
-    assert "train.py: diverged at step" in error and "not finite" in error and "--optim.peak-rate" in error
+    assert f"train.py: diverged {where}" in error and "not finite" in error and "--optim.peak-rate" in error
     assert not (tmp_path / "result.json").exists()
 
 

@@ -153,6 +153,8 @@ def _train(
                 if evaluating:
                     evaluation = _evaluate(session, state)
                     session.log.write(n, "held_out", {name: evaluation[name] for name in _CURVES})
+                    if not math.isfinite(evaluation["loss"]):
+                        raise _diverged(n, "held-out loss not finite", session)
                 _save(session, state, n, evaluation if evaluating else None)
             if stopping and n < train.steps:
                 raise Stopped(f"stopped after step {n}, which is saved in {session.checkpoints.directory}")
@@ -211,10 +213,14 @@ def _require_finite(n: int, values: Mapping[str, Any], memory: Any, session: Ses
         return
     bad = [name for name, value in metrics.telemetry(memory).items() if not np.isfinite(value)]
     inside = f"; the first of the memory's numbers that is not is {bad[0]}" if bad else ""
+    raise _diverged(n, f"{' and '.join(wrong)} not finite{inside}", session)
+
+
+def _diverged(n: int, why: str, session: Session) -> Diverged:
     steps = session.checkpoints.steps()
     kept = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-    raise Diverged(
-        f"diverged at step {n}: {' and '.join(wrong)} not finite{inside}; {kept}; "
+    return Diverged(
+        f"diverged at step {n}: {why}; {kept}; "
         "a lower --optim.peak-rate, a longer --optim.warmup or a smaller --optim.clip may help"
     )
 
