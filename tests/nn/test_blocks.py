@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.nn.members import config_of, jit, layer_of
-from titans_jax.nn.blocks import LMM, MAG, MAL, Stream, Transformer
+from titans_jax.nn.blocks import LMM, MAG, MAL, Gating, Stream, Transformer
 
 T = 21
 Array = NDArray[np.float64]
@@ -17,6 +17,10 @@ Part = Callable[[Array], Array]
 
 def rms(x: Array, norm: object) -> Array:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * np.float64(norm.scale[...])
+
+
+def gated(combine: Gating, y: Array, m: Array) -> Array:
+    return rms(m, combine.value) / (1 + np.exp(-rms(y, combine.gate)))
 
 
 def lmm(block: LMM, x: Array, attend: Part, remember: Part) -> Array:
@@ -31,8 +35,7 @@ def mal(block: MAL, x: Array, attend: Part, remember: Part) -> Array:  # Eq 30-3
 def mag(block: MAG, x: Array, attend: Part, remember: Part) -> Array:  # Eq 27-28
     given = rms(x, block.norm)
     y = x + attend(given)
-    gate = 1 / (1 + np.exp(-rms(y, block.combine.gate)))
-    return y + gate * rms(remember(given), block.combine.value)
+    return y + gated(block.combine, y, remember(given))
 
 
 def transformer(block: Transformer, x: Array, attend: Part, remember: Part) -> Array:

@@ -6,14 +6,11 @@ import pytest
 
 from tests.nn.members import SEGMENT, config_of, jit, layer_of
 from tests.nn.test_attention import softmax, turned
+from tests.nn.test_blocks import gated, rms
 from titans_jax.nn.blocks import Stream
 from titans_jax.nn.mac import MAC
 
 T = 2 * SEGMENT + 5
-
-
-def rms(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
 
 
 def oracle(block: MAC, x: np.ndarray) -> np.ndarray:
@@ -26,7 +23,7 @@ def oracle(block: MAC, x: np.ndarray) -> np.ndarray:
     read = jit(lambda x, dual: block.retrieve(block.retrieve.query(x), dual, block.memory))
     write = jit(lambda y, memory, age: block.memory(block.memory_norm(y), memory, age)[:2])
     outputs, stream = [], x
-    x = rms(np.float64(x), np.float64(block.norm.scale[...]))
+    x = rms(np.float64(x), block.norm)
     for t in range(len(x)):
         at = t % SEGMENT
         if at == 0:
@@ -43,8 +40,7 @@ def oracle(block: MAC, x: np.ndarray) -> np.ndarray:
         everything = np.array([heads(token, value) for token in front] + values)
         y = np.einsum("hs,shd->hd", weights, everything).reshape(-1) @ out + stream[t]
         m, memory = write(jnp.float32(y)[None, None], memory, np.array([[t]]))  # Eq 24, then Eq 25's read
-        gate = 1 / (1 + np.exp(-rms(y, np.float64(block.combine.gate.scale[...]))))
-        outputs.append(y + gate * rms(np.float64(m)[0, 0], np.float64(block.combine.value.scale[...])))
+        outputs.append(y + gated(block.combine, y, np.float64(m)[0, 0]))
     return np.array(outputs)
 
 

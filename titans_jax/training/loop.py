@@ -250,7 +250,7 @@ def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any
             score=evaluation["bits_per_byte"] if evaluation else None,
         )
     except FloatingPointError as error:
-        raise Diverged(f"diverged at step {n}: {error}") from error
+        raise _diverged(n, str(error), session) from error
 
 
 def _announce(session: Session, state: TrainState, start: int, compile_seconds: float) -> None:
