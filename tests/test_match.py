@@ -8,6 +8,8 @@ import pytest
 
 from titans_jax import config
 from titans_jax.nn import MemoryConfig, ModelConfig
+from titans_jax.nn.config import rule_of
+from titans_jax.speed import flops
 from titans_jax.training.bench import match
 
 SMALL = ModelConfig(
@@ -31,15 +33,15 @@ def experiments(**models):
 def test_matrix_products_are_counted_as_often_as_they_run():
     a, b = jnp.zeros((3, 4)), jnp.zeros((4, 5))
 
-    def flops(f, *arguments):
+    def counted(f, *arguments):
         return match.matmul_flops(jax.make_jaxpr(f)(*arguments).jaxpr)
 
-    assert flops(jnp.matmul, a, b) == 2 * 3 * 4 * 5
-    assert flops(jax.jit(lambda a, b: jax.checkpoint(jnp.matmul)(a, b)), a, b) == 120
-    assert flops(lambda a, b: jax.lax.scan(lambda c, x: (c, x @ b), 0, jnp.stack([a] * 7)), a, b) == 7 * 120
-    assert flops(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((3, 5))), a, b) == 120
-    assert flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), jnp.zeros((6, 3, 4)), jnp.zeros((6, 4, 5))) == 6 * 120
-    assert flops(jax.grad(lambda a, b: jnp.sin(a @ b).sum(), (0, 1)), a, b) == 3 * 120
+    assert counted(jnp.matmul, a, b) == 2 * 3 * 4 * 5
+    assert counted(jax.jit(lambda a, b: jax.checkpoint(jnp.matmul)(a, b)), a, b) == 120
+    assert counted(lambda a, b: jax.lax.scan(lambda c, x: (c, x @ b), 0, jnp.stack([a] * 7)), a, b) == 7 * 120
+    assert counted(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((3, 5))), a, b) == 120
+    assert counted(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), jnp.zeros((6, 3, 4)), jnp.zeros((6, 4, 5))) == 6 * 120
+    assert counted(jax.grad(lambda a, b: jnp.sin(a @ b).sum(), (0, 1)), a, b) == 3 * 120
 
 
 def test_flops_of_a_transformer_by_hand():
@@ -48,6 +50,18 @@ def test_flops_of_a_transformer_by_hand():
     layer = 4 * 16 * 16 + 3 * 16 * hidden + 2 * 16 * 32  # projections, MLP, scores and sums over 32 slots
     forward = 2 * (2 * layer + 16 * 256)
     assert match.flops_per_token(model, 32) == 3 * forward  # backward: two products for each
+    assert match.least_flops_per_token(model, 32) == 3 * forward
+
+
+def test_least_flops_of_a_memory_by_hand_leave_out_what_is_computed_again():
+    lmm = replace(SMALL, block="lmm", memory=replace(SMALL.memory, head_dim=16))
+    size, hidden = 2 * 16, 8 * round(lmm.ff_mult * 16 / 8)
+    layer = 16 * (5 * size + 3 * 2 + 3 * hidden)  # query, key, value, gate and out, three gates a head, MLP
+    memories = 2 * flops.forward(rule_of(lmm.memory), 8)
+    forward = 2 * (2 * layer + 16 * 256) + 2 * memories
+    least, run = (count(lmm, 16) for count in (match.least_flops_per_token, match.flops_per_token))
+    assert least == pytest.approx(3 * forward, rel=0.01)  # beside it are the products of a chunk's decays
+    assert least + 2 * memories == pytest.approx(run, rel=0.01)
 
 
 def test_a_sequence_s_unfilled_chunk_does_not_weigh():

@@ -131,6 +131,19 @@ def flops_per_token(model: ModelConfig, sequence: int) -> float:
     Where the program takes one of two branches, the dearer counts. Counted in a row of LONG sequences; where full
     attention is, in one, since its cost grows with the row.
     """
+    return _flops(jax.grad, model, sequence)
+
+
+def least_flops_per_token(model: ModelConfig, sequence: int) -> float:
+    """`flops_per_token` without what is computed again in the backward pass, to be held in less memory.
+
+    A product's gradient is two products of its size: three times those of the loss.
+    """
+    return 3 * _flops(lambda loss: loss, model, sequence)
+
+
+def _flops(of: Callable[[Callable[..., Any]], Callable[..., Any]], model: ModelConfig, sequence: int) -> float:
+    """A token's, of the loss or what is made `of` it."""
     tokens = sequence if model.grows else LONG * sequence
     definition = define(model)
 
@@ -140,7 +153,7 @@ def flops_per_token(model: ModelConfig, sequence: int) -> float:
         return cross_entropy(logits, tokens, jnp.ones(tokens.shape))[0]
 
     row = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-    return matmul_flops(jax.make_jaxpr(jax.grad(loss))(_params(model), row).jaxpr) / tokens
+    return matmul_flops(jax.make_jaxpr(of(loss))(_params(model), row).jaxpr) / tokens
 
 
 def matmul_flops(jaxpr: Any) -> int:
