@@ -135,6 +135,19 @@ def test_a_stream_in_pieces_is_the_stream(learner):
         close(got[1], want[1], 1e-4)
 
 
+def test_layer_by_layer_it_writes_on_as_the_stack_does(learner):
+    model = nnx.merge(learner.graphdef, learner.params)
+    text = tokens()
+    _, state, _ = learner.call(text[:, :5], learner.start)
+    graphdef, params = nnx.split(model.by_layer())
+    step = jit(lambda params, token, state: nnx.merge(graphdef, params)(token, state)[:2])
+    own = model.state_by_layer(state)
+    for token in text.T[5 : 5 + SEGMENT]:
+        want, state, _ = learner.call(token[:, None], state)
+        got, own = step(params, token[:, None], own)
+        close(got, want, 1e-5)
+
+
 @pytest.mark.slow
 def test_no_token_changes_what_came_before_it(learner):
     text = tokens()

@@ -10,6 +10,7 @@ A chunk is complete when it is known what follows it, so its write happens as th
 gradient goes through the writes, unless they are of first order.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +73,11 @@ class InnerLoop(LM):
         now, begun = (super(InnerLoop, self).state_by_layer(one) for one in (state.now, state.begun))
         sums = [list(unstacked(level, self.config.repeats)) for level in state.sums]
         return state._replace(now=now, begun=begun, sums=sums)
+
+    def over_layers(self, act: Callable[[Array], Array], state: InnerState) -> InnerState:
+        """As `LM.over_layers`."""
+        now, begun = (super(InnerLoop, self).over_layers(act, one) for one in (state.now, state.begun))
+        return state._replace(now=now, begun=begun, sums=jax.tree.map(act, state.sums))
 
     def __call__(  # type: ignore[override]
         self, tokens: Array, state: InnerState, restart: Array | None = None, *, aligned: bool = False

@@ -56,10 +56,14 @@ def test_a_model_by_layer_is_the_same_model():
     model = nnx.merge(stacked.graphdef, stacked.params)
     text = np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
     _, state, _ = stacked.call(text[:, :13], stacked.start)
-    graphdef, params = nnx.split(model.by_layer())
-    assert {x.shape[0] for x in jax.tree.leaves(params["blocks"])} == {1} and len(params["blocks"]) == 4
+    one_by_one = model.by_layer()
+    graphdef, params = nnx.split(one_by_one)
+    assert len(params["model"]["blocks"]) == 4
     step = jit(lambda params, token, state: nnx.merge(graphdef, params)(token, state))
     own = model.state_by_layer(state)
+    begun = model.state_by_layer(stacked.start), one_by_one.init_state(BATCH)
+    jax.tree.map(np.testing.assert_array_equal, *begun)
+    assert {x.shape[0] for x in jax.tree.leaves(begun[1].blocks) if x.ndim} == {BATCH}  # no axis of layers
     for token in text.T[13:20]:
         want, state, seen = stacked.call(token[:, None], state)
         got, own, look = step(params, token[:, None], own)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
+from titans_jax.nn.model import ByLayer
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -35,7 +36,7 @@ DEEPEST = 8
 """Layers of the deepest model that writes with each of them written out: one takes about a second to compile."""
 
 
-def writer(model: LM) -> tuple[LM, Callable[[Any], Any]]:
+def writer(model: LM) -> tuple[LM | ByLayer, Callable[[Any], Any]]:
     """The model as it writes token by token, and what makes of a state that has read a prompt one that it takes."""
     if model.config.depth > DEEPEST:
         return model, lambda state: state
@@ -94,8 +95,8 @@ def stream(
     keys [B] is one key a row, so that a row's tokens do not depend on the rows beside it; None only at temperature 0.
     """
     logits, state = prefill(model, tokens, segment=segment)
-    model, as_written = writer(model)
-    state, (graphdef, params) = as_written(state), nnx.split(model)
+    one_by_one, as_written = writer(model)
+    state, (graphdef, params) = as_written(state), nnx.split(one_by_one)
     if keys is None:
         if sampling.temperature != 0:
             raise ValueError("sampling needs a key; give one, or temperature=0")

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ class LM(nnx.Module):
         logits = self.head(self.norm(x)).astype(jnp.float32)
         return logits, LMState(blocks, age[:, -1] + 1), look
 
-    def by_layer(self) -> Self:
+    def by_layer(self) -> "ByLayer":
         """The same model, with every layer a block of its own in place of a stack of them that is scanned.
 
         Each call is written out, so that it compiles longer but takes no layer out of a stack and puts none back: for a
@@ -141,11 +141,15 @@ class LM(nnx.Module):
         graphs = itertools.cycle(graphdef for graphdef, _ in parts)
         model.blocks = nnx.List([nnx.merge(graph, layer) for graph, layer in zip(graphs, layers, strict=False)])
         model.config = dataclasses.replace(c, block=",".join(c.pattern * c.repeats))
-        return model
+        return ByLayer(model)
 
     def state_by_layer(self, state: Any) -> Any:
         """A state of this model as one of `by_layer`."""
         return state._replace(blocks=unstacked(state.blocks, self.config.repeats))
+
+    def over_layers(self, act: Callable[[Array], Array], state: Any) -> Any:
+        """A state with act(x) in place of every x [layers, ...] of it."""
+        return state._replace(blocks=jax.tree.map(act, state.blocks))
 
     @property
     def unit(self) -> int:
@@ -179,16 +183,48 @@ class LM(nnx.Module):
         }
 
 
+class ByLayer(nnx.Module):
+    """An `LM` of which no layer is stacked with another, called as it is. Its states have no axis of layers.
+
+    With one, if only of length 1, XLA on CPUs copies caches that it is given to keep, in place of writing into them: a
+    third of the time of a token of many sequences.
+    """
+
+    def __init__(self, model: LM) -> None:
+        self.model = model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.model.config
+
+    def init_state(self, batch: int) -> Any:
+        """As `LM.init_state`."""
+        return self.model.over_layers(_first, self.model.init_state(batch))
+
+    def __call__(self, tokens: Array, state: Any, *, aligned: bool = False) -> tuple[Array, Any, Look | None]:
+        """As `LM`."""
+        state = self.model.over_layers(_alone, state)
+        logits, state, look = self.model(tokens, state, aligned=aligned)
+        return logits, self.model.over_layers(_first, state), look
+
+
+_alone = functools.partial(jnp.expand_dims, axis=0)
+_first = functools.partial(jnp.squeeze, axis=0)
+
+
 def unstacked(stacks: Sequence[Any], count: int) -> tuple[Any, ...]:
-    """Trees of one stack [count, ...] after another, layer by layer as they follow: [1, ...]."""
+    """Trees of one stack [count, ...] after another, layer by layer as they follow: [...]."""
     return tuple(
-        jax.tree.map(functools.partial(lax.slice_in_dim, start_index=i, limit_index=i + 1), stack)
+        jax.tree.map(functools.partial(lax.index_in_dim, index=i, keepdims=False), stack)
         for i in range(count)
         for stack in stacks
     )
 
 
-_layers = jax.jit(unstacked, static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
+def _layers(stacks: Sequence[Any], count: int) -> tuple[Any, ...]:
+    return jax.tree.map(_alone, unstacked(stacks, count))
 
 
 def _ages(age: Array, restart: Array | None, length: int) -> Array:
