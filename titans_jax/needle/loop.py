@@ -65,6 +65,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
             stopping, score_ = stop.is_set(), None
             if place == each - 1:
                 found = score(predict(nnx.merge(graphdef, arrays["params"]), validation, config.batch))
+                _check(n, "held-out loss", found["loss"])
                 record.append({"step": n, "split": "held_out", **found})
                 score_ = found["loss"]
             if stopping or score_ is not None:
@@ -78,10 +79,14 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
 def _seen(n: int, batch: Batch, seen: tuple[Array, Array], bar: metrics.Progress) -> dict[str, float]:
     """A step's length, loss and accuracy, shown at the bar."""
     loss, accuracy = (float(x) for x in seen)
-    if not math.isfinite(loss):
-        raise Diverged(f"diverged at step {n}: the loss is {loss}; a lower --learning-rate may help")
+    _check(n, "loss", loss)
     bar.advance(1, tokens=batch.tokens.size, loss=loss, accuracy=accuracy)
     return {"length": batch.tokens.shape[1], "loss": loss, "accuracy": accuracy}
+
+
+def _check(n: int, what: str, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(f"diverged at step {n}: the {what} is {loss}; a lower --learning-rate may help")
 
 
 def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, int]:
