@@ -38,8 +38,9 @@ def memory_cycles(name: str, length: int) -> Timer:
 
     from titans_jax.speed import memory, sequential
 
-    chip = topologies.get_topology_desc(platform="tpu", topology_name=CHIP).devices[0]
-    where = jax.sharding.SingleDeviceSharding(chip)
+    # libtpu takes a host of four chips for granted, or has been told of one by a jax that looked for a TPU in vain
+    host = topologies.get_topology_desc(platform="tpu", topology_name=CHIP, chips_per_host_bounds=(1, 1, 1))
+    where = jax.sharding.SingleDeviceSharding(host.devices[0])
     one, init = sequential.memories()[name]
     shapes = jax.eval_shape(lambda: sequential.inputs(init, length))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
