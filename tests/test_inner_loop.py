@@ -33,13 +33,13 @@ def learner() -> Subject:
     return subject(config(), InnerLoop)
 
 
-def whole(made: ModelConfig, text: np.ndarray, restart: Any = None) -> Any:
+def whole(made: ModelConfig, text: np.ndarray, reset: Any = None) -> Any:
     """One call from the beginning, whose step is known: logits and state."""
     model = subject(made, InnerLoop)
 
     def run(params: Any, text: Any) -> Any:
         lm = nnx.merge(model.graphdef, params)
-        return lm(text, lm.init_state(BATCH), restart)[:2]
+        return lm(text, lm.init_state(BATCH), reset)[:2]
 
     return jax.device_get(jit(run)(model.params, text))
 
@@ -172,14 +172,14 @@ def test_what_is_out_of_attentions_sight_is_remembered_and_rows_do_not_mix(learn
 @pytest.mark.slow
 def test_documents_are_read_apart():
     made, text = config(), tokens()
-    restart = np.isin(np.arange(TOKENS), [0, 16])[None].repeat(BATCH, 0)
-    packed, _ = whole(made, text, restart)
+    reset = np.isin(np.arange(TOKENS), [0, 16])[None].repeat(BATCH, 0)
+    packed, _ = whole(made, text, reset)
     alone, _ = whole(made, np.roll(text, -16, 1))
     close(packed[:, 16:], alone[:, : TOKENS - 16], 1e-4)
     model = subject(made, InnerLoop)
     state, parts = model.start, []
     for at in range(0, TOKENS):
-        logits, state, _ = model.call(text[:, at : at + 1], state, restart[:, at : at + 1])
+        logits, state, _ = model.call(text[:, at : at + 1], state, reset[:, at : at + 1])
         parts.append(logits)
     close(np.concatenate(parts, 1), packed, 1e-4)
 

@@ -1,4 +1,4 @@
-"""Training: what a run leaves behind, and that kills, signals and restarts change none of its numbers."""
+"""Training: what a run leaves behind, and that kills, signals and resets change none of its numbers."""
 
 import json
 import random
@@ -207,7 +207,7 @@ def test_evaluation_scores_each_token_before_the_memory_has_read_it(memory_model
         "inputs": tokens[:, :-1],
         "targets": tokens[:, 1:],
         "mask": np.eye(1, 32, 15, dtype=np.float32),
-        "restart": np.zeros((1, 32), bool),
+        "reset": np.zeros((1, 32), bool),
     }
     scored = evaluate(memory_model, [batch], data.BYTES.byte_lengths)
     later = batch | {"inputs": np.where(np.arange(32) > 15, 7, batch["inputs"]).astype(np.int32)}
@@ -226,7 +226,7 @@ def test_a_stream_carries_the_memory_and_a_sequence_does_not(memory_model):
             "inputs": inputs,
             "targets": targets,
             "mask": zeros.astype(np.float32) + 1,
-            "restart": zeros.astype(bool),
+            "reset": zeros.astype(bool),
         }
 
     halves = [batch(0, 32), batch(32, 64)]

@@ -80,26 +80,26 @@ class InnerLoop(LM):
         return state._replace(now=now, begun=begun, sums=jax.tree.map(act, state.sums))
 
     def __call__(  # type: ignore[override]
-        self, tokens: Array, state: InnerState, restart: Array | None = None, *, aligned: bool = False
+        self, tokens: Array, state: InnerState, reset: Array | None = None, *, aligned: bool = False
     ) -> tuple[Array, InnerState, Look | None]:
         """As `LM`: any T at any offset. Away from a chunk's start it reads token by token.
 
-        restart: where a document begins, at multiples of every period: its kernels are the parameters again.
+        reset: where a document begins, at multiples of every period: its kernels are the parameters again.
         """
         tokens = jnp.asarray(tokens)
         if isinstance(state.step, np.integer) and state.step == 0:
-            return self._chunks(tokens, state, restart)
+            return self._chunks(tokens, state, reset)
         if tokens.shape[1] == 1:
-            return self._token(tokens, state, restart)
+            return self._token(tokens, state, reset)
 
         def whole() -> Any:
-            return self._chunks(tokens, self._settled(state, tokens[:, 0]), restart)
+            return self._chunks(tokens, self._settled(state, tokens[:, 0]), reset)
 
         if aligned and tokens.shape[1] % self.chunk == 0:
             return whole()
-        return lax.cond(state.step % self.chunk == 0, whole, lambda: self._tokens(tokens, state, restart))
+        return lax.cond(state.step % self.chunk == 0, whole, lambda: self._tokens(tokens, state, reset))
 
-    def _chunks(self, tokens: Array, state: InnerState, restart: Array | None) -> Any:
+    def _chunks(self, tokens: Array, state: InnerState, reset: Array | None) -> Any:
         """From a chunk's start on: whole chunks, each written when read, and what remains, which is not."""
         (B, T), C = tokens.shape, self.chunk
         count = (T - 1) // C
@@ -109,20 +109,20 @@ class InnerLoop(LM):
 
         @jax.checkpoint
         def body(carry: tuple[LMState, Levels, Array], xs: Any) -> Any:
-            (now, sums, step), (x, following, restart) = carry, xs
-            now, sums = self._begin(now, sums, restart)
-            gradient, (logits, now, look) = self._gradient(now, x, following, restart)
+            (now, sums, step), (x, following, reset) = carry, xs
+            now, sums = self._begin(now, sums, reset)
+            gradient, (logits, now, look) = self._gradient(now, x, following, reset)
             now, sums = self._write(now, sums, gradient, step + C)
             return (now, sums, step + C), (logits, look)
 
         carry = state.now, state.sums, jnp.asarray(state.step)
         parts = []
         if count:
-            xs = cut(tokens), cut(tokens[:, 1:]), None if restart is None else cut(restart)
+            xs = cut(tokens), cut(tokens[:, 1:]), None if reset is None else cut(reset)
             carry, (logits, look) = lax.scan(body, carry, xs)
             parts = [(_joined(logits, 1), jax.tree.map(lambda x: _joined(x, -1), look))]
         (now, sums, step), rest = carry, tokens[:, count * C :]
-        again = None if restart is None else restart[:, count * C :]
+        again = None if reset is None else reset[:, count * C :]
         begun, sums = self._begin(now, sums, again)
         logits, now, look = super().__call__(rest, begun, again)
         parts.append((logits, look))
@@ -132,7 +132,7 @@ class InnerLoop(LM):
         anew = jnp.zeros_like(state.anew) if again is None else again[:, 0]
         return logits, InnerState(now, begun, read, anew, sums, step + rest.shape[1]), look
 
-    def _tokens(self, tokens: Array, state: InnerState, restart: Array | None) -> Any:
+    def _tokens(self, tokens: Array, state: InnerState, reset: Array | None) -> Any:
         """Token by token."""
 
         def body(state: InnerState, xs: Any) -> Any:
@@ -140,20 +140,20 @@ class InnerLoop(LM):
             logits, state, look = self._token(token[:, None], state, None if begins is None else begins[:, None])
             return state, (logits, look)
 
-        state, (logits, look) = lax.scan(body, state, (tokens.T, None if restart is None else restart.T))
+        state, (logits, look) = lax.scan(body, state, (tokens.T, None if reset is None else reset.T))
         return _joined(logits, 1), state, jax.tree.map(lambda x: _joined(x, -1), look)
 
-    def _token(self, token: Array, state: InnerState, restart: Array | None) -> Any:
+    def _token(self, token: Array, state: InnerState, reset: Array | None) -> Any:
         """One token [B, 1]: it settles the chunk that was complete but for it."""
         state = self._settled(state, token[:, 0])
         at = state.step % self.chunk
         anew = jnp.zeros_like(state.anew)
-        if restart is not None:
-            begun, sums = self._begin(state.now, state.sums, restart & (at == 0))
-            state, anew = state._replace(now=begun, sums=sums), restart[:, 0]
+        if reset is not None:
+            begun, sums = self._begin(state.now, state.sums, reset & (at == 0))
+            state, anew = state._replace(now=begun, sums=sums), reset[:, 0]
         anew = jnp.where(at == 0, anew, state.anew)
         begun = jax.tree.map(lambda new, old: jnp.where(at == 0, new, old), state.now, state.begun)
-        logits, now, look = super().__call__(token, state.now, restart)
+        logits, now, look = super().__call__(token, state.now, reset)
         read = lax.dynamic_update_slice(state.read, token.astype(jnp.int32), (0, at))
         return logits, InnerState(now, begun, read, anew, state.sums, state.step + 1), look
 
@@ -162,20 +162,20 @@ class InnerLoop(LM):
 
         def write(state: InnerState) -> InnerState:
             targets = jnp.concatenate([state.read[:, 1:], following[:, None].astype(jnp.int32)], 1)
-            restart = jnp.pad(state.anew[:, None], [(0, 0), (0, self.chunk - 1)])
-            gradient, _ = self._gradient(state.begun, state.read, targets, restart)
+            reset = jnp.pad(state.anew[:, None], [(0, 0), (0, self.chunk - 1)])
+            gradient, _ = self._gradient(state.begun, state.read, targets, reset)
             now, sums = self._write(state.now, state.sums, gradient, jnp.asarray(state.step))
             return state._replace(now=now, sums=sums)
 
         state = state._replace(step=jnp.asarray(state.step))
         return lax.cond((state.step > 0) & (state.step % self.chunk == 0), write, lambda state: state, state)
 
-    def _gradient(self, begun: LMState, tokens: Array, following: Array, restart: Array | None) -> tuple[Levels, Any]:
+    def _gradient(self, begun: LMState, tokens: Array, following: Array, reset: Array | None) -> tuple[Levels, Any]:
         """The gradient of a chunk's loss by each sequence's kernels, and what reading the chunk gave."""
 
         def loss(levels: Levels) -> tuple[Array, Any]:
             state = begun._replace(blocks=with_kernels(begun.blocks, levels))
-            logits, after, look = super(InnerLoop, self).__call__(tokens, state, restart)
+            logits, after, look = super(InnerLoop, self).__call__(tokens, state, reset)
             chosen = following[..., None] == jnp.arange(logits.shape[-1])
             nll = jax.nn.logsumexp(logits, -1) - jnp.where(chosen, logits, 0).sum(-1)
             return nll.sum(), (logits, after, look)
@@ -202,12 +202,12 @@ class InnerLoop(LM):
             faster = level
         return now._replace(blocks=with_kernels(now.blocks, levels)), sums
 
-    def _begin(self, now: LMState, sums: Levels, restart: Array | None) -> tuple[LMState, Levels]:
+    def _begin(self, now: LMState, sums: Levels, reset: Array | None) -> tuple[LMState, Levels]:
         """Where a document begins with the chunk, the parameters and no sums."""
-        if restart is None:
+        if reset is None:
             return now, sums
         first = kernels_of(super().init_state(now.age.shape[0]).blocks)
-        here = restart[:, 0][:, None, None]
+        here = reset[:, 0][:, None, None]
         levels = _select(here, first, kernels_of(now.blocks))
         return now._replace(blocks=with_kernels(now.blocks, levels)), _select(
             here, jax.tree.map(jnp.zeros_like, sums), sums

@@ -67,7 +67,7 @@ def test_batches_have_the_promised_types(config, packing):
         "inputs": ("int32", (4, 64)),
         "targets": ("int32", (4, 64)),
         "mask": ("float32", (4, 64)),
-        "restart": ("bool", (4, 64)),
+        "reset": ("bool", (4, 64)),
     }
 
 
@@ -104,7 +104,7 @@ def test_no_held_out_text_is_trained_on(config):
 def test_a_stream_row_is_a_run_of_the_text_that_never_restarts(config):
     text = np.asarray(load_streams(config)[0].tokens)
     for batch in itertools.islice(train_batches(config, seed=3), 5):
-        assert not batch["restart"].any()
+        assert not batch["reset"].any()
         for inputs, targets, mask in zip(batch["inputs"], batch["targets"], batch["mask"], strict=True):
             size = int(mask.sum())
             row = np.append(inputs[:size], targets[size - 1])
@@ -119,8 +119,8 @@ def test_packed_documents_are_whole_aligned_restarted_and_never_predict_one_anot
         np.asarray(stream.tokens[a : b + 1]) for a, b in zip(stream.starts[:-1], stream.starts[1:], strict=True)
     ]
     found = []
-    for inputs, targets, mask, restart in zip(*(rows[name] for name in rows), strict=True):
-        begins = np.flatnonzero(restart)
+    for inputs, targets, mask, reset in zip(*(rows[name] for name in rows), strict=True):
+        begins = np.flatnonzero(reset)
         assert (begins % config.align == 0).all() and begins[0] == 0
         for begin, end in zip(begins, [*begins[1:], config.sequence], strict=True):
             size = int(mask[begin:end].sum())

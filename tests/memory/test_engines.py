@@ -1,4 +1,4 @@
-"""What an engine serves beside the laws: spans, restarts, weight residuals, number formats; and what it never makes."""
+"""What an engine serves beside the laws: spans, resets, weight residuals, number formats; and what it never makes."""
 
 import inspect
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def test_restart_begins_the_memory_anew_where_a_chunk_begins(name: str, implemen
     span = {"span": Span(np.int32(2), np.int32(12))} if aligned else {}
     mask[:first] = mask[14:] = aligned
     begun = case.state._replace(step=np.int32(6))
-    y, state, _ = jax.device_get(run(begun, *case[1:], restart=Restart(mask, anew), **span))
+    y, state, _ = jax.device_get(run(begun, *case[1:], reset=Restart(mask, anew), **span))
     stop = 14 if aligned else 16
     before, _, _ = run(begun, *tokens(case, first, first + 6))
     after, want, _ = run(anew, *tokens(case, first + 6, stop))

@@ -1,4 +1,4 @@
-"""Memories that write each other: the recurrence by hand, any split, causality, restarts, gradients."""
+"""Memories that write each other: the recurrence by hand, any split, causality, resets, gradients."""
 
 import functools
 from collections.abc import Iterator

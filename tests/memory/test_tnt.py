@@ -142,7 +142,7 @@ def test_rows_that_are_no_tokens_are_passed_over():
 def test_a_restart_begins_anew():
     tokens = sequence()
     mask = np.arange(TOKENS) == CHUNK
-    y, _, _ = memory().update(start(), *tokens, restart=Restart(mask, start()))
+    y, _, _ = memory().update(start(), *tokens, reset=Restart(mask, start()))
     alone, _, _ = memory().update(start(), *part(tokens, slice(CHUNK, TOKENS)))
     close(y[CHUNK:], alone, 1e-10)
 

@@ -19,15 +19,15 @@ from titans_jax.config import TrainConfig
 from titans_jax.optim import OptimConfig, build
 from titans_jax.training.step import TrainState, define, make_step
 
-meshes, optimizer, row, changes, restarts = json.loads(sys.argv[1])
+meshes, optimizer, row, changes, resets = json.loads(sys.argv[1])
 definition = define(config_of(row, **changes))
 optimizer = build(OptimConfig(name=optimizer, peak_rate=1e-3, warmup=20), 20)
 start = jax.tree.map(lambda x: x.astype("float32"), somewhere(jax.eval_shape(definition.init, jax.random.key(0))))
 rng = np.random.default_rng(0)
 text = rng.integers(0, 32, (8, 41), np.int32)
 batch = dict(inputs=text[:, :-1], targets=text[:, 1:], mask=np.ones((8, 40), np.float32))
-if restarts:
-    batch["restart"] = (np.arange(40) % 8 == 0) & (rng.random((8, 40)) < 0.5)
+if resets:
+    batch["reset"] = (np.arange(40) % 8 == 0) & (rng.random((8, 40)) < 0.5)
 
 def train(params, batch):
     step = make_step(definition.graphdef, optimizer, TrainConfig())
@@ -47,8 +47,8 @@ print(json.dumps(found))
 """
 
 
-def check(run_python, meshes, row, *, optimizer="adamw", restarts=False, **changes):
-    done = run_python("-c", SOURCE, json.dumps([meshes, optimizer, row, changes, restarts]), QUICK_FLAGS, devices=8)
+def check(run_python, meshes, row, *, optimizer="adamw", resets=False, **changes):
+    done = run_python("-c", SOURCE, json.dumps([meshes, optimizer, row, changes, resets]), QUICK_FLAGS, devices=8)
     found = json.loads(done.stdout.splitlines()[-1])
     alone, _ = found.pop("")
     assert alone[-1] < alone[0] - 0.01
@@ -70,7 +70,7 @@ def test_every_block_with_every_residual(run_python, block):
     row = dict(block=block, residual=residual, positions="learned", persistent=3)
     meshes = MESHES if block == "mac" else MESHES[2:]
     depth = {"lmm": 5, "transformer": 5}.get(block, 2)  # so many are scanned
-    check(run_python, meshes, row, optimizer="sgd", restarts=block in ("mac", "mag"), heads=2, depth=depth)
+    check(run_python, meshes, row, optimizer="sgd", resets=block in ("mac", "mag"), heads=2, depth=depth)
 
 
 @pytest.mark.slow
@@ -90,5 +90,5 @@ def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
     ids=["hope", "hope_attention", "tnt"],
 )
 def test_inner_loops_and_memories_of_memories(run_python, row):
-    """The kernels of an inner loop are split over rows and hidden units, and restart with the documents."""
+    """The kernels of an inner loop are split over rows and hidden units, and reset with the documents."""
     check(run_python, MESHES[2:], row, optimizer="sgd", depth=1, heads=2)

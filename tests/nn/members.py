@@ -33,7 +33,7 @@ Pair = frozenset[tuple[str, Any]]
 
 
 class Subject(NamedTuple):
-    """A model as pure functions. call: (tokens, state, restart=None) -> logits, state, look, compiled once a shape."""
+    """A model as pure functions. call: (tokens, state, reset=None) -> logits, state, look, compiled once a shape."""
 
     config: ModelConfig
     graphdef: Any

@@ -89,8 +89,8 @@ class Loader:
 
     def __init__(self, stream: TokenStream, config: DataConfig) -> None:
         """Lays the stream's rows out."""
-        self.stream, self.sequence, self.restarts = stream, config.sequence, config.packing == "documents"
-        if self.restarts:
+        self.stream, self.sequence, self.resets = stream, config.sequence, config.packing == "documents"
+        if self.resets:
             self.layout = document_layout(stream.starts, config.sequence, config.align)
         else:
             self.layout = stream_layout(len(stream.tokens) - 1, config.sequence)
@@ -99,13 +99,13 @@ class Loader:
     def load(self, rows: ArrayLike) -> Batch:
         """Returns the batch of these rows; a row number past the last gives a row of padding.
 
-        Returns: inputs, targets int32 [b, T]; mask float32 [b, T], 0 on padding (whose tokens are separators); restart
+        Returns: inputs, targets int32 [b, T]; mask float32 [b, T], 0 on padding (whose tokens are separators); reset
         bool [b, T], True where a packed document (or a piece of one) starts.
         """
         rows = np.asarray(rows)
         shape = (len(rows), self.sequence)
         inputs = np.full(shape, self.stream.separator, np.int32)
-        targets, mask, restart = inputs.copy(), np.zeros(shape, np.float32), np.zeros(shape, bool)
+        targets, mask, reset = inputs.copy(), np.zeros(shape, np.float32), np.zeros(shape, bool)
         for i, row in enumerate(rows):
             if row >= self.rows:
                 continue
@@ -113,8 +113,8 @@ class Loader:
                 begin, length, column = (field[piece] for field in self.layout[:3])
                 tokens, place = self.stream.tokens[begin : begin + length + 1], slice(column, column + length)
                 inputs[i, place], targets[i, place], mask[i, place] = tokens[:-1], tokens[1:], 1
-                restart[i, column] = self.restarts
-        return {"inputs": inputs, "targets": targets, "mask": mask, "restart": restart}
+                reset[i, column] = self.resets
+        return {"inputs": inputs, "targets": targets, "mask": mask, "reset": reset}
 
 
 def train_batches(

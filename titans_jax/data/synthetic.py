@@ -124,5 +124,5 @@ def _take(rows: NDArray, index: NDArray) -> NDArray:
 
 def _batch(rows: NDArray, scored: NDArray) -> dict[str, NDArray]:
     inputs, targets = rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
-    mask, restart = scored[:, 1:].astype(np.float32), np.zeros(inputs.shape, bool)
-    return {"inputs": inputs, "targets": targets, "mask": mask, "restart": restart}
+    mask, reset = scored[:, 1:].astype(np.float32), np.zeros(inputs.shape, bool)
+    return {"inputs": inputs, "targets": targets, "mask": mask, "reset": reset}

@@ -37,9 +37,9 @@ class DataConfig:
       tokenizer: "bytes", the path of a BPE tokenizer's JSON (see `train_bpe`), or a folder with GPT-2's vocabulary.
       sequence: targets a row.
       batch: rows a step, over all hosts.
-      packing: "stream" cuts the stream every `sequence` tokens and never restarts: what a row starts with may be the
+      packing: "stream" cuts the stream every `sequence` tokens and never resets: what a row starts with may be the
         middle of a document, and documents follow one another with a separator between. "documents" fills rows with
-        whole documents (longer ones are cut), restarts at each and aligns it.
+        whole documents (longer ones are cut), resets at each and aligns it.
       held_out: the fraction of the characters that is kept from training; 0 keeps nothing.
       split: "tail" holds out the end of the corpus (cutting a document at a line's end); "documents" holds out whole
         documents, chosen by the hash of their text, so that order and neighbours do not matter. A corpus that comes

@@ -52,7 +52,7 @@ def _score(graphdef: Any, params: Any, state: Any, batch: Batch) -> tuple[dict[s
     """One batch's sums [T] over its rows, and the state after it; a state of None starts from the beginning."""
     model = nnx.merge(graphdef, params)
     state = model.init_state(batch["inputs"].shape[0]) if state is None else state
-    logits, state, _ = model(batch["inputs"], state, batch.get("restart"), aligned=True)
+    logits, state, _ = model(batch["inputs"], state, batch.get("reset"), aligned=True)
     by_position = jax.vmap(lambda *batch: cross_entropy(*batch)[1], in_axes=1)
     return by_position(logits, batch["targets"], batch["mask"]), state
 
@@ -93,7 +93,7 @@ def score(
         size += int(byte_lengths[batch["targets"]][batch["mask"] != 0].sum())
         if state is None and reset == "stream":
             state = model.init_state(len(batch["inputs"]))
-        needed = {k: v for k, v in batch.items() if k != "restart" or v.any()}
+        needed = {k: v for k, v in batch.items() if k != "reset" or v.any()}
         scores, after = _score(graphdef, params, state, jax.device_put(needed, sharding))
         state = after if reset == "stream" else None
         sums.append(scores)

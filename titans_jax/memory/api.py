@@ -42,7 +42,7 @@ def miras(
       Memory(init, read, update) for one sequence and one head. Arithmetic is float32 (float64 if the inputs are)
       whatever the inputs' dtype; y has the dtype of q.
       update takes, beside state, q, k, v [T, D] and Gates: `span`, where only some rows are tokens (the rows then lie
-      on the grid of chunks, T a multiple of chunk, the first token at `state.step % chunk`); `restart`, where the
+      on the grid of chunks, T a multiple of chunk, the first token at `state.step % chunk`); `reset`, where the
       memory begins anew; `residual` [chunks, in, out], added to the weights at which each chunk's gradients are taken:
       T // chunk of them with a span, (T + 2 chunk - 2) // chunk without, as many as T tokens at any offset can touch.
 
@@ -99,7 +99,7 @@ def miras(
         gates: Gates,
         *,
         span: Span | None = None,
-        restart: Restart | None = None,
+        reset: Restart | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
         _check(rule.learner, q, k, v, gates, chunk, span, residual)
@@ -115,7 +115,7 @@ def miras(
             gates = gates._replace(weight=jnp.ones_like(gates.momentum))
         if not rule.bias.threshold:
             gates = gates._replace(threshold=None)
-        call = Call(cast(q), k, cast(v), gates, span, restart, residual)
+        call = Call(cast(q), k, cast(v), gates, span, reset, residual)
         run = stepwise if implementation is None and k.shape[0] == 1 else engine
         y, state, info = run(state, call) if learner.writes == 1 else _written(run, learner.writes, state, call)
         return y.astype(q.dtype), state, info
@@ -158,7 +158,7 @@ def _written(run: Engine, writes: int, state: State, call: Call) -> tuple[Array,
     def first(gate: Array) -> Array:
         return jnp.ones((rows, *gate.shape[1:]), gate.dtype).at[::writes].set(gate)
 
-    span, restart = call.span, call.restart
+    span, reset = call.span, call.reset
     wide = Call(
         q=jnp.repeat(call.q, writes, axis=0),
         k=call.k.reshape(rows, -1),
@@ -170,7 +170,7 @@ def _written(run: Engine, writes: int, state: State, call: Call) -> tuple[Array,
             None if threshold is None else jnp.repeat(threshold, writes),
         ),
         span=span and Span(span.first * writes, span.length * writes),
-        restart=restart and restart._replace(mask=jnp.repeat(restart.mask, writes)),
+        reset=reset and reset._replace(mask=jnp.repeat(reset.mask, writes)),
         residual=None,
     )
     y, state, info = run(state._replace(step=state.step * writes), wide)

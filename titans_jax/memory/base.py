@@ -221,7 +221,7 @@ class Update(Protocol):
         gates: Gates,
         *,
         span: Span | None = None,
-        restart: Restart | None = None,
+        reset: Restart | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
         """q, k, v: [T, D]; residual: [chunks, in, out]. Returns y [T, D], the new state and what there is to see.

@@ -148,8 +148,8 @@ def blocks(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, gradie
         return new, (y, Info(surprise, grad_norm, held(momentum_norm), held(norm(new.dual)), held(cut)))
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
-        q, k, v, gates, span, restart, residual = call
-        mask = jnp.zeros(k.shape[0], bool) if restart is None else restart.mask
+        q, k, v, gates, span, reset, residual = call
+        mask = jnp.zeros(k.shape[0], bool) if reset is None else reset.mask
         (q, k, v, gates, mask), real, inside, back = lay((q, k, v, gates, mask), chunk, state.step, span)
         whole = covers(inside, real.size)
         home = state.home
@@ -165,7 +165,7 @@ def blocks(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, gradie
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, gates, real, mask, residual, response = xs
             real = jnp.ones(chunk, bool) if whole else real
-            state = anew(restart, mask[0] & real[0], known(state))
+            state = anew(reset, mask[0] & real[0], known(state))
             anchors = None if residual is None else rule.retention.link(state.anchor)
 
             def write(state: State) -> tuple[State, tuple[Array, Info]]:

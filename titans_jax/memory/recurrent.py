@@ -66,19 +66,19 @@ def recurrent(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "f
         return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut.astype(surprise.dtype))
 
     def engine(state: State, call: Call) -> tuple[Array, State, Info]:
-        q, k, v, gates, span, restart, residual = call
+        q, k, v, gates, span, reset, residual = call
         T = k.shape[0]
         real = real_rows(span or Span(0, T), T)
         offset, first = state.step % chunk, 0 if span is None else span.first
 
         def step(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             q, k, v, gates, real, begin, row = xs
-            state = anew(restart, begin & real & (state.step % chunk == 0), state)
+            state = anew(reset, begin & real & (state.step % chunk == 0), state)
             at = None if residual is None else jax.tree.map(lambda r: r[(offset + row - first) // chunk], residual)
             new, y, info = token(state, q, k, v, gates, real, at)
             return new, (y, info, link(state.anchor) if residual is not None else None)
 
-        begin = real if restart is None else restart.mask
+        begin = real if reset is None else reset.mask
         state, (y, info, anchors) = lax.scan(step, state, (q, k, v, gates, real, begin, jnp.arange(T)))
         if residual is not None:
             begins = jnp.clip(jnp.arange(chunks_of(T, chunk, span)) * chunk - offset + first, first, T - 1)

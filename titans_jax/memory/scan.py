@@ -30,7 +30,7 @@ class Call(NamedTuple):
     v: Array
     gates: Gates
     span: Span | None
-    restart: Restart | None
+    reset: Restart | None
     residual: Weights | None
 
 
@@ -210,11 +210,11 @@ def select(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
 
 
-def anew(restart: Restart | None, here: Array, state: State) -> State:
+def anew(reset: Restart | None, here: Array, state: State) -> State:
     """The state, or where a memory begins anew `here` its beginning; the count of tokens, and the home, stay."""
-    if restart is None:
+    if reset is None:
         return state
-    return select(here, restart.state._replace(home=state.home), state)._replace(step=state.step)
+    return select(here, reset.state._replace(home=state.home), state)._replace(step=state.step)
 
 
 GROUP = 32
@@ -244,17 +244,17 @@ Write = Callable[[State, Any, Span | None], tuple[State, Any]]
 
 
 def by_chunks(
-    write: Write, state: State, tokens: Any, *, chunk: int, span: Span | None = None, restart: Restart | None = None
+    write: Write, state: State, tokens: Any, *, chunk: int, span: Span | None = None, reset: Restart | None = None
 ) -> tuple[Any, State]:
     """Call write(state, tokens, span) -> state, out on one chunk after another, where one depends on all before it.
 
     tokens: leaves [T, ...], at any offset or, with a span, on the grid; a single token is handed on as it is, with no
-    span. `restart` is seen to here. Returns out as leaves [T, ...], and the state.
+    span. `reset` is seen to here. Returns out as leaves [T, ...], and the state.
     """
     T = jax.tree.leaves(tokens)[0].shape[0]
-    mask = jnp.zeros(T, bool) if restart is None else restart.mask
+    mask = jnp.zeros(T, bool) if reset is None else reset.mask
     if T == 1 and span is None:
-        state, out = write(anew(restart, mask[0] & (state.step % chunk == 0), state), tokens, None)
+        state, out = write(anew(reset, mask[0] & (state.step % chunk == 0), state), tokens, None)
         return out, state
     laid, real, inside, back = lay((tokens, mask), chunk, state.step, span)
     whole = covers(inside, real.size)
@@ -262,7 +262,7 @@ def by_chunks(
     @jax.checkpoint
     def body(state: State, xs: Any) -> Any:
         (tokens, mask), real = xs
-        state = anew(restart, mask[0] & real[0], state)
+        state = anew(reset, mask[0] & real[0], state)
         if whole:
             return write(state, tokens, Span(0, chunk))
         return where_any(real, lambda state: write(state, tokens, within(real)), state)

@@ -35,7 +35,7 @@ class SelfModifying(NamedTuple):
     """Pure functions for one sequence and one head, of a `State` whose leaves have a first axis of the five MEMORIES.
 
     init: weights [5, in, out] -> State.
-    update: (State, q[T, D], x[T, D], momentum[T], Readout, restart=None) -> y[T, D], State, (Info, Gates), for any T
+    update: (State, q[T, D], x[T, D], momentum[T], Readout, reset=None) -> y[T, D], State, (Info, Gates), for any T
     and any split; Info is of the last memory, which y was read from.
     """
 
@@ -100,7 +100,7 @@ def self_modifying(
         return new, (y, (jax.tree.map(lambda leaf: leaf[-1], info), gates))
 
     def update(
-        state: State, q: Array, x: Array, momentum: Array, readout: Readout, restart: Restart | None = None
+        state: State, q: Array, x: Array, momentum: Array, readout: Readout, reset: Restart | None = None
     ) -> tuple[Array, State, tuple[Info, Gates]]:
         dtype = jax.tree.leaves(state.dual)[0].dtype
         tokens = tuple(leaf.astype(dtype) for leaf in (q, x, momentum))
@@ -108,7 +108,7 @@ def self_modifying(
         def chunk_of(state: State, tokens: Any, span: Span | None) -> tuple[State, Any]:
             return write(state, tokens, readout, span)
 
-        (y, seen), state = by_chunks(chunk_of, state, tokens, chunk=chunk, restart=restart)
+        (y, seen), state = by_chunks(chunk_of, state, tokens, chunk=chunk, reset=reset)
         return y.astype(q.dtype), state, seen
 
     return SelfModifying(jax.vmap(memory.init, out_axes=_AXES), update)

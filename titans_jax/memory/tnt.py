@@ -125,16 +125,16 @@ def tnt(
         gates: Gates,
         *,
         span: Span | None = None,
-        restart: Restart | None = None,
+        reset: Restart | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
         if residual is not None:
             raise NotImplementedError("tnt: no weight residual")
         dtype = state.dual[PI].dtype
         tokens = jax.tree.map(lambda x: x.astype(dtype), (q, k, v, gates))
-        begins = None if restart is None else restart._replace(state=_substate(restart.state, GLOBAL, rule))
+        begins = None if reset is None else reset._replace(state=_substate(reset.state, GLOBAL, rule))
         (y, info), new = by_chunks(
-            write_whole, _substate(state, GLOBAL, rule), tokens, chunk=chunk, span=span, restart=begins
+            write_whole, _substate(state, GLOBAL, rule), tokens, chunk=chunk, span=span, reset=begins
         )
         near, local = sharded(state, tokens, span)
         return (y + near).astype(q.dtype), _join({"": local, GLOBAL: new}, new.step)._replace(home=state.home), info

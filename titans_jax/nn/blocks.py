@@ -22,14 +22,14 @@ from titans_jax.nn.memory import Look, MemoryLayer
 class Stream(NamedTuple):
     """What flows from layer to layer.
 
-    x: [B, T, E]. age: [B, T] tokens since the document began. restart: None, or [B, T] bool where one begins.
+    x: [B, T, E]. age: [B, T] tokens since the document began. reset: None, or [B, T] bool where one begins.
     values: the first attention layer's, or None. learned: [B, H, chunks, in, out] of the memory below, or None.
     aligned: whether the call is known, while it is traced, to begin and end where chunks and segments do.
     """
 
     x: Array
     age: Array
-    restart: Array | None
+    reset: Array | None
     values: Values | None
     learned: Weights | None
     aligned: bool = False
@@ -164,7 +164,7 @@ class Gating(nnx.Module):
 
 def _remember(memory: MemoryLayer, x: Array, stream: Stream, state: Any) -> Any:
     span = Span(0, x.shape[1]) if stream.aligned else None
-    return memory(x, state, stream.age, span=span, restart=stream.restart, residual=stream.learned)
+    return memory(x, state, stream.age, span=span, reset=stream.reset, residual=stream.learned)
 
 
 def no_values(config: ModelConfig, batch: int, length: int) -> Values:

@@ -76,21 +76,21 @@ class SelfModifyingLayer(nnx.Module):
         memory = jax.tree.map(lambda x: spread(x[None], batch, *ROWS) if x.ndim else x, self.begin())
         return MemoryState(memory, self.conv.init_state(batch, self.dtype) if self.conv else None)
 
-    def __call__(self, x: Array, state: MemoryState, age: Array, restart: Array | None) -> tuple[Array, Any, Look]:
-        """Read and write x [B, T, E]; age, restart: [B, T], as `MemoryLayer` has them. Returns y, state and a look."""
+    def __call__(self, x: Array, state: MemoryState, age: Array, reset: Array | None) -> tuple[Array, Any, Look]:
+        """Read and write x [B, T, E]; age, reset: [B, T], as `MemoryLayer` has them. Returns y, state and a look."""
         inputs, conv, heads = self.inputs(x), state.conv, self.config.heads
         if self.conv is not None:
             assert conv is not None, "a layer with a convolution makes states with its inputs"
             inputs, conv = self.conv(inputs, conv, age, None)
         q, z = jnp.split(by_head(jax.nn.silu(inputs), heads), 2, -1)
         momentum = by_head(jax.nn.sigmoid(self.momentum(x.astype(jnp.float32))), heads)[..., 0]
-        y, memory, (info, gates) = self._update(state.memory, (l2_normalise(q), z, momentum), restart)
+        y, memory, (info, gates) = self._update(state.memory, (l2_normalise(q), z, momentum), reset)
         y = merged(self.norm(y)) * jax.nn.silu(self.gate(x))
         return self.out(y), MemoryState(memory, conv), Look(*info[:5], *gates[:3])
 
-    def _update(self, state: State, tokens: tuple[Array, ...], restart: Array | None) -> tuple[Array, State, Any]:
+    def _update(self, state: State, tokens: tuple[Array, ...], reset: Array | None) -> tuple[Array, State, Any]:
         """`SelfModifying.update` over batch and heads; every sequence is at the same step."""
-        begin = None if restart is None else Restart(restart, self.begin())
+        begin = None if reset is None else Restart(reset, self.begin())
         rate, keep = self.rate, self.keep
         kernel = jnp.stack([rate.kernel[...], keep.kernel[...]], 1)
         readout = Readout(kernel, jnp.stack([rate.bias[...], keep.bias[...]], 1))
@@ -154,7 +154,7 @@ class Hope(Nested):
 
     def mix(self, stream: Stream, state: MemoryState) -> tuple[Stream, MemoryState, Look]:
         """The memory alone."""
-        y, state, look = self.memory(self.norm(stream.x), state, stream.age, stream.restart)
+        y, state, look = self.memory(self.norm(stream.x), state, stream.age, stream.reset)
         return stream._replace(x=stream.x + y), state, look
 
 

@@ -74,20 +74,20 @@ class MAC(Block):
         query, key, value, values = self.projections.qkv(x, stream.values)
         tokens = Tokens(stream.x, query, key, value, self.retrieve.query(x), stream.age)
         if x.shape[1] == 1:
-            state, (y, reads, look, learned) = self._token(tokens, state, stream.restart, stream.learned)
+            state, (y, reads, look, learned) = self._token(tokens, state, stream.reset, stream.learned)
         else:
             span = Span(0, x.shape[1]) if stream.aligned else None
-            state, (y, reads, look, learned) = self._segments(tokens, state, stream.restart, stream.learned, span)
+            state, (y, reads, look, learned) = self._segments(tokens, state, stream.reset, stream.learned, span)
         o = y + self.combine(y, self.memory.say(self.memory_norm(y), reads))
         return stream._replace(x=o, values=values, learned=learned), state, look
 
-    def _token(self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None) -> Any:
+    def _token(self, tokens: Tokens, state: MACState, reset: Array | None, residual: Weights | None) -> Any:
         at = state.memory.memory.step % self.config.segment
-        begin = None if restart is None else restart[:, 0] & (at == 0)
+        begin = None if reset is None else reset[:, 0] & (at == 0)
         return self._segment(tokens, state, begin, residual, at, None)
 
     def _segments(
-        self, tokens: Tokens, state: MACState, restart: Array | None, residual: Weights | None, span: Span | None
+        self, tokens: Tokens, state: MACState, reset: Array | None, residual: Weights | None, span: Span | None
     ) -> Any:
         L, T = self.config.segment, tokens.query.shape[1]
         rows, span = grid(T, L, state.memory.memory.step) if span is None else (T, span)
@@ -101,7 +101,7 @@ class MAC(Block):
 
         real = real_rows(span, rows).reshape(segments, L)
         whole = covers(span, rows)
-        begin = None if restart is None else lay(restart)[:, :, 0]
+        begin = None if reset is None else lay(reset)[:, :, 0]
         xs = jax.tree.map(lay, tokens), begin, real, jax.tree.map(split, residual)
 
         @jax.checkpoint

@@ -149,14 +149,14 @@ class MemoryLayer(nnx.Module):
         age: Array,
         *,
         span: Span | None = None,
-        restart: Array | None = None,
+        reset: Array | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, MemoryState, Look, Weights | None]:
         """Write and read x [B, T, E]; the arguments are those of `write`.
 
         Returns y, state, what there is to see, and with a residual this memory's own.
         """
-        reads, state, look, learned = self.write(x, state, age, span=span, restart=restart, residual=residual)
+        reads, state, look, learned = self.write(x, state, age, span=span, reset=reset, residual=residual)
         return self.say(x, reads), state, look, learned
 
     def write(
@@ -166,19 +166,19 @@ class MemoryLayer(nnx.Module):
         age: Array,
         *,
         span: Span | None = None,
-        restart: Array | None = None,
+        reset: Array | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, MemoryState, Look, Weights | None]:
         """Write x [B, T, E], and read after each token: what a stream must do in order.
 
-        age: [B, T]. span: which rows are tokens. restart: [B, T] bool, where the memory begins anew (at a chunk's
+        age: [B, T]. span: which rows are tokens. reset: [B, T] bool, where the memory begins anew (at a chunk's
         start). residual: [B, H, chunks, in, out], what the memory below has learned. Returns reads [B, H, T, D], and
         the rest as a call does.
         """
         (q, k, v), conv = self.project(x, state.conv, age, span)
         q, k = l2_normalise(q), l2_normalise(k)
         gates = self.hold_back(self.gates(x), state.memory, k, v)
-        reads, memory, info = self._update(state.memory, (q, k, v, gates), span, restart, residual)
+        reads, memory, info = self._update(state.memory, (q, k, v, gates), span, reset, residual)
         rate, keep = (gate.mean(-1) if gate.ndim == 4 else gate for gate in (gates.rate, gates.keep))
         look = Look(*info[:5], rate, gates.momentum, keep)
         learned = None
@@ -218,16 +218,16 @@ class MemoryLayer(nnx.Module):
         state: State,
         tokens: tuple[Array, Array, Array, Gates],
         span: Span | None,
-        restart: Array | None,
+        reset: Array | None,
         residual: Weights | None,
     ) -> tuple[Array, State, Info]:
         """`memory.update` over batch and heads, of tokens (q, k, v, gates); every sequence is at the same step."""
-        begin = None if restart is None else Restart(restart, self.memory_at_start())
+        begin = None if reset is None else Restart(reset, self.memory_at_start())
         # that a span covers the call stays known on a mesh too, where arguments become arrays
         known = span if span is not None and covers(span, tokens[0].shape[2]) else None
 
         def one(state: State, tokens: Any, span: Any, begin: Any, residual: Any) -> tuple[Array, State, Info]:
-            return self.memory.update(state, *tokens, span=known or span, restart=begin, residual=residual)
+            return self.memory.update(state, *tokens, span=known or span, reset=begin, residual=residual)
 
         beginning = None if begin is None else over(Restart, ROWS[:1], FRESH)
         arguments = (state, tokens, None if known else span, begin, residual)

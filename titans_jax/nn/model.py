@@ -82,14 +82,14 @@ class LM(nnx.Module):
         return LMState(blocks, sharding.place(jnp.zeros(batch, jnp.int32), "batch"))
 
     def __call__(
-        self, tokens: Array, state: LMState, restart: Array | None = None, *, aligned: bool = False
+        self, tokens: Array, state: LMState, reset: Array | None = None, *, aligned: bool = False
     ) -> tuple[Array, LMState, Look | None]:
         """Read tokens and predict each one's successor.
 
         Args:
           tokens: [B, T] int, T >= 1.
           state: of `init_state` or of an earlier call.
-          restart: None, or [B, T] bool where a document begins: nothing before is seen from there on. Memories begin
+          reset: None, or [B, T] bool where a document begins: nothing before is seen from there on. Memories begin
             anew at a chunk's start only (MAC: at a segment's), so documents must be laid out on multiples of it.
           aligned: a promise that the tokens read so far are a multiple of T, as at a stream's beginning or where it is
             read in pieces of one length. Where chunks divide T, the call then need not be laid on their grid.
@@ -102,12 +102,12 @@ class LM(nnx.Module):
           ValueError: full attention over more than `context` tokens in one call.
         """
         c, (B, T) = self.config, tokens.shape
-        age = _ages(state.age, restart, T)
+        age = _ages(state.age, reset, T)
         x = self.embed(tokens, age)
         values = no_values(c, B, T) if c.value_residual and c.pattern != ("lmm",) else None
         aligned = aligned and T % self.unit == 0
         learned = self._nothing_learned(B, T, aligned) if c.weight_residual else None
-        first = Stream(x, age, restart, values, learned, aligned)
+        first = Stream(x, age, reset, values, learned, aligned)
 
         def layer(carry: Any, layers: Any) -> Any:
             stream = first._replace(x=carry[0], values=carry[1], learned=carry[2])
@@ -227,11 +227,11 @@ def _layers(stacks: Sequence[Any], count: int) -> tuple[Any, ...]:
     return jax.tree.map(_alone, unstacked(stacks, count))
 
 
-def _ages(age: Array, restart: Array | None, length: int) -> Array:
+def _ages(age: Array, reset: Array | None, length: int) -> Array:
     """[B, T] tokens since the document began, from the carried age [B]."""
     running = age[:, None] + jnp.arange(length)
-    if restart is None:
+    if reset is None:
         return running
     at = jnp.arange(length)
-    last = lax.cummax(jnp.where(restart, at, -1), axis=1)
+    last = lax.cummax(jnp.where(reset, at, -1), axis=1)
     return jnp.where(last >= 0, at - last, running)

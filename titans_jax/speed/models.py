@@ -66,7 +66,7 @@ def stepper(experiment: Experiment) -> Callable[[], Any]:
     placement = Placement.of(experiment.mesh)
     shape = experiment.data.batch, experiment.data.sequence
     tokens = np.random.default_rng(0).integers(0, experiment.model.vocab_size, shape, np.int32)
-    local = {"inputs": tokens, "targets": tokens, "mask": np.ones(shape, np.float32), "restart": np.zeros(shape, bool)}
+    local = {"inputs": tokens, "targets": tokens, "mask": np.ones(shape, np.float32), "reset": np.zeros(shape, bool)}
     with placement.active():
         step = fit.stepper(experiment, placement, placement.device_batch(local, experiment.data))
 

@@ -1,4 +1,4 @@
-"""The training loop: from an Experiment to a trained model on disk, through kills and restarts."""
+"""The training loop: from an Experiment to a trained model on disk, through kills and resets."""
 
 import contextlib
 import math

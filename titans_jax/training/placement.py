@@ -49,7 +49,7 @@ class Placement(NamedTuple):
     def abstract_batch(self, config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
         """What `device_batch` gives, as shapes: so the step can be compiled before the data are read."""
         shape = (config.batch, config.sequence)
-        types = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.float32, "restart": jnp.bool}
+        types = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.float32, "reset": jnp.bool}
         return {name: jax.ShapeDtypeStruct(shape, types[name], sharding=self.batch) for name in _names(config)}
 
     def device_batch(self, local: Mapping[str, np.ndarray], config: DataConfig) -> dict[str, jax.Array]:
@@ -58,5 +58,5 @@ class Placement(NamedTuple):
 
 
 def _names(config: DataConfig) -> tuple[str, ...]:
-    """A batch's arrays; `restart` only where a document can begin, because a memory that may restart does more work."""
-    return ("inputs", "targets", "mask", *(("restart",) if config.packing == "documents" else ()))
+    """A batch's arrays; `reset` only where a document can begin, because a memory that may reset does more work."""
+    return ("inputs", "targets", "mask", *(("reset",) if config.packing == "documents" else ()))

@@ -95,7 +95,7 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
     def loss_of(params: Any, batch: Batch, scale: Array | None) -> tuple[Array, Any]:
         model = nnx.merge(graphdef, params)
         state = model.init_state(batch["inputs"].shape[0])
-        logits, _, info = model(batch["inputs"], state, batch.get("restart"), aligned=True)
+        logits, _, info = model(batch["inputs"], state, batch.get("reset"), aligned=True)
         loss, sums = cross_entropy(
             logits, batch["targets"], batch["mask"], label_smoothing=train.label_smoothing, z_loss=train.z_loss
         )

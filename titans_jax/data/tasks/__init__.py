@@ -103,8 +103,8 @@ class TaskRows:
         self.rows = 1024 if held_out else 2**30
 
     def load(self, rows: ArrayLike) -> dict[str, NDArray]:
-        """Returns the batch of these rows, as `batches.Loader.load` does; nothing restarts."""
+        """Returns the batch of these rows, as `batches.Loader.load` does; nothing resets."""
         side = int(self.held_out)
         made = [row(self.task, (side, int(i)), self.length, self.tokenizer, self.hay) for i in np.asarray(rows)]
         inputs, targets, mask = (np.stack(field) for field in zip(*made, strict=True))
-        return {"inputs": inputs, "targets": targets, "mask": mask, "restart": np.zeros(inputs.shape, bool)}
+        return {"inputs": inputs, "targets": targets, "mask": mask, "reset": np.zeros(inputs.shape, bool)}
