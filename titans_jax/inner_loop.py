@@ -19,8 +19,8 @@ import numpy as np
 from jax import Array, lax
 
 from titans_jax.memory import Weights
-from titans_jax.nn import LM, LMState, Look
-from titans_jax.nn.cms import kernels_of, row_norm, with_kernels
+from titans_jax.nn import LM, LayerInfo, LMState
+from titans_jax.nn.cms import kernels_of, sequence_norm, with_kernels
 from titans_jax.nn.model import unstacked
 
 Levels = list[list[Weights]]
@@ -81,7 +81,7 @@ class InnerLoop(LM):
 
     def __call__(  # type: ignore[override]
         self, tokens: Array, state: InnerState, reset: Array | None = None, *, aligned: bool = False
-    ) -> tuple[Array, InnerState, Look | None]:
+    ) -> tuple[Array, InnerState, LayerInfo | None]:
         """As `LM`: any T at any offset. Away from a chunk's start it reads token by token.
 
         reset: where a document begins, at multiples of every period: its kernels are the parameters again.
@@ -111,37 +111,37 @@ class InnerLoop(LM):
         def body(carry: tuple[LMState, Levels, Array], xs: Any) -> Any:
             (now, sums, step), (x, following, reset) = carry, xs
             now, sums = self._begin(now, sums, reset)
-            gradient, (logits, now, look) = self._gradient(now, x, following, reset)
+            gradient, (logits, now, info) = self._gradient(now, x, following, reset)
             now, sums = self._write(now, sums, gradient, step + C)
-            return (now, sums, step + C), (logits, look)
+            return (now, sums, step + C), (logits, info)
 
         carry = state.now, state.sums, jnp.asarray(state.step)
         parts = []
         if count:
             xs = cut(tokens), cut(tokens[:, 1:]), None if reset is None else cut(reset)
-            carry, (logits, look) = lax.scan(body, carry, xs)
-            parts = [(_joined(logits, 1), jax.tree.map(lambda x: _joined(x, -1), look))]
+            carry, (logits, info) = lax.scan(body, carry, xs)
+            parts = [(_joined(logits, 1), jax.tree.map(lambda x: _joined(x, -1), info))]
         (now, sums, step), rest = carry, tokens[:, count * C :]
         again = None if reset is None else reset[:, count * C :]
         begun, sums = self._begin(now, sums, again)
-        logits, now, look = super().__call__(rest, begun, again)
-        parts.append((logits, look))
+        logits, now, info = super().__call__(rest, begun, again)
+        parts.append((logits, info))
         read = lax.dynamic_update_slice(jnp.zeros_like(state.read), rest.astype(jnp.int32), (0, 0))
         logits = jnp.concatenate([logits for logits, _ in parts], 1)
-        look = jax.tree.map(lambda *x: jnp.concatenate(x, -1), *(look for _, look in parts))
+        info = jax.tree.map(lambda *x: jnp.concatenate(x, -1), *(info for _, info in parts))
         anew = jnp.zeros_like(state.anew) if again is None else again[:, 0]
-        return logits, InnerState(now, begun, read, anew, sums, step + rest.shape[1]), look
+        return logits, InnerState(now, begun, read, anew, sums, step + rest.shape[1]), info
 
     def _tokens(self, tokens: Array, state: InnerState, reset: Array | None) -> Any:
         """Token by token."""
 
         def body(state: InnerState, xs: Any) -> Any:
             token, begins = xs
-            logits, state, look = self._token(token[:, None], state, None if begins is None else begins[:, None])
-            return state, (logits, look)
+            logits, state, info = self._token(token[:, None], state, None if begins is None else begins[:, None])
+            return state, (logits, info)
 
-        state, (logits, look) = lax.scan(body, state, (tokens.T, None if reset is None else reset.T))
-        return _joined(logits, 1), state, jax.tree.map(lambda x: _joined(x, -1), look)
+        state, (logits, info) = lax.scan(body, state, (tokens.T, None if reset is None else reset.T))
+        return _joined(logits, 1), state, jax.tree.map(lambda x: _joined(x, -1), info)
 
     def _token(self, token: Array, state: InnerState, reset: Array | None) -> Any:
         """One token [B, 1]: it settles the chunk that was complete but for it."""
@@ -153,9 +153,9 @@ class InnerLoop(LM):
             state, anew = state._replace(now=begun, sums=sums), reset[:, 0]
         anew = jnp.where(at == 0, anew, state.anew)
         begun = jax.tree.map(lambda new, old: jnp.where(at == 0, new, old), state.now, state.begun)
-        logits, now, look = super().__call__(token, state.now, reset)
+        logits, now, info = super().__call__(token, state.now, reset)
         read = lax.dynamic_update_slice(state.read, token.astype(jnp.int32), (0, at))
-        return logits, InnerState(now, begun, read, anew, state.sums, state.step + 1), look
+        return logits, InnerState(now, begun, read, anew, state.sums, state.step + 1), info
 
     def _settled(self, state: InnerState, following: Array) -> InnerState:
         """The state with the write of a chunk that was read to its end, before the token `following` [B] it."""
@@ -175,10 +175,10 @@ class InnerLoop(LM):
 
         def loss(levels: Levels) -> tuple[Array, Any]:
             state = begun._replace(blocks=with_kernels(begun.blocks, levels))
-            logits, after, look = super(InnerLoop, self).__call__(tokens, state, reset)
+            logits, after, info = super(InnerLoop, self).__call__(tokens, state, reset)
             chosen = following[..., None] == jnp.arange(logits.shape[-1])
             nll = jax.nn.logsumexp(logits, -1) - jnp.where(chosen, logits, 0).sum(-1)
-            return nll.sum(), (logits, after, look)
+            return nll.sum(), (logits, after, info)
 
         return jax.grad(loss, has_aux=True)(kernels_of(begun.blocks))
 
@@ -216,7 +216,7 @@ class InnerLoop(LM):
 
 def _descend(weights: list[Weights], gradient: list[Weights], rate: float, clip: float | None) -> list[Weights]:
     """One step of each sequence's kernels [layers, B, in, out] of a level, by a gradient of norm `clip` at most."""
-    size = row_norm(gradient)
+    size = sequence_norm(gradient)
     finite = jnp.isfinite(size)
     scale = 1.0 if clip is None else jnp.minimum(1.0, clip / jnp.where(finite, size, 1.0))
     scale = (rate * jnp.where(finite, scale, 0.0))[:, None, None]

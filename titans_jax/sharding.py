@@ -16,8 +16,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 Axes = tuple[str, ...]
 MESH_AXES = ("data", "fsdp", "tensor")
-ROWS = ("batch", "heads")
-"""A memory for each sequence and head."""
+BATCH_HEADS = ("batch", "heads")
+"""One memory for each sequence and head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +88,21 @@ def out(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec | None:
     return None if mesh is None else RULES.spec(mesh, axes, shape)
 
 
-def place(x: Array, *axes: str | None) -> Array:
+def constrain(x: Array, *axes: str | None) -> Array:
     """Reshard an activation to its logical axes."""
     mesh = active()
     return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape))
 
 
-def rows_of(spec: PartitionSpec | None) -> PartitionSpec | None:
-    """How [B T, C] lies where [B, T, C] lies so, its T whole."""
+def flat_spec(spec: PartitionSpec | None) -> PartitionSpec | None:
+    """The partition of [B T, C] from that of [B, T, C], where T is not split."""
     return None if spec is None else PartitionSpec(spec[0], spec[2])
 
 
-def rows(x: Array) -> Array:
-    """[B, T, C] -> [B T, C], where it lies."""
+def flat(x: Array) -> Array:
+    """[B, T, C] -> [B T, C], with the same partition."""
     spec = None if active() is None else jax.typeof(x).sharding.spec
-    return jnp.reshape(x, (-1, x.shape[-1]), out_sharding=rows_of(spec))
+    return jnp.reshape(x, (-1, x.shape[-1]), out_sharding=flat_spec(spec))
 
 
 def gather(x: Array, *axes: str | None) -> Array:
@@ -111,11 +111,11 @@ def gather(x: Array, *axes: str | None) -> Array:
     return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape, gathered=True))
 
 
-def local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
-    """f(*arguments), run by each device on its own rows and heads: what f calls need not know of the mesh.
+def shard_local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
+    """f(*arguments), run by each device on its own sequences and heads; f needs no mesh.
 
-    inputs, outputs: the logical axes that come first in the leaves of each argument and result, () for a scalar. f must
-    treat every entry of these axes apart. Without a mesh this is a plain call.
+    inputs, outputs: the leading logical axes of the leaves of each argument and result, () for a scalar. f must treat
+    every entry of these axes independently. Without a mesh this is a plain call.
     """
     mesh = active()
     if mesh is None:
@@ -132,30 +132,30 @@ def local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, output
     return jax.shard_map(f, in_specs=_over(spec, inputs), out_specs=_over(spec, outputs), check_vma=False)(*arguments)
 
 
-def by_row(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
-    """f, which is of one sequence and one head, of all of them; each device has its own, as in `local`.
+def vmap_batch_heads(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
+    """f of one sequence and one head, mapped over batch and heads; each device maps over its own.
 
-    inputs, outputs: ROWS, for leaves [B, H, ...]; ("batch",), ("heads",) or (), for what is the same in every row. A
-    device's rows are one axis to `jax.vmap`: over two, every product would be laid out anew.
+    inputs, outputs: BATCH_HEADS for leaves [B, H, ...]; ("batch",), ("heads",) or () for leaves without the other axes.
+    Batch and heads are one axis to `jax.vmap`: with two, XLA copies the operands of every product.
     """
 
-    def rows(*arguments: Any) -> Any:
+    def mapped(*arguments: Any) -> Any:
         sizes = _sizes(inputs, arguments)
-        shape = tuple(sizes[axis] for axis in ROWS)
+        shape = tuple(sizes[axis] for axis in BATCH_HEADS)
 
         def flat(axes: Axes, x: Array) -> Array:
-            own = tuple(sizes[axis] if axis in axes else 1 for axis in ROWS)
+            own = tuple(sizes[axis] if axis in axes else 1 for axis in BATCH_HEADS)
             rest = x.shape[len(axes) :]
             return jnp.broadcast_to(x.reshape(*own, *rest), (*shape, *rest)).reshape(-1, *rest)
 
         def each(act: Callable[[Axes, Array], Array], axes: Any, trees: Any) -> Any:
             return _over(lambda axes, tree: jax.tree.map(lambda x: act(axes, x) if axes else x, tree), axes, trees)
 
-        mapped = [_over(lambda axes: 0 if axes else None, tree) for tree in (inputs, outputs)]
-        results = jax.vmap(f, in_axes=mapped[0], out_axes=mapped[1])(*each(flat, inputs, arguments))
+        in_axes, out_axes = (_over(lambda axes: 0 if axes else None, tree) for tree in (inputs, outputs))
+        results = jax.vmap(f, in_axes=in_axes, out_axes=out_axes)(*each(flat, inputs, arguments))
         return each(lambda _, x: x.reshape(*shape, *x.shape[1:]), outputs, results)
 
-    return local(rows, arguments, inputs, outputs)
+    return shard_local(mapped, arguments, inputs, outputs)
 
 
 def _over(act: Callable[..., Any], axes: Any, *trees: Any) -> Any:
@@ -176,9 +176,9 @@ def _sizes(inputs: Any, arguments: Any) -> dict[str, int]:
 
 
 def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
-    """f, with the layout of what it computes left to the compiler and its results laid out as the arrays `like` are.
+    """f, with shardings inside it chosen by the compiler and its results sharded as the arrays `like`.
 
-    For an optimizer, which may contract over a parameter's axes without knowing of the mesh. Without one, f itself.
+    For an optimizer, which may contract over a parameter's axes without a mesh in sight. Without a mesh, f itself.
     """
     if active() is None:
         return f

@@ -1,25 +1,22 @@
-"""Functional memories: networks that learn while they read. Knows jax alone."""
+"""Functional memories: networks that learn while they read. Imports jax alone."""
 
 from titans_jax.memory import architecture, bias, features, functional, learner, presets, retention
 from titans_jax.memory.api import IMPLEMENTATIONS, miras, unit_rate
-from titans_jax.memory.base import (
+from titans_jax.memory.presets import PRESETS
+from titans_jax.memory.series import SeriesMemory, SeriesRecord, SeriesState, series_memory, series_rule
+from titans_jax.memory.types import (
     Architecture,
     Bias,
     Gates,
     Info,
     Learner,
     Memory,
-    Restart,
+    Reset,
     Retention,
     Rule,
-    Span,
     State,
     Weights,
-    Window,
 )
-from titans_jax.memory.presets import PRESETS
-from titans_jax.memory.scan import begin
-from titans_jax.memory.series import SeriesMemory, SeriesRecord, SeriesState, series_memory, series_rule
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -30,18 +27,15 @@ __all__ = [
     "Info",
     "Learner",
     "Memory",
-    "Restart",
+    "Reset",
     "Retention",
     "Rule",
     "SeriesMemory",
     "SeriesRecord",
     "SeriesState",
-    "Span",
     "State",
     "Weights",
-    "Window",
     "architecture",
-    "begin",
     "bias",
     "features",
     "functional",

@@ -1,19 +1,34 @@
 """`miras`: from a rule to a memory."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from titans_jax.memory.base import Gates, Info, Learner, Memory, Restart, Rule, Span, State, Weights, dense
 from titans_jax.memory.chunked import chunked
-from titans_jax.memory.delta import delta
-from titans_jax.memory.exact import exact
+from titans_jax.memory.engine import Engine, Tokens
 from titans_jax.memory.matmul import MATMULS
 from titans_jax.memory.recurrent import recurrent
-from titans_jax.memory.response import unroll
-from titans_jax.memory.scan import Call, Engine, begin, chunks_of
+from titans_jax.memory.stream import Stream, Valid, by_length, one_token, streaming
+from titans_jax.memory.triangular import delta, exact
+from titans_jax.memory.types import (
+    Gates,
+    Info,
+    Learner,
+    Memory,
+    Reset,
+    Rule,
+    State,
+    Weights,
+    current,
+    initial_state,
+)
+from titans_jax.memory.unroll import unroll
 
 IMPLEMENTATIONS = {"exact": exact, "delta": delta, "chunked": chunked, "recurrent": recurrent}  # tried in this order
+READ_AT = ("after", "before", "chunk_start")
 
 
 def miras(
@@ -23,33 +38,39 @@ def miras(
     implementation: str | None = None,
     clip: float | None = 1.0,
     matmul_dtype: str = "float32",
+    read_at: str = "after",
 ) -> Memory:
-    """The memory that a rule describes (MIRAS, arXiv 2504.13173, as the recurrence at the top of `memory.base`).
+    """The memory that a rule describes (MIRAS, arXiv 2504.13173; the recurrence at the top of `memory.types`).
 
     Args:
       rule: architecture, attentional bias, retention and learner; see `titans_jax.memory.PRESETS`.
-      chunk: tokens between two anchors of the gradient, >= 1. It is part of the mathematics, not of the execution:
-        keep it at decode. Where the learner takes fresh gradients it bounds only how far the clip reaches.
-      implementation: "exact", "delta", "chunked" or "recurrent"; None takes the first that serves the rule, and steps
-        token by token where a call has one.
-      clip: Frobenius norm that one chunk may move the memory, and that momentum may carry over its end, at most.
-        None is the paper, which is not finite on hostile streams.
-      matmul_dtype: "bfloat16" rounds both factors of a chunk's products to it, sums and results as they were: for
-        devices that multiply it faster. States, gates and decays, and calls of one token, are rounded nowhere.
-        Gradients are then those of reverse mode.
+      chunk: tokens between two anchors of the gradient, >= 1. It is part of the mathematics: use the same value to
+        train, stream and decode. Where the learner takes fresh gradients it bounds only the reach of the clip.
+      implementation: "exact", "delta", "chunked" or "recurrent". None takes the first that serves the rule, and
+        "recurrent" for a call of one token.
+      clip: the largest Frobenius norm of a chunk's change, and of the momentum at its end. None is the paper, which
+        does not stay finite on hostile streams.
+      matmul_dtype: "bfloat16" rounds both factors of a chunk's products, for devices that multiply it faster; sums and
+        results keep their dtype. States, gates, decays and calls of one token are not rounded. Gradients are then
+        those of reverse mode.
+      read_at: which weights y_t is read from: those "after" token t's write (Titans Eq 15), those "before" it, or
+        those of the "chunk_start".
 
     Returns:
       Memory(init, read, update) for one sequence and one head. Arithmetic is float32 (float64 if the inputs are)
       whatever the inputs' dtype; y has the dtype of q.
-      update takes, beside state, q, k, v [T, D] and Gates: `span`, where only some rows are tokens (the rows then lie
-      on the grid of chunks, T a multiple of chunk, the first token at `state.step % chunk`); `reset`, where the
-      memory begins anew; `residual` [chunks, in, out], added to the weights at which each chunk's gradients are taken:
-      T // chunk of them with a span, (T + 2 chunk - 2) // chunk without, as many as T tokens at any offset can touch.
+      update(state, q, k, v, gates, *, valid, reset, residual) takes q, k, v [T, D] and Gates of [T], and
+        valid: None for T tokens at any offset; or [T] bool for rows that lie on the grid of chunks already (T a
+          multiple of chunk, the first token in row state.step % chunk, valid rows together). A numpy mask is known
+          while tracing: `np.ones(T, bool)` is a call of whole chunks.
+        reset: None, or a `Reset`: where the memory is replaced by another state.
+        residual: None, or weights [chunks, in, out] that are added where each chunk's gradients are taken: as many as
+          the call's grid has, T // chunk with `valid`, else `stream.grid_of(T, chunk, state.step).chunks`.
 
     Raises:
       ValueError: a chunk below 1 or longer than the learner serves, a clip not above 0, an unknown implementation or
-        dtype, a window below 1 or over keys of unknown size; and by update, shapes that do not fit.
-      NotImplementedError: no implementation serves the rule; each one's reason is given.
+        dtype, a window below 1 or with an architecture of unknown dim; by update: shapes that do not fit.
+      NotImplementedError: no implementation serves the rule. The reason of each is given.
 
     >>> import jax, jax.numpy as jnp
     >>> from titans_jax.memory import Gates, miras, presets
@@ -62,34 +83,19 @@ def miras(
     >>> y.shape, int(state.step), info.surprise.shape
     ((6, 8), 6, (6,))
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: {chunk} tokens; it must be at least 1")
-    if rule.learner.longest is not None and chunk > rule.learner.longest:
-        raise ValueError(f"chunk: {chunk} tokens; this learner has offsets for {rule.learner.longest} at most")
-    if rule.learner.window < 1 or rule.learner.window > 1 and rule.architecture.dim is None:
-        raise ValueError(f"window: {rule.learner.window}; at least 1, and above 1 the architecture must say its dim")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: {clip}; it must be above 0, or None for no clip")
-    if rule.retention.home and not rule.retention.identity:
-        raise ValueError("retention: home is a dual to return to; it needs the identity for a link")
-    learner = rule.learner
-    if rule.bias.threshold and learner.window > 1:
-        raise NotImplementedError("window: it does not carry the thresholds of its tokens")
-    if learner.size is not None and learner.per == "token" and rule.retention.carries_weights:
-        raise NotImplementedError("muon at every token needs a link at every token, or the identity")
-    if matmul_dtype not in MATMULS:
-        raise ValueError(f"matmul_dtype: {matmul_dtype!r}; known are {', '.join(MATMULS)}")
-    engine = _engine(rule, chunk * learner.writes, implementation, clip, matmul_dtype)
-    stepwise = recurrent(rule, chunk * learner.writes, clip)
+    learner, rows = rule.learner, chunk * rule.learner.writes_per_token
+    _check_rule(rule, chunk, clip)
+    many, single = engines(rule, rows, implementation, clip, matmul_dtype, read_at)
+    run = by_length(streaming(rule, many, rows), one_token(rule, single, rows) if single else None)
+    if learner.writes_per_token > 1:
+        run = _several_writes(run, learner.writes_per_token)
 
     def init(weights: Weights) -> State:
         weights = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), weights)
-        return begin(rule, rule.retention.lift(weights))
+        return initial_state(rule, rule.retention.lift(weights))
 
     def read(state: State, q: Array) -> Array:
-        weights = rule.retention.link(state.dual) if state.weights is None else state.weights
-        dtype = jax.tree.leaves(weights)[0].dtype
-        return rule.architecture.apply(dense(weights), q.astype(dtype)).astype(q.dtype)
+        return rule.architecture.apply(current(rule, state), q.astype(_dtype(state))).astype(q.dtype)
 
     def update(
         state: State,
@@ -98,38 +104,25 @@ def miras(
         v: Array,
         gates: Gates,
         *,
-        span: Span | None = None,
-        reset: Restart | None = None,
+        valid: Valid | None = None,
+        reset: Reset | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, State, Info]:
-        _check(rule.learner, q, k, v, gates, chunk, span, residual)
-        dtype = jax.tree.leaves(state.dual)[0].dtype
-
-        def cast(x: Array) -> Array:
-            return x.astype(dtype)
-
-        k, gates = cast(k), jax.tree.map(cast, gates)
-        if learner.inputs is not None:
-            k, gates = learner.inputs(k, gates)
-        if learner.window > 1 and gates.weight is None:
-            gates = gates._replace(weight=jnp.ones_like(gates.momentum))
-        if not rule.bias.threshold:
-            gates = gates._replace(threshold=None)
-        call = Call(cast(q), k, cast(v), gates, span, reset, residual)
-        run = stepwise if implementation is None and k.shape[0] == 1 else engine
-        y, state, info = run(state, call) if learner.writes == 1 else _written(run, learner.writes, state, call)
-        return y.astype(q.dtype), state, info
+        _check_call(learner, q, k, v, gates, chunk, valid, residual)
+        tokens = prepared(rule, jax.tree.map(lambda x: x.astype(_dtype(state)), Tokens(q, k, v, gates)))
+        (y, info), state, anchors = run(state, tokens, valid, reset, residual)
+        return y.astype(q.dtype), state, info._replace(anchors=anchors)
 
     return Memory(init, read, update)
 
 
 def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
-    """The rate at which a chunk of like tokens, with keys of unit length, is learned in one go.
+    """The rate at which a chunk of equal tokens, with keys of unit length, is learned in one step.
 
-    1 / (curvature gain sum_j |steps_bj|): of the bias, the architecture (about its initial weights) and the learner's
-    answer to a chunk of gradients at the anchor, or to one where they are fresh. Several times that, tokens that are
-    alike can make a deep memory overshoot, chunk after chunk, and its stream chaotic. A matrix that does not correct
-    errors (dot) has a unit of 1; steps of which only the directions count, one that moves the output by about 1.
+    1 / (curvature gain sum_j |grad_bj|): the bias' curvature, the architecture's gain at its initial weights, and the
+    unrolled weight of the chunk's gradients on its last row (of one gradient, where gradients are fresh). At several
+    times this rate, equal tokens can make a deep memory overshoot at every chunk. A matrix with the dot bias, which
+    does not correct errors, has the unit 1; an orthogonalised step one that moves the output by about 1.
 
     >>> from titans_jax.memory import presets, unit_rate
     >>> unit_rate(presets.deltanet(64), chunk=16)
@@ -140,67 +133,105 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
     gain, learner = rule.architecture.gain, rule.learner
     if gain == 1 and not rule.bias.curvature:
         return 1.0
-    if learner.size is not None:
-        return 1 / (gain**0.5 * (chunk if learner.per == "token" else 1))
-    b = chunk if learner.gradient in ("anchor", "erasing") else 1
+    if learner.orthogonalise is not None:
+        return 1 / (gain**0.5 * (chunk if learner.orthogonalise == "token" else 1))
+    b = chunk if learner.grad_at in ("chunk_start", "delta_decay") else 1
     with jax.ensure_compile_time_eval():
         ones = jnp.ones(b)
-        gates = Gates(ones, momentum * ones, ones)
-        answer = unroll(rule, gates, jnp.ones(b, bool), jnp.arange(b)).last_steps[0]
-        return 1 / (max(rule.bias.curvature, 1.0) * gain * float(jnp.abs(answer).sum()))
+        grads = unroll(learner, Gates(ones, momentum * ones, ones), None).last_grad[0]
+        return 1 / (max(rule.bias.curvature, 1.0) * gain * float(jnp.abs(grads).sum()))
 
 
-def _written(run: Engine, writes: int, state: State, call: Call) -> tuple[Array, State, Info]:
-    """Every write as a token of its own, of which the first forgets and the last is read."""
-    rate, momentum, keep, threshold, _ = call.gates
-    rows = rate.size
-
-    def first(gate: Array) -> Array:
-        return jnp.ones((rows, *gate.shape[1:]), gate.dtype).at[::writes].set(gate)
-
-    span, reset = call.span, call.reset
-    wide = Call(
-        q=jnp.repeat(call.q, writes, axis=0),
-        k=call.k.reshape(rows, -1),
-        v=call.v.reshape(rows, -1),
-        gates=Gates(
-            rate.reshape(rows),
-            first(momentum),
-            first(keep),
-            None if threshold is None else jnp.repeat(threshold, writes),
-        ),
-        span=span and Span(span.first * writes, span.length * writes),
-        reset=reset and reset._replace(mask=jnp.repeat(reset.mask, writes)),
-        residual=None,
-    )
-    y, state, info = run(state._replace(step=state.step * writes), wide)
-    y, info = jax.tree.map(lambda x: x[writes - 1 :: writes], (y, info))
-    return y, state._replace(step=state.step // writes), info
+def _dtype(state: State) -> jnp.dtype:
+    return jax.tree.leaves(state.dual)[0].dtype
 
 
-def _engine(rule: Rule, chunk: int, implementation: str | None, clip: float | None, matmul_dtype: str) -> Engine:
+def prepared(rule: Rule, tokens: Tokens) -> Tokens:
+    """The key and gates as the learner and the bias use them."""
+    q, k, v, gates = tokens
+    if rule.learner.inputs is not None:
+        k, gates = rule.learner.inputs(k, gates)
+    if rule.learner.window > 1 and gates.weight is None:
+        gates = gates._replace(weight=jnp.ones_like(gates.momentum))
+    if not rule.bias.threshold:
+        gates = gates._replace(threshold=None)
+    return Tokens(q, k, v, gates)
+
+
+def _several_writes(run: Stream, writes: int) -> Stream:
+    """Every write as a row of its own. A token decays before its first write and reads after its last."""
+
+    def repeated(x: Array | np.ndarray | None) -> Any:
+        return None if x is None else (np if isinstance(x, np.ndarray) else jnp).repeat(x, writes)
+
+    def update(state: State, tokens: Tokens, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
+        q, k, v, gates = tokens
+        rows = gates.rate.size
+
+        def first(gate: Array) -> Array:
+            return jnp.ones((rows, *gate.shape[1:]), gate.dtype).at[::writes].set(gate)
+
+        keep, momentum = first(gates.keep), first(gates.momentum)
+        gates = Gates(gates.rate.reshape(rows), momentum, keep, repeated(gates.threshold))
+        wide = Tokens(jnp.repeat(q, writes, axis=0), k.reshape(rows, -1), v.reshape(rows, -1), gates)
+        if reset is not None:
+            reset = reset._replace(mask=repeated(reset.mask))
+        out, state, _ = run(state._replace(step=state.step * writes), wide, repeated(valid), reset, None)
+        return jax.tree.map(lambda x: x[writes - 1 :: writes], out), state._replace(step=state.step // writes), None
+
+    return update
+
+
+def engines(
+    rule: Rule, chunk: int, implementation: str | None, clip: float | None, matmul_dtype: str, read_at: str
+) -> tuple[Engine, Engine | None]:
+    """The engine for calls of many tokens, and the one for calls of one token, None where it is the same."""
+    if matmul_dtype not in MATMULS:
+        raise ValueError(f"matmul_dtype: {matmul_dtype!r}; known are {', '.join(MATMULS)}")
+    if read_at not in READ_AT:
+        raise ValueError(f"read_at: {read_at!r}; known are {', '.join(READ_AT)}")
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation: {implementation!r}; known are {', '.join(IMPLEMENTATIONS)}, or None")
     reasons = []
     for name in [implementation] if implementation else IMPLEMENTATIONS:
         try:
-            return IMPLEMENTATIONS[name](rule, chunk, clip, matmul_dtype)
+            many = IMPLEMENTATIONS[name](rule, chunk, clip, matmul_dtype, read_at)
+            single = recurrent(rule, chunk, clip, "float32", read_at)
+            return many, single if implementation in (None, "recurrent") else None
         except NotImplementedError as reason:
             reasons.append(f"{name}: {reason}")
     raise NotImplementedError("; ".join(reasons))
 
 
-def _check(
+def _check_rule(rule: Rule, chunk: int, clip: float | None) -> None:
+    learner, retention = rule.learner, rule.retention
+    if chunk < 1:
+        raise ValueError(f"chunk: {chunk} tokens; it must be at least 1")
+    if learner.max_chunk is not None and chunk > learner.max_chunk:
+        raise ValueError(f"chunk: {chunk} tokens; this learner has offsets for {learner.max_chunk} at most")
+    if learner.window < 1 or learner.window > 1 and rule.architecture.dim is None:
+        raise ValueError(f"window: {learner.window}; it must be at least 1, and above 1 the architecture needs a dim")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: {clip}; it must be above 0, or None for no clip")
+    if retention.to_origin and not retention.identity:
+        raise ValueError("retention: to_origin needs the identity as link")
+    if rule.bias.threshold and learner.window > 1:
+        raise NotImplementedError("window: it does not carry the thresholds of its tokens")
+    if learner.orthogonalise == "token" and retention.carries_weights:
+        raise NotImplementedError("muon at every token needs a link at every token, or the identity")
+
+
+def _check_call(
     learner: Learner,
     q: Array,
     k: Array,
     v: Array,
     gates: Gates,
     chunk: int,
-    span: Span | None,
+    valid: Valid | None,
     residual: Weights | None,
 ) -> None:
-    T, m = k.shape[0], learner.writes
+    T, m = k.shape[0], learner.writes_per_token
     if q.ndim != 2 or not k.shape == v.shape == (q.shape if m == 1 else (len(q), m, q.shape[1])):
         each = "each must be [T, D]" if m == 1 else f"they must be [T, D], [T, {m}, D] and [T, {m}, D]"
         raise ValueError(f"q, k, v: shapes {q.shape}, {k.shape}, {v.shape}; {each}, all the same (vmap the rest)")
@@ -214,11 +245,5 @@ def _check(
         raise ValueError("gates.weight: this learner has no window for tokens to have a weight in; it must be None")
     if residual is not None and m > 1:
         raise NotImplementedError(f"residual: not where the learner writes {m} times a token")
-    if span is not None and T % chunk:
-        raise ValueError(f"span: {T} rows; a call with a span lies on the grid of chunks, a multiple of {chunk}")
-    chunks = chunks_of(T, chunk, span)
-    for name, shift in (residual or {}).items():
-        if shift.shape[0] != chunks:
-            raise ValueError(
-                f"residual[{name!r}]: {shift.shape[0]} chunks; {T} rows in chunks of {chunk} have {chunks}"
-            )
+    if valid is not None and (valid.shape != (T,) or T % chunk):
+        raise ValueError(f"valid: shape {valid.shape} for {T} rows; it must be [T], T a multiple of the chunk {chunk}")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Architecture, Linear, Weights
 from titans_jax.memory.features import Features
+from titans_jax.memory.types import Architecture, Linear, Weights
 
 
 def layer_norm(x: Array) -> Array:
@@ -171,7 +171,7 @@ def mesa(dim: int, ridge: float = 1.0, iterations: int = 32) -> Architecture:
 
     empty = jnp.zeros((dim, dim))
     init = lambda key: {"g": empty, "h": empty + 0}  # noqa: E731
-    return Architecture(init, apply, channels={}, dim=dim, write=write, fixed=("h",))
+    return Architecture(init, apply, channels={}, dim=dim, write=write, frozen=("h",))
 
 
 def _conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: int) -> Array:

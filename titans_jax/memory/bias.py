@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.base import Bias
+from titans_jax.memory.types import Bias
 
 
 def l2(scale: float = 1.0) -> Bias:

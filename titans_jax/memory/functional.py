@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.base import Gates, Memory, Rule, Weights, Window, dense, losses
+from titans_jax.memory.types import Gates, Memory, Rule, Weights, Window, dense, losses
 
 
 def read(rule: Rule, weights: Weights, query: Array) -> Array:
@@ -195,4 +195,4 @@ def ensemble(*memories: Memory) -> Memory:
         y, states, infos = zip(*each, strict=True)
         return mean(list(y)), states, infos
 
-    return Memory(init, read, update)  # type: ignore[arg-type]  # a tuple of states for a state
+    return Memory(init, read, update)

@@ -1,21 +1,22 @@
 """The rows of the papers' tables: each a `Rule`, a line each."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from jax import Array
 
 from titans_jax.memory import architecture, bias, features, learner, retention
-from titans_jax.memory.base import Architecture, Retention, Rule, Weights
+from titans_jax.memory.types import Architecture, Retention, Rule, Weights
 
 
-def titans(dim: int, depth: int = 2, expansion: int = 4, order: int = 1, home: bool = False) -> Rule:
-    """Titans' LMM (Eq 12-15): residual MLP, ||M(k) - v||^2, weight decay, momentum; see `retention.decay` for home."""
-    return Rule(architecture.mlp(dim, depth, expansion), bias.l2(), retention.decay(home), learner.momentum(order))
+def titans(dim: int, depth: int = 2, expansion: int = 4, order: int = 1, to_origin: bool = False) -> Rule:
+    """Titans' LMM (Eq 12-15): residual MLP, ||M(k) - v||^2, weight decay, momentum. to_origin: `retention.decay`."""
+    return Rule(architecture.mlp(dim, depth, expansion), bias.l2(), retention.decay(to_origin), learner.momentum(order))
 
 
-def titans_linear(dim: int, gradient: str = "anchor") -> Rule:
-    """Titans with a matrix for a memory (Eq 12-15); gradient="previous" takes fresh gradients (Eq 10 as printed)."""
-    return Rule(architecture.linear(dim), bias.l2(), retention.decay(), learner.momentum(1, gradient))
+def titans_linear(dim: int, grad_at: str = "chunk_start") -> Rule:
+    """Titans with a matrix for a memory (Eq 12-15); grad_at="previous" takes fresh gradients (Eq 10 as printed)."""
+    return Rule(architecture.linear(dim), bias.l2(), retention.decay(), learner.momentum(1, grad_at))
 
 
 def linear_attention(dim: int) -> Rule:
@@ -28,24 +29,11 @@ def swla(dim: int, window: int = 4) -> Rule:
     return Rule(architecture.linear(dim), bias.dot(), retention.decay(), learner.gradient_descent(window=window))
 
 
-def dla(dim: int, depth: int = 2, expansion: int = 4, home: bool = False) -> Rule:
+def dla(dim: int, depth: int = 2, expansion: int = 4, to_origin: bool = False) -> Rule:
     """A_t = keep_t A_{t-1} + rate_t grad <M(k_t), v_t>: the Hebbian write of a deep memory (ATLAS' DLA)."""
-    return Rule(architecture.mlp(dim, depth, expansion), bias.dot(), retention.decay(home), learner.gradient_descent())
-
-
-def retnet(dim: int) -> Rule:
-    """M_t = keep M_{t-1} + k_t^T v_t, keep a constant of the head (RetNet, arXiv 2307.08621): the caller's gates."""
-    return linear_attention(dim)
-
-
-def gla(dim: int) -> Rule:
-    """M_t = diag(keep_t) M_{t-1} + k_t^T v_t, keep [T, D] (Gated Linear Attention, arXiv 2312.06635)."""
-    return linear_attention(dim)
-
-
-def mamba2(dim: int) -> Rule:
-    """M_t = keep_t M_{t-1} + rate_t k_t^T v_t, a scalar keep (Mamba-2's state space dual, arXiv 2405.21060)."""
-    return linear_attention(dim)
+    return Rule(
+        architecture.mlp(dim, depth, expansion), bias.dot(), retention.decay(to_origin), learner.gradient_descent()
+    )
 
 
 def hgrn2(dim: int) -> Rule:
@@ -74,7 +62,10 @@ def deltaproduct(dim: int, writes: int = 2) -> Rule:
     arXiv 2502.10297, with a keep as its gated form has; loss 1/2 ||M(k) - v||^2.
     """
     return Rule(
-        architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("decayed", writes=writes)
+        architecture.linear(dim),
+        bias.l2(0.5),
+        retention.decay(),
+        learner.gradient_descent("decayed", writes_per_token=writes),
     )
 
 
@@ -83,24 +74,15 @@ def longhorn(dim: int) -> Rule:
     return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.implicit())
 
 
-def rwkv7(dim: int) -> Rule:
-    """M_t = (diag(keep_t) - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t, keep [T, D] (RWKV-7, arXiv 2503.14456).
-
-    Of RWKV-7 it has the decay by channel and the delta rule; there the removed key and the written one may differ, and
-    each channel has a rate: here they are one key and one rate, which makes the write a gradient.
-    """
-    return deltanet(dim)
-
-
 def dgd_linear(dim: int) -> Rule:
     """M_t = (keep_t I - rate_t k_t^T k_t) M_{t-1} - rate_t k_t^T (k_t M_anchor - v_t) (Nested Learning Eq 93)."""
-    return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("erasing"))
+    return Rule(architecture.linear(dim), bias.l2(0.5), retention.decay(), learner.gradient_descent("delta_decay"))
 
 
-def dgd(dim: int, expansion: int = 4, home: bool = False) -> Rule:
+def dgd(dim: int, expansion: int = 4, to_origin: bool = False) -> Rule:
     """Delta gradient descent of M(x) = x + gelu(x W_1) W_2: W_1 decays by the matrix, W_2 by keep_t alone."""
-    network, descent = architecture.residual(dim, expansion), learner.gradient_descent("erasing")
-    return Rule(network, bias.l2(0.5), retention.decay(home), descent)
+    network, descent = architecture.residual(dim, expansion), learner.gradient_descent("delta_decay")
+    return Rule(network, bias.l2(0.5), retention.decay(to_origin), descent)
 
 
 def ttt_linear(dim: int, offsets: Sequence[float] | None = None) -> Rule:
@@ -119,10 +101,10 @@ def moneta(dim: int, p: float = 3.0, q: float = 4.0, depth: int = 2, expansion: 
     return Rule(network, bias.lp(p), retention.lq(q, map), learner.gradient_descent())
 
 
-def yaad(dim: int, depth: int = 2, expansion: int = 4, form: str = "norm", home: bool = False) -> Rule:
+def yaad(dim: int, depth: int = 2, expansion: int = 4, form: str = "norm", to_origin: bool = False) -> Rule:
     """Yaad (MIRAS Eq 26): Huber's loss with delta_t a gate, weight decay; form="mixture" is Eq 16 as printed."""
     network = architecture.mlp(dim, depth, expansion)
-    return Rule(network, bias.huber(form=form), retention.decay(home), learner.gradient_descent())
+    return Rule(network, bias.huber(form=form), retention.decay(to_origin), learner.gradient_descent())
 
 
 def memora(
@@ -134,7 +116,7 @@ def memora(
 
 
 def _within(network: Architecture, kept: Retention) -> Architecture:
-    """The network, begun with weights that a retention of bounded range can hold."""
+    """The network with initial weights in the range of the retention's link."""
 
     def init(key: Array) -> Weights:
         return kept.link(network.init(key))
@@ -143,13 +125,13 @@ def _within(network: Architecture, kept: Retention) -> Architecture:
 
 
 def omeganet(
-    dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, home: bool = False
+    dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, to_origin: bool = False
 ) -> Rule:
     """M_t = keep_t M_{t-1} - rate_t sum_{t-c<i<=t} weight_i grad ||M(phi(k_i)) - v_i||^2, phi monomials (ATLAS)."""
     return Rule(
         architecture.featured(architecture.mlp(dim, depth, expansion), features.polynomial(dim, degree)),
         bias.l2(),
-        retention.decay(home),
+        retention.decay(to_origin),
         learner.gradient_descent(window=window),
     )
 
@@ -160,26 +142,30 @@ def atlas(
     expansion: int = 4,
     window: int = 4,
     degree: int = 2,
-    home: bool = False,
-    per: str = "chunk",
+    to_origin: bool = False,
+    every: str = "chunk",
 ) -> Rule:
     """OmegaNet's gradients G_t: S_t = momentum_t S_{t-1} - G_t, M_t = keep_t M_{t-1} + rate_t NS5(S_t) (ATLAS).
 
-    per: "token" as written here, or orthogonalised once a "chunk"; see `learner.muon`.
+    every: "token" as written here, or orthogonalised once a "chunk"; see `learner.muon`.
     """
-    return omeganet(dim, depth, expansion, window, degree, home)._replace(learner=learner.muon(per, window=window))
+    return omeganet(dim, depth, expansion, window, degree, to_origin)._replace(
+        learner=learner.muon(every, window=window)
+    )
 
 
-def deep_transformer(dim: int, depth: int = 2, expansion: int = 4, degree: int = 2, home: bool = False) -> Rule:
+def deep_transformer(dim: int, depth: int = 2, expansion: int = 4, degree: int = 2, to_origin: bool = False) -> Rule:
     """A_t = keep_t A_{t-1} + rate_t grad <M(phi(k)), v>, phi the terms of exp (ATLAS' DeepTransformers)."""
     network = architecture.featured(architecture.mlp(dim, depth, expansion), features.exponential(dim, degree))
-    return dla(dim, depth, expansion, home)._replace(architecture=network)
+    return dla(dim, depth, expansion, to_origin)._replace(architecture=network)
 
 
-def dot(dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, home: bool = False) -> Rule:
+def dot(
+    dim: int, depth: int = 2, expansion: int = 4, window: int = 4, degree: int = 2, to_origin: bool = False
+) -> Rule:
     """Deep Omega Transformer (ATLAS): OmegaNet with the terms of exp for phi."""
     network = architecture.featured(architecture.mlp(dim, depth, expansion), features.exponential(dim, degree))
-    return omeganet(dim, depth, expansion, window, degree, home)._replace(architecture=network)
+    return omeganet(dim, depth, expansion, window, degree, to_origin)._replace(architecture=network)
 
 
 def lact(dim: int, expansion: int = 4) -> Rule:
@@ -191,9 +177,6 @@ ROWS = (
     titans,
     titans_linear,
     linear_attention,
-    retnet,
-    gla,
-    mamba2,
     swla,
     dla,
     hgrn2,
@@ -202,7 +185,6 @@ ROWS = (
     gated_deltanet,
     deltaproduct,
     longhorn,
-    rwkv7,
     dgd_linear,
     dgd,
     ttt_linear,
@@ -216,6 +198,39 @@ ROWS = (
     dot,
     lact,
 )
-PRESETS: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in ROWS}
-PER_CHANNEL = ("gla", "hgrn2", "rwkv7")
-"""Those whose papers have a decay of its own for every channel, keep [T, D]."""
+
+
+class GateStyle(NamedTuple):
+    """How a model makes the gates of a rule.
+
+    keep: "scalar", one per head and token; "channel", one per channel; "fixed", a constant of the head; "tied",
+    exp(-a rate) with a > 0 learned by each head. rate: "gated", or "one" for a constant.
+    """
+
+    keep: str = "scalar"
+    rate: str = "gated"
+
+
+class Alias(NamedTuple):
+    """A rule of another name, with the gates that make it another model."""
+
+    rule: Callable[..., Rule]
+    gates: GateStyle
+
+
+ALIASES = {
+    # RetNet (arXiv 2307.08621): M_t = keep M_{t-1} + k_t^T v_t
+    "retnet": Alias(linear_attention, GateStyle("fixed", "one")),
+    # Gated Linear Attention (arXiv 2312.06635): M_t = diag(keep_t) M_{t-1} + k_t^T v_t
+    "gla": Alias(linear_attention, GateStyle("channel", "one")),
+    # Mamba-2 (arXiv 2405.21060): M_t = exp(-a rate_t) M_{t-1} + rate_t k_t^T v_t
+    "mamba2": Alias(linear_attention, GateStyle("tied")),
+    # RWKV-7 (arXiv 2503.14456): M_t = (diag(keep_t) - rate_t k_t^T k_t) M_{t-1} + rate_t k_t^T v_t. There the removed
+    # key may differ from the written one, and each channel has a rate; here one key and one rate make it a gradient.
+    "rwkv7": Alias(deltanet, GateStyle("channel")),
+}
+PRESETS: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in ROWS} | {
+    name: alias.rule for name, alias in ALIASES.items()
+}
+GATES = {"hgrn2": GateStyle("channel")} | {name: alias.gates for name, alias in ALIASES.items()}
+"""The gates of rules that need others than `GateStyle()`."""

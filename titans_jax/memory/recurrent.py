@@ -1,4 +1,4 @@
-"""The truth: one token at a time, the papers' equations as they stand."""
+"""The reference: one token at a time, the papers' equations as they stand. Titans Eq 13-15, for every rule."""
 
 from typing import Any
 
@@ -6,102 +6,82 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.base import Gates, Info, Rule, Span, State, Weights, Window, dense, losses, norm
-from titans_jax.memory.delta import add_erased, erased
-from titans_jax.memory.muon import orthogonal_step
-from titans_jax.memory.response import responses
-from titans_jax.memory.scan import (
-    Call,
-    Engine,
-    anew,
-    boundary,
-    chunks_of,
-    combine,
-    components,
-    moved,
-    moving,
-    real_rows,
-    seen,
-    sources,
+from titans_jax.memory.chunk_end import chunk_end, orthogonal_step
+from titans_jax.memory.engine import Engine, Tokens, reads_key, with_window
+from titans_jax.memory.types import (
+    Gates,
+    Info,
+    Rule,
+    State,
+    Weights,
+    Window,
+    current,
+    current_weights,
+    dense,
+    losses,
+    norm,
+    norms,
+    select,
 )
 
 
-def recurrent(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str = "float32") -> Engine:
-    """W_t = link(F_t z_{t-1} + G_t grad l(W; k_t, v_t)), y_t = M(W_t; q_t), by `lax.scan` over tokens: every rule."""
+def recurrent(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, read_at: str) -> Engine:
+    """Every rule, by `lax.scan` over tokens."""
     if matmul_dtype != "float32":
-        raise NotImplementedError("recurrent is what the others are held to, and rounds no factor")
-    apply, link = rule.architecture.apply, rule.retention.link
-    erases = rule.learner.gradient == "erasing" and bool(erased(rule))
+        raise NotImplementedError("recurrent is the reference and rounds no factor")
+    learner, apply = rule.learner, rule.architecture.apply
+    erased = reads_key(rule) if learner.grad_at == "delta_decay" else []
 
     def loss(weights: Weights, token: Window) -> Array:
         return losses(rule, dense(weights), jax.tree.map(lambda x: x[None], token))[0]
 
-    def acting(z: Weights) -> Weights:
-        return z if rule.retention.carries_weights else link(z)
+    def step(state: State, g: Weights, gates: Gates) -> State:
+        """z_t from z_{t-1}, matrix by matrix; W_t beside A_t where the link acts at chunk ends."""
 
-    def token(state: State, q: Array, k: Array, v: Array, gates: Gates, real: Array, residual: Weights | None) -> Any:
-        decayed, write = _transition(rule, chunk, state, gates, real)
-        previous = sources(state)[0]
-        weights = {"anchor": link(state.anchor), "previous": acting(previous), "decayed": acting(decayed[0])}
-        weights["erasing"] = weights["anchor"]
-        taken_at = weights[rule.learner.gradient]
-        if residual is not None:
-            taken_at = jax.tree.map(jnp.add, taken_at, residual)
-        tokens, state = seen(state, *jax.tree.map(lambda x: x[None], (k, v, gates, real)))
-        surprises, gradients = jax.vmap(jax.value_and_grad(loss), (None, 0))(taken_at, tokens)
-        gradient = jax.tree.map(lambda g: jnp.tensordot(tokens.weight[:, 0], g, 1), gradients)
-        surprise, own = surprises[-1], jax.tree.map(lambda g: g[-1], gradients)
-        if erases:
-            own = gradient = add_erased(rule, gradient, acting(previous), k)
-        z = [jax.tree.map(jnp.add, z, write(i, gradient)) for i, z in zip(moving(state), decayed, strict=True)]
-        new = moved(state, z, state.step + real)
-        if rule.learner.size is not None and rule.learner.per == "token":
-            new = orthogonal_step(new, real * rule.learner.size(gates))
-        y = apply(dense(acting(sources(new)[0])), q[None])[0]
+        def moved(dual: Weights) -> tuple[Weights, ...]:
+            z = {n: learner.step((dual[n], *(S[n] for S in state.traces)), g[n], decay(n), position) for n in g}
+            return tuple({n: z[n][i] for n in g} for i in range(1 + learner.traces))
 
-        ends = real & (new.step % chunk == 0)
-        end = lambda state: boundary(rule, state, gates, clip)  # noqa: E731
-        new, cut = lax.cond(ends, end, lambda state: (state, jnp.zeros((), bool)), new)
-        momentum_norm = norm(new.learner[0]) if new.learner else jnp.zeros_like(surprise)
-        return new, y, Info(surprise, norm(own), momentum_norm, norm(new.dual), cut.astype(surprise.dtype))
+        def decay(name: str) -> Gates:
+            axis, keep = rule.architecture.channels.get(name), gates.keep
+            if keep.ndim:
+                keep = {None: keep.mean(), "in": keep[:, None], "out": keep}[axis]
+            return gates._replace(keep=keep)
 
-    def engine(state: State, call: Call) -> tuple[Array, State, Info]:
-        q, k, v, gates, span, reset, residual = call
-        T = k.shape[0]
-        real = real_rows(span or Span(0, T), T)
-        offset, first = state.step % chunk, 0 if span is None else span.first
+        position = state.step % chunk
+        dual, *traces = moved(state.dual)
+        weights = None if state.weights is None else moved(state.weights)[0]
+        return state._replace(dual=dual, traces=tuple(traces), weights=weights)
 
-        def step(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
-            q, k, v, gates, real, begin, row = xs
-            state = anew(reset, begin & real & (state.step % chunk == 0), state)
-            at = None if residual is None else jax.tree.map(lambda r: r[(offset + row - first) // chunk], residual)
-            new, y, info = token(state, q, k, v, gates, real, at)
-            return new, (y, info, link(state.anchor) if residual is not None else None)
+    def token(state: State, xs: tuple[Tokens, Any], shift: Weights | None) -> tuple[State, tuple[Array, Info]]:
+        (q, k, v, gates), valid = xs
+        at = start = rule.retention.link(state.anchor)
+        previous = current_weights(rule, state)
+        if learner.grad_at == "previous":
+            at = previous
+        if learner.grad_at == "decayed":
+            at = current_weights(rule, step(state, jax.tree.map(jnp.zeros_like, at), gates))
+        if shift is not None:
+            at = jax.tree.map(jnp.add, at, shift)
+        window, new = with_window(state, k[None], v[None], jax.tree.map(lambda x: x[None], gates), None)
+        surprise, gradients = jax.vmap(jax.value_and_grad(loss), (None, 0))(at, window)
+        g = jax.tree.map(lambda g: jnp.tensordot(window.weight[:, 0], g, 1), gradients)
+        own = jax.tree.map(lambda g: g[-1], gradients)
+        if erased:
+            own = g = g | {n: g[n] + jnp.outer(k, k @ previous[n]) for n in erased}
 
-        begin = real if reset is None else reset.mask
-        state, (y, info, anchors) = lax.scan(step, state, (q, k, v, gates, real, begin, jnp.arange(T)))
-        if residual is not None:
-            begins = jnp.clip(jnp.arange(chunks_of(T, chunk, span)) * chunk - offset + first, first, T - 1)
-            info = info._replace(anchors=jax.tree.map(lambda a: a[begins], anchors))
-        return y, state, info
+        new = step(new, g, gates)._replace(step=state.step + 1)
+        if learner.orthogonalise == "token":
+            new = orthogonal_step(new, learner.scale(gates))
+        read = {"after": current(rule, new), "before": current(rule, state), "chunk_start": dense(start)}[read_at]
+        y = apply(read, q[None])[0]  # Titans Eq 15
+        end = lambda state: chunk_end(rule, state, gates, clip)  # noqa: E731
+        new, cut = lax.cond(new.step % chunk == 0, end, lambda state: (state, jnp.zeros((), bool)), new)
+        new = new if valid is None else select(valid, new, state)
+        return new, (y, Info(surprise[-1], norm(own), *norms(new), cut.astype(y.dtype)))
 
-    return engine
+    def chunk_step(state: State, tokens: Tokens, valid: Array | None, shift: Weights | None, plan: None) -> Any:
+        state, (y, info) = lax.scan(lambda state, xs: token(state, xs, shift), state, (tokens, valid))
+        return state, (y, info)
 
-
-def _transition(rule: Rule, chunk: int, state: State, gates: Gates, real: Array) -> tuple[list[Weights], Any]:
-    """z_t without its gradient's part, and (i, g) -> that part of component i."""
-    response = responses(rule, *jax.tree.map(lambda x: x[None], (gates, real, state.step % chunk)))
-    z = components(state)
-
-    def decayed(i: int, name: str) -> Array:
-        axis, r = response.of(rule.architecture, name)
-        return combine(r.last_start[i], axis, [leaf[name] for leaf in z])
-
-    def write(i: int, gradient: Weights) -> Weights:
-        parts = {}
-        for name, g in gradient.items():
-            axis, r = response.of(rule.architecture, name)
-            parts[name] = combine(r.last_steps[i, -1:], axis, [g])
-        return parts
-
-    return [{name: decayed(i, name) for name in state.dual} for i in moving(state)], write
+    return Engine(chunk_step)

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.base import Retention, Weights
+from titans_jax.memory.types import Retention, Weights
 
 
-def decay(home: bool = False) -> Retention:
+def decay(to_origin: bool = False) -> Retention:
     """W = A: weight decay, keep_t = 1 - alpha_t (Titans Eq 13).
 
-    With a home, A_t = keep_t A_{t-1} + (1 - keep_t) A_0 + S_t: what is forgotten is what was learned since the stream
-    began, and the network that training made stays. Where decay ends at zero, a memory behind a layer norm shrinks
-    until its gradients, which grow as 1/|W|, make its streams chaotic (ours; MIRAS section 3.2 allows any centre).
+    to_origin: decay the change since the stream's start, W_t = W_0 + A_t with A_t = keep_t A_{t-1} + S_t, so that the
+    trained initial network stays. With decay to zero, a memory behind a layer norm shrinks until its gradients, which
+    grow as 1/|W|, make its streams chaotic (our choice; MIRAS section 3.2 allows any centre).
     """
-    return Retention(lift=lambda weights: weights, link=lambda dual: dual, identity=True, home=home)
+    return Retention(lift=lambda weights: weights, link=lambda dual: dual, identity=True, to_origin=to_origin)
 
 
 def elastic_net(threshold: float, every: str = "chunk") -> Retention:
@@ -130,12 +130,12 @@ def _literal(q: float) -> tuple[Callable[[Array], Array], Callable[[Array], Arra
 
 
 def renormalised() -> Retention:
-    """At every chunk's end each unit's incoming weights get the norm they began with (LaCT); decay returns home."""
+    """At every chunk's end each unit's incoming weights get their first norm (LaCT); decay is to the origin."""
 
     def squares(w: Array) -> Array:
         return jnp.square(w).sum(0, keepdims=True) + 1e-12
 
-    def end(dual: Weights, home: Weights) -> Weights:
-        return jax.tree.map(lambda w, first: w * jnp.sqrt(squares(first) / squares(w)), dual, home)
+    def end(dual: Weights, first: Weights) -> Weights:
+        return jax.tree.map(lambda w, w0: w * jnp.sqrt(squares(w0) / squares(w)), dual, first)
 
-    return decay(home=True)._replace(end=end)
+    return decay(to_origin=True)._replace(end=end)

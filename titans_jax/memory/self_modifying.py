@@ -1,12 +1,12 @@
-"""Memories that make what they are written with: self-modifying Titans (Nested Learning, Eq 83-88).
+"""Memories that make their own keys, values and gates: self-modifying Titans (Nested Learning, Eq 83-88).
 
-Five memories M_b read one input x_t [D]. Their keys, values and gates are theirs to say, and their targets their own:
+Five memories M_b read one input x_t [D]; b is one of key, value, rate, keep, memory:
 
     k_t, v_t, rate_t, keep_t = M_key(x_t), M_value(x_t), M_rate(x_t), M_keep(x_t)       vhat_b,t = M_b(v_t)
     y_t = M_memory(q_t), before the write                                               M_b <- write(k_t, vhat_b,t)
 
-for every b alike. All that is written in a chunk is made by the memories as they were when it began, so a chunk is the
-matmuls of the five memories' rule; `presets.dgd` is the paper's.
+for every b. All keys, values and targets of a chunk are read at the chunk's start, so a chunk is the matmuls of the
+five memories' rule; `presets.dgd` is the paper's.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from titans_jax.memory.api import miras
-from titans_jax.memory.base import Gates, Info, Restart, Rule, Span, State, Weights, dense, state_axes
-from titans_jax.memory.scan import by_chunks
+from titans_jax.memory.api import engines, miras, prepared
+from titans_jax.memory.engine import Engine, Tokens
+from titans_jax.memory.stream import by_length, one_token, streaming
+from titans_jax.memory.types import Gates, Info, Reset, Rule, State, Weights, dense, state_axes
 
 MEMORIES = ("key", "value", "rate", "keep", "memory")
 _AXES = state_axes(0)
 
 
 class Readout(NamedTuple):
-    """How M_rate(x) and M_keep(x) [D] become gates, sigmoid(kernel . M(x) + bias). kernel: [2, D]; bias: [2]."""
+    """How M_rate(x) and M_keep(x) [D] become gates: sigmoid(kernel . M(x) + bias). kernel: [2, D]; bias: [2]."""
 
     kernel: Array
     bias: Array
@@ -36,7 +37,7 @@ class SelfModifying(NamedTuple):
 
     init: weights [5, in, out] -> State.
     update: (State, q[T, D], x[T, D], momentum[T], Readout, reset=None) -> y[T, D], State, (Info, Gates), for any T
-    and any split; Info is of the last memory, which y was read from.
+    and any split; Info is that of the last memory, which y is read from.
     """
 
     init: Callable[[Weights], State]
@@ -52,63 +53,65 @@ def self_modifying(
     implementation: str | None = None,
     matmul_dtype: str = "float32",
     through_targets: bool = False,
-    held: bool = False,
+    frozen: bool = False,
 ) -> SelfModifying:
     """Five memories of a rule that write each other.
 
     Args:
-      rule, chunk, clip, implementation, matmul_dtype: as `miras` has them. Chunk says also when keys, values and
-        gates renew.
+      rule, chunk, clip, implementation, matmul_dtype: see `miras`. Keys, values and gates change once a chunk.
       max_rate: the largest step.
-      through_targets: whether training's gradient goes through vhat_b.
-      held: whether the last memory alone is written, and those that say its keys, values and gates stay as they began.
+      through_targets: whether training's gradient flows through vhat_b.
+      frozen: whether only the last memory is written, and the other four keep their initial weights.
 
     Raises:
-      What `miras` raises.
+      NotImplementedError: a rule with several writes a token. What `miras` raises.
     """
+    if rule.learner.writes_per_token > 1:
+        raise NotImplementedError("self_modifying: the memories make one key and value a token")
+    inner = engines(rule, chunk, implementation, clip, matmul_dtype, "before")
     memory = miras(rule, chunk=chunk, clip=clip, implementation=implementation, matmul_dtype=matmul_dtype)
 
-    def all_of(weights: Weights, x: Array) -> Array:
-        """[5, T, D]: what each memory says to x."""
-        return jax.vmap(lambda weights: rule.architecture.apply(dense(weights), x))(weights)
+    def reads(weights: Weights, x: Array) -> Array:
+        """[5, T, D] from x [T, D] or [5, T, D], at the weights of each memory."""
+        return jax.vmap(lambda weights, x: rule.architecture.apply(dense(weights), x), (0, None))(weights, x)
 
-    def write(state: State, tokens: tuple[Array, ...], readout: Readout, span: Span | None) -> Any:
-        """Tokens of one chunk."""
-        q, x, momentum = tokens
-        said = all_of(state.anchor, x)
-        key, value = said[0], said[1]
-        key *= lax.rsqrt(jnp.square(key).sum(-1, keepdims=True) + 1e-6)
-        signal = (said[2:4] * readout.kernel[:, None]).sum(-1) + readout.bias[:, None]
-        rate, keep = jax.nn.sigmoid(signal)
-        gates = Gates(max_rate * rate, momentum, keep)
-        learns = jax.tree.map(lambda leaf: leaf[-1:] if leaf.ndim else leaf, state) if held else state
-        targets = all_of(learns.anchor, value)
-        if not through_targets:
-            targets = lax.stop_gradient(targets)
+    def writing(engine: Engine, readout: Readout) -> Engine:
+        """The engine that writes five memories with what they read from the input."""
 
-        def one(state: State, target: Array) -> tuple[Array, State, Info]:
-            return memory.update(state, jnp.roll(q, -1, 0), key, target, gates, span=span)
+        def chunk_step(state: State, tokens: tuple[Array, ...], valid: Array | None, shift: Any, plan: None) -> Any:
+            q, x, momentum = tokens
+            start = rule.retention.link(state.anchor)
+            read = reads(start, x)
+            key, value = read[0], read[1]
+            key *= lax.rsqrt(jnp.square(key).sum(-1, keepdims=True) + 1e-6)
+            rate, keep = jax.nn.sigmoid((read[2:4] * readout.kernel[:, None]).sum(-1) + readout.bias[:, None])
+            gates = Gates(max_rate * rate, momentum, keep)
+            target = reads(start, value)
+            target = target if through_targets else lax.stop_gradient(target)
+            learns = slice(-1, None) if frozen else slice(None)
+            # The plan depends on the gates alone, which are the same for all five.
+            plan = engine.plan(prepared(rule, Tokens(q, key, value, gates)).gates, valid) if engine.plan else None
 
-        y, new, info = jax.vmap(one, in_axes=(_AXES, 0), out_axes=(0, _AXES, 0))(learns, targets)
-        if held:
-            new = jax.tree.map(lambda old, new: jnp.append(old[:-1], new, 0) if new.ndim else new, state, new)
-        # row t of y was read with q_{t+1} after the write of t: all but the first row of the call
-        first = 0 if span is None else span.first
-        last = jax.tree.map(lambda leaf: leaf[-1] if leaf.ndim else leaf, state)
-        begun = memory.read(last, lax.dynamic_slice_in_dim(q, first, 1))
-        y = lax.dynamic_update_slice_in_dim(jnp.roll(y[-1], 1, 0), begun, first, 0)
-        return new, (y, (jax.tree.map(lambda leaf: leaf[-1], info), gates))
+            def one(state: State, target: Array) -> Any:
+                return engine.chunk_step(state, prepared(rule, Tokens(q, key, target, gates)), valid, None, plan)
+
+            part = jax.tree.map(lambda leaf: leaf[learns] if leaf.ndim else leaf, state)
+            new, (y, info) = jax.vmap(one, in_axes=(_AXES, 0), out_axes=(_AXES, 0))(part, target[learns])
+            if frozen:
+                new = jax.tree.map(lambda old, new: jnp.append(old[:-1], new, 0) if new.ndim else new, state, new)
+            return new, (y[-1], (jax.tree.map(lambda leaf: leaf[-1], info), gates))
+
+        return Engine(chunk_step)
 
     def update(
-        state: State, q: Array, x: Array, momentum: Array, readout: Readout, reset: Restart | None = None
+        state: State, q: Array, x: Array, momentum: Array, readout: Readout, reset: Reset | None = None
     ) -> tuple[Array, State, tuple[Info, Gates]]:
+        many, single = (None if engine is None else writing(engine, readout) for engine in inner)
+        assert many is not None
+        run = by_length(streaming(rule, many, chunk), one_token(rule, single, chunk) if single else None)
         dtype = jax.tree.leaves(state.dual)[0].dtype
         tokens = tuple(leaf.astype(dtype) for leaf in (q, x, momentum))
-
-        def chunk_of(state: State, tokens: Any, span: Span | None) -> tuple[State, Any]:
-            return write(state, tokens, readout, span)
-
-        (y, seen), state = by_chunks(chunk_of, state, tokens, chunk=chunk, reset=reset)
-        return y.astype(q.dtype), state, seen
+        (y, observed), state, _ = run(state, tokens, None, reset, None)
+        return y.astype(q.dtype), state, observed
 
     return SelfModifying(jax.vmap(memory.init, out_axes=_AXES), update)

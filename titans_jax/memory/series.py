@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from titans_jax.memory import architecture, presets
 from titans_jax.memory.api import miras, unit_rate
-from titans_jax.memory.base import Gates, Info, Rule, State, Weights
+from titans_jax.memory.types import Gates, Info, Rule, State, Weights, current_weights
 
 
 class Projections(NamedTuple):
@@ -146,7 +146,7 @@ def series_memory(
 
     def one(state: State, token: tuple[Array, Array, Array, Gates]) -> tuple[State, tuple[Array, Info, Weights]]:
         read, state, info = memory.update(state, *token)
-        return state, (read, info, rule.retention.link(state.dual) if state.weights is None else state.weights)
+        return state, (read, info, current_weights(rule, state))
 
     @functools.partial(jax.jit, static_argnames="snapshots")
     def process(
@@ -189,7 +189,7 @@ def _keys(values: Array, context: int, projections: Projections) -> Array:
 
 def _writes(rule: Rule, k: Array, v: Array, gates: Gates) -> tuple[Array, Array, Gates]:
     """The tokens, each divided among the writes of a rule that has several."""
-    m = rule.learner.writes
+    m = rule.learner.writes_per_token
     if m == 1:
         return k, v, gates
     rate = jnp.repeat(gates.rate[:, None] / m, m, axis=1)

@@ -4,8 +4,8 @@ import ast
 import inspect
 
 from titans_jax.memory.api import IMPLEMENTATIONS, miras
-from titans_jax.memory.base import Rule
 from titans_jax.memory.presets import PRESETS
+from titans_jax.memory.types import Rule
 
 PARTS = ("architecture", "bias", "retention", "learner")
 
@@ -14,7 +14,7 @@ def table() -> str:
     """In markdown, each rule's four choices, where its gradient is taken, and its engines; then why it has no others.
 
     >>> print(table().splitlines()[2])
-    | titans | mlp | l2 | decay | momentum | anchor | chunked, recurrent |
+    | titans | mlp | l2 | decay | momentum | chunk_start | chunked, recurrent |
     """
     rows: list[list[str]] = []
     reasons: dict[str, list[str]] = {}
@@ -24,7 +24,7 @@ def table() -> str:
         for why in refused.values():
             reasons.setdefault(why, []).append(name)
         engines = [engine for engine in IMPLEMENTATIONS if engine not in refused]
-        rows.append([name, *(", ".join(made[part]) for part in PARTS), rule.learner.gradient, ", ".join(engines)])
+        rows.append([name, *(", ".join(made[part]) for part in PARTS), rule.learner.grad_at, ", ".join(engines)])
     head = ["rule", *PARTS, "gradient at", "engines"]
     lines = [head, ["---"] * len(head), *rows]
     notes = [f"- {reason}: {', '.join(names)}" for reason, names in reasons.items()]

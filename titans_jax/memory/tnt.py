@@ -1,32 +1,73 @@
-"""TNT: one memory that carries the stream and small ones that are made anew (arXiv 2511.07343).
+"""TNT: one memory of the whole stream and small ones that start again every shard (arXiv 2511.07343).
 
     y_t = M_G(q_t) + sum_i M_i(Pi_t q_t)        Pi_t = sum of k_s^T k_s over the tokens s <= t of the shard
 
-M_G, of a large chunk, is read as it was when its chunk began. The local memories M_i, of small chunks, and Pi begin
-anew every `shard` tokens, so that shards do not wait for each other: they are a batch. A shorter local chunk with the
-same weights is the paper's second stage.
+M_G, with a large chunk, is read at its chunk's start. The local memories M_i, with small chunks, and Pi start again
+every `shard` tokens, so shards are independent of each other and run as a batch. A shorter local chunk with the same
+weights is the paper's second stage.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from titans_jax.memory.api import miras
-from titans_jax.memory.base import Gates, Info, Memory, Restart, Rule, Span, State, Weights, dense
-from titans_jax.memory.scan import by_chunks, covers, lay, real_rows, select, within
+from titans_jax.memory.chunk_end import new_stream
+from titans_jax.memory.stream import Grid, Valid, all_valid, grid_of
+from titans_jax.memory.types import Gates, Info, Memory, Reset, Rule, State, Weights, select, state_axes
 
-GLOBAL, PI = "global_", "pi"
+
+class TNTWeights(NamedTuple):
+    """The initial weights of M_G and of each M_i."""
+
+    whole: Weights
+    local: tuple[Weights, ...]
 
 
-def first_weights(rule: Rule, key: Array, locals: int) -> Weights:
-    """A rule's first weights for M_G and each M_i, their names as global_w1, local_0_w1: what `tnt`'s init takes."""
-    names = [GLOBAL, *(_local(i) for i in range(locals))]
-    keys = jax.random.split(key, len(names))
-    return {n + name: w for n, k in zip(names, keys, strict=True) for name, w in rule.architecture.init(k).items()}
+class TNTState(NamedTuple):
+    """The states of M_G and of each M_i, and Pi [D, D] of the shard so far.
+
+    start_dual: the dual of each M_i at a shard's start, or None where the dual is relative to it. start_pi: Pi there.
+    """
+
+    whole: State
+    local: tuple[State, ...]
+    pi: Array
+    start_dual: tuple[Weights, ...] | None
+    start_pi: Array
+
+    @property
+    def step(self) -> Array:
+        """Number of tokens read, int32 scalar."""
+        return self.whole.step
+
+
+def tnt_axes(axes: Any, locals: int, step: Any = None) -> TNTState:
+    """A TNTState of `axes` in every field but the steps; see `types.state_axes`."""
+    state = state_axes(axes, step)
+    return TNTState(state, (state,) * locals, axes, axes, axes)
+
+
+def tnt_new_stream(rule: Rule, state: TNTState) -> TNTState:
+    """The state of a stream whose memories and shards start from this one's weights and Pi."""
+    whole, *local = (new_stream(rule, s) for s in (state.whole, *state.local))
+    return _at_start(rule, whole, tuple(local), state.pi)
+
+
+def _at_start(rule: Rule, whole: State, local: tuple[State, ...], pi: Array) -> TNTState:
+    start = None if rule.retention.to_origin else tuple(jax.tree.map(lambda x: x + 0, s.dual) for s in local)
+    return TNTState(whole, local, pi, start, pi + 0)
+
+
+def tnt_weights(rule: Rule, key: Array, locals: int) -> TNTWeights:
+    """A rule's initial weights for M_G and each M_i."""
+    whole, *local = (rule.architecture.init(k) for k in jax.random.split(key, 1 + locals))
+    return TNTWeights(whole, tuple(local))
 
 
 def tnt(
@@ -42,14 +83,13 @@ def tnt(
     """The memory above, with `rule` for all of its memories; they are written with the same k, v and gates.
 
     Args:
-      rule, clip, implementation, matmul_dtype: as `miras` has them.
-      chunk: of M_G, a multiple of `shard`. With a span, a call's rows lie on the grid of these chunks.
-      local_chunks: one for each M_i, which divide `shard`.
-      shard: tokens between two beginnings of the local memories.
+      rule, clip, implementation, matmul_dtype: see `miras`.
+      chunk: of M_G, a multiple of `shard`.
+      local_chunks: one for each M_i; they divide `shard`.
+      shard: tokens between two starts of the local memories.
 
     Returns:
-      A `Memory` whose State has the memories side by side, as `first_weights` names them; its home is what the local
-      memories begin from. Info is of M_G.
+      A `Memory` whose init takes TNTWeights, whose state is a TNTState, and whose info is that of M_G.
 
     Raises:
       ValueError: sizes that do not divide each other. NotImplementedError: a link that is not the identity; by update,
@@ -60,128 +100,85 @@ def tnt(
             f"tnt: chunk {chunk}, shard {shard}, local {tuple(local_chunks)}; each must be a multiple of the next"
         )
     if not rule.retention.identity:
-        raise NotImplementedError("tnt: the link is not the identity, and what a shard begins with is a dual")
+        raise NotImplementedError("tnt: the link is not the identity, and a shard starts with a dual")
     made = functools.partial(miras, rule, clip=clip, implementation=implementation, matmul_dtype=matmul_dtype)
-    whole, parts = made(chunk=chunk), [made(chunk=c) for c in local_chunks]
+    whole, parts = made(chunk=chunk, read_at="chunk_start"), [made(chunk=c) for c in local_chunks]
 
-    def init(weights: Weights) -> State:
-        states = {_local(i): part.init(_under(weights, _local(i))) for i, part in enumerate(parts)}
-        states[GLOBAL] = whole.init(_under(weights, GLOBAL))
-        first = jax.tree.leaves(states[GLOBAL].dual)[0]
-        dim = jax.tree.leaves(_under(weights, GLOBAL))[0].shape[0]
-        state = _join(states | {"": _sum_state(jnp.zeros((dim, dim), first.dtype))}, jnp.zeros((), jnp.int32))
-        return state._replace(home=jax.tree.map(jnp.copy, state.dual))
+    def init(weights: TNTWeights) -> TNTState:
+        local = tuple(part.init(w) for part, w in zip(parts, weights.local, strict=True))
+        state = whole.init(weights.whole)
+        first = jax.tree.leaves(state.dual)[0]
+        return _at_start(rule, state, local, jnp.zeros((len(first),) * 2, first.dtype))
 
-    def read(state: State, q: Array) -> Array:
-        x = q.astype(state.dual[PI].dtype)
-        y = rule.architecture.apply(dense(_under(state.anchor, GLOBAL)), x)
-        x = x @ state.dual[PI]
-        for i in range(len(parts)):
-            y = y + rule.architecture.apply(dense(_under(state.dual, _local(i))), x)
-        return y.astype(q.dtype)
+    def read(state: TNTState, q: Array) -> Array:
+        y = whole.read(State(state.whole.anchor, (), {}, state.step), q)
+        x = q @ state.pi.astype(q.dtype)
+        return functools.reduce(jnp.add, (part.read(s, x) for part, s in zip(parts, state.local, strict=True)), y)
 
-    def write_whole(state: State, tokens: Any, span: Span | None) -> tuple[State, Any]:
-        """M_G: one chunk, read as it was when the chunk began."""
-        y = rule.architecture.apply(dense(state.anchor), tokens[0])
-        _, state, info = whole.update(state, *tokens, span=span)
-        return state, (y, info)
+    def fresh(state: TNTState) -> TNTState:
+        """The local memories and Pi at a shard's start."""
 
-    def write_parts(state: State, tokens: Any, span: Span | None) -> tuple[Array, State]:
+        def one(local: State, dual: Weights | None) -> State:
+            zeros = jax.tree.map(jnp.zeros_like, local)
+            dual = zeros.dual if dual is None else dual
+            anchor = dual if local.origin is None else local.origin
+            return zeros._replace(dual=dual, anchor=anchor, origin=local.origin)
+
+        start = state.start_dual or (None,) * len(parts)
+        return state._replace(local=tuple(map(one, state.local, start)), pi=state.start_pi)
+
+    def write(state: TNTState, tokens: Any, valid: Valid | None) -> tuple[Array, TNTState]:
         """Pi and every M_i: tokens of one shard."""
         q, k, v, gates = tokens
-        real = jnp.ones(q.shape[0]) if span is None else real_rows(span, q.shape[0])
-        keys = k * real[:, None].astype(k.dtype)
-        pi = state.dual[PI]
-        q = q @ pi + jnp.tril(q @ keys.T) @ keys
-        y, new = jnp.zeros_like(q), {"": _sum_state(pi + keys.T @ keys)}
-        for i, part in enumerate(parts):
-            y_i, new[_local(i)], _ = part.update(_substate(state, _local(i), rule), q, k, v, gates, span=span)
-            y = y + y_i
-        return y, _join(new, state.step)
+        keys = k if valid is None else k * valid[:, None].astype(k.dtype)
+        q = q @ state.pi + jnp.tril(q @ keys.T) @ keys
+        y = jnp.zeros_like(q)
+        local: list[State] = []
+        for part, s in zip(parts, state.local, strict=True):
+            y_i, s, _ = part.update(s, q, k, v, gates, valid=valid)
+            y, local = y + y_i, [*local, s]
+        return y, state._replace(local=tuple(local), pi=state.pi + keys.T @ keys)
 
-    def sharded(state: State, tokens: Any, span: Span | None) -> tuple[Array, State]:
-        """Every shard from its own beginning, all at once: the first one goes on from the state."""
-        T, at = tokens[0].shape[0], state.step % shard
-        fresh = _beginning(state)
-        if T == 1 and span is None:
-            return write_parts(select(at == 0, fresh, state)._replace(step=at), tokens, None)
-        tokens, real, inside, back = lay(tokens, shard, state.step, span)
-        known = covers(inside, real.size)
-        first, last = inside.first // shard, (inside.first + inside.length - 1) // shard
+    def write_shards(state: TNTState, tokens: Any, valid: Valid | None) -> tuple[Array, TNTState]:
+        """All shards in parallel; the first continues from `state`."""
+        T, at = len(tokens[0]), state.step % shard
+        start = fresh(state)
+        if T == 1 and valid is None:
+            return write(select(at == 0, start, state), tokens, None)
+        grid = grid_of(T, shard, state.step) if valid is None else Grid(T, shard)
+        valid = grid.valid if valid is None else valid.reshape(-1, shard)
+        tokens = jax.tree.map(grid.split, tokens)
+        if all_valid(valid):
+            y, states = jax.vmap(lambda tokens: write(start, tokens, np.ones(shard, bool)))(tokens)
+            return grid.join(y), jax.tree.map(lambda x: x[-1], states)
+        touched = jnp.asarray(valid).any(1)
+        first = jnp.argmax(touched)
 
-        def one(number: Array, tokens: Any, real: Array) -> tuple[Array, State]:
-            here = Span(0, shard) if known else within(real)
-            goes_on = (number == first) & (at != 0)
-            return write_parts(select(goes_on, state, fresh)._replace(step=here.first), tokens, here)
+        def one(number: Array, tokens: Any, valid: Array) -> tuple[Array, TNTState]:
+            continued = (number == first) & (at != 0)
+            return write(select(continued, state, start), tokens, valid)
 
-        y, states = jax.vmap(one)(jnp.arange(len(real)), tokens, real)
-        return back(y), jax.tree.map(lambda x: x[last], states)
+        y, states = jax.vmap(one)(jnp.arange(grid.chunks), tokens, jnp.asarray(valid))
+        return grid.join(y), jax.tree.map(lambda x: x[first + touched.sum() - 1], states)
 
     def update(
-        state: State,
+        state: TNTState,
         q: Array,
         k: Array,
         v: Array,
         gates: Gates,
         *,
-        span: Span | None = None,
-        reset: Restart | None = None,
+        valid: Valid | None = None,
+        reset: Reset | None = None,
         residual: Weights | None = None,
-    ) -> tuple[Array, State, Info]:
+    ) -> tuple[Array, TNTState, Info]:
         if residual is not None:
             raise NotImplementedError("tnt: no weight residual")
-        dtype = state.dual[PI].dtype
-        tokens = jax.tree.map(lambda x: x.astype(dtype), (q, k, v, gates))
-        begins = None if reset is None else reset._replace(state=_substate(reset.state, GLOBAL, rule))
-        (y, info), new = by_chunks(
-            write_whole, _substate(state, GLOBAL, rule), tokens, chunk=chunk, span=span, reset=begins
-        )
-        near, local = sharded(state, tokens, span)
-        return (y + near).astype(q.dtype), _join({"": local, GLOBAL: new}, new.step)._replace(home=state.home), info
+        tokens = jax.tree.map(lambda x: x.astype(state.pi.dtype), (q, k, v, gates))
+        if reset is not None:
+            reset = reset._replace(state=reset.state.whole)
+        y, stream, info = whole.update(state.whole, *tokens, valid=valid, reset=reset)
+        near, state = write_shards(state, tokens, valid)
+        return (y + near).astype(q.dtype), state._replace(whole=stream), info
 
     return Memory(init, read, update)
-
-
-def _local(number: int) -> str:
-    return f"local_{number}_"
-
-
-def _under(weights: Weights, prefix: str) -> Weights:
-    """One memory's part of all weights, by its own names."""
-    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-
-
-def _substate(state: State, prefix: str, rule: Rule) -> State:
-    """One memory's part of the state."""
-    traces = tuple(_under(trace, prefix) for trace in state.learner)
-    home = _under(state.home, prefix) if state.home is not None and rule.retention.home else None
-    return State(_under(state.dual, prefix), traces, _under(state.anchor, prefix), state.step, home)
-
-
-def _join(states: dict[str, State], step: Array) -> State:
-    """The memories' states, each under its prefix, side by side."""
-
-    def together(parts: dict[str, Weights]) -> Weights:
-        return {prefix + name: w for prefix, weights in parts.items() for name, w in weights.items()}
-
-    def of(get: Callable[[State], Weights]) -> Weights:
-        return together({prefix: get(state) for prefix, state in states.items()})
-
-    count = max(len(state.learner) for state in states.values())
-    traces = tuple(
-        together({prefix: state.learner[i] for prefix, state in states.items() if i < len(state.learner)})
-        for i in range(count)
-    )
-    return State(of(lambda state: state.dual), traces, of(lambda state: state.anchor), step)
-
-
-def _sum_state(pi: Array) -> State:
-    """Pi as a memory without traces; it has no gradient, so that its anchor is nothing but itself."""
-    return State({PI: pi}, (), {PI: pi + 0}, jnp.zeros((), jnp.int32))
-
-
-def _beginning(state: State) -> State:
-    """The state as a shard begins."""
-    assert state.home is not None, "tnt makes its states with a home"
-    traces = jax.tree.map(jnp.zeros_like, state.learner)
-    return state._replace(dual=state.home, learner=traces, anchor=state.home)

@@ -17,7 +17,8 @@ from titans_jax.memory import Gates, State, unit_rate
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.nn.heads import HEADS
 from titans_jax.nn.layers import Conv, LearnedPositions, Linear, RMSNorm, l2_normalise, logit, param
-from titans_jax.nn.memory import Look, MemoryLayer, Retrieve
+from titans_jax.nn.memory import MemoryLayer, Retrieve
+from titans_jax.nn.memory_state import LayerInfo
 
 PAD, VOCABULARY = 0, 128
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
@@ -34,12 +35,13 @@ class SurprisedMemory(MemoryLayer):
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config.model, rngs=rngs)
         self.surprise_threshold = config.surprise_threshold
-        self.max_rate = config.memory_lr * unit_rate(self.rule, 1)
-        self.rate.bias = param(jnp.full(config.memory_heads, logit(1 / (1 + config.segment_size))), None)
+        self.gates.max_rate = config.memory_lr * unit_rate(self.rule, 1)
+        assert self.gates.rate is not None
+        self.gates.rate.bias = param(jnp.full(config.memory_heads, logit(1 / (1 + config.segment_size))), None)
 
-    def hold_back(self, gates: Gates, state: State, k: Array, v: Array) -> Gates:
+    def modulate_gates(self, gates: Gates, state: State, k: Array, v: Array) -> Gates:
         """The gates of k, v [B, H, T, D], with a rate of 0 for tokens that do not surprise."""
-        error = jnp.linalg.norm(self.recall(state.dual, k) - v, axis=-1)
+        error = jnp.linalg.norm(self.retrieve(state, k) - v, axis=-1)
         surprising = error >= self.surprise_threshold * jnp.linalg.norm(v, axis=-1)
         return gates._replace(rate=gates.rate * surprising)
 
@@ -79,7 +81,7 @@ class TitanBlock(nnx.Module):
             self.questions = param(jax.random.normal(rngs.params(), (config.memory_slots, dim)), None, None)
             self.retrieve = Retrieve(config.model, rngs=rngs)
 
-    def __call__(self, x: Array) -> tuple[Array, Look | None]:
+    def __call__(self, x: Array) -> tuple[Array, LayerInfo | None]:
         """x: [B, T, E], T a multiple of the segment's size. Returns the same, and what the memory did [B, H, T]."""
         B, T, _ = x.shape
         L = self.config.segment_size
@@ -87,13 +89,13 @@ class TitanBlock(nnx.Module):
         age = jnp.broadcast_to(jnp.arange(T), (B, T))
         qkv = self.qkv(normed)
         if self.conv is not None:
-            qkv, _ = self.conv(qkv, self.conv.init_state(B, "float32"), age, None)
+            qkv, _ = self.conv(qkv, self.conv.init_state(B, "float32"), age)
         parts = (x, *self.split(qkv), self.gate(normed), age)
         segments = jax.tree.map(lambda a: a.reshape(B, T // L, L, *a.shape[2:]).swapaxes(0, 1), parts)
         memory = self.memory.init_state(B) if self.config.memory else None
-        _, (y, look) = lax.scan(self._segment, memory, segments)
+        _, (y, info) = lax.scan(self._segment, memory, segments)
         y = y.swapaxes(0, 1).reshape(x.shape)
-        return y, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 2).reshape(*a.shape[1:3], T), look)
+        return y, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 2).reshape(*a.shape[1:3], T), info)
 
     def split(self, qkv: Array) -> tuple[Array, Array, Array]:
         """[B, T, 3 E] -> q, k, v [B, T, H, D], activated, q and k of unit length."""
@@ -101,21 +103,21 @@ class TitanBlock(nnx.Module):
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.config.heads, size), 2, 0)
         return (l2_normalise(q), l2_normalise(k), v) if self.config.l2 else (q, k, v)
 
-    def _segment(self, memory: Any, segment: tuple[Array, ...]) -> tuple[Any, tuple[Array, Look | None]]:
+    def _segment(self, memory: Any, segment: tuple[Array, ...]) -> tuple[Any, tuple[Array, LayerInfo | None]]:
         x, q, k, v, gate, age = segment
         y = self._attend(q, k, v, self._context(memory, x.shape[0]))
         x = x + self.out(self.out_norm(y) * jax.nn.silu(gate))
         if memory is None:
             return None, (x, None)
-        y, memory, look, _ = self.memory(self.memory_norm(x), memory, age)
-        return memory, (x + y, look)
+        y, memory, info, _ = self.memory(self.memory_norm(x), memory, age)
+        return memory, (x + y, info)
 
     def _context(self, memory: Any, batch: int) -> Context:
         """Keys and values of the learned tokens and of the memory's answers."""
         front = jnp.broadcast_to(self.persistent[...], (batch, *self.persistent.shape))
         if memory is not None and self.config.memory_slots:
             questions = jnp.broadcast_to(self.questions[...], (batch, *self.questions.shape))
-            answers = self.retrieve(self.retrieve.query(questions), memory.memory.dual, self.memory)
+            answers = self.retrieve(self.retrieve.query(questions), memory.memory, self.memory)
             front = jnp.concatenate([front, answers], 1)
         _, k, v = self.split(self.qkv(self.norm(front)))
         return Context(k, v)
@@ -144,7 +146,7 @@ class TitanMin(nnx.Module):
         self.norm = RMSNorm(config.dim)
         self.head = HEADS[config.head](config.dim, positions, rngs=rngs)
 
-    def __call__(self, tokens: Array) -> tuple[Array, Look | None]:
+    def __call__(self, tokens: Array) -> tuple[Array, LayerInfo | None]:
         """Returns logits [B, T], and of each memory what it did, [layers, B, H, T].
 
         Raises ValueError for sequences longer than the model has positions for.
@@ -157,6 +159,6 @@ class TitanMin(nnx.Module):
         tokens = jnp.pad(tokens, [(0, 0), (0, rows - T)], constant_values=PAD)
         at = self.positions(jnp.arange(rows)[None])
         x = (self.embedding[...][tokens] + at) * self.config.dim**0.5
-        x, look = lax.scan(lambda x, block: block(x), x, self.blocks)
-        look = jax.tree.map(lambda a: a[..., :T], look)
-        return self.head(self.norm(x)[:, :T], length, self.positions.embedding[...]), look
+        x, info = lax.scan(lambda x, block: block(x), x, self.blocks)
+        info = jax.tree.map(lambda a: a[..., :T], info)
+        return self.head(self.norm(x)[:, :T], length, self.positions.embedding[...]), info

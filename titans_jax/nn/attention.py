@@ -12,8 +12,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import sharding
-from titans_jax.memory import Span
-from titans_jax.memory.scan import grid
+from titans_jax.memory.stream import Grid, grid_of
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import Linear, param, rotate, rowwise
 
@@ -36,7 +35,7 @@ class Values(NamedTuple):
 def empty(config: ModelConfig, batch: int, slots: int) -> KV:
     """A cache without keys. Keys and values are arrays of their own, so that a caller may donate them."""
     shape = (batch, config.heads, config.head_dim, slots)
-    keys, values = (sharding.place(jnp.zeros(shape, config.dtype), "batch", "heads", None, None) for _ in range(2))
+    keys, values = (sharding.constrain(jnp.zeros(shape, config.dtype), "batch", "heads", None, None) for _ in range(2))
     return KV(keys, values, jnp.zeros((), jnp.int32))
 
 
@@ -67,18 +66,17 @@ class Projections(nnx.Module):
             v = v + jax.nn.sigmoid(self.mix[...])[:, None].astype(v.dtype) * (values.first - v)
         return q, k, v, values
 
-    def turned(self, x: Array, positions: Array) -> Array:
+    def rotated(self, x: Array, positions: Array) -> Array:
         """x [..., T, H, D] at positions [T], where they are rotary."""
         return rotate(x, positions) if self.config.positions == "rope" else x
 
     def attend(self, q: Array, k: Array, v: Array, mask: Array, at: Array) -> Array:
         """Softmax attention (Titans Eq 1-2), with the persistent tokens in front of every row (Eq 19).
 
-        q: [B, N, T, H, D]; k, v: [B, N, S, H, D], k as `turned`; mask: [B, N, T, S]; at: positions [T] of q, which the
+        q: [B, N, T, H, D]; k, v: [B, N, S, H, D], k as `rotated`; mask: [B, N, T, S]; at: positions [T] of q, which the
         persistent tokens have none of. Returns [B, N, T, H, D].
         """
-        rotated = self.turned(q, at)
-        y, near = jax.vmap(_dot_product_attention, in_axes=1, out_axes=1)(rotated, k, v, mask[:, :, None])
+        y, near = jax.vmap(_dot_product_attention, in_axes=1, out_axes=1)(self.rotated(q, at), k, v, mask[:, :, None])
         if self.persistent is None:
             return y
         tokens = self.persistent[...][None]
@@ -151,10 +149,10 @@ class Attention(nnx.Module):
         slot, at = jnp.arange(state.keys.shape[-1]), first + jnp.arange(q.shape[1])
         keys, cached = (
             lax.dynamic_update_slice_in_dim(old, by_slot(new), first, 3)
-            for old, new in ((state.keys, self.projections.turned(k, at)), (state.values, v))
+            for old, new in ((state.keys, self.projections.rotated(k, at)), (state.values, v))
         )
-        back = at[:, None] - slot
-        mask = (back >= 0) & (back <= age[..., None])
+        distance = at[:, None] - slot
+        mask = (distance >= 0) & (distance <= age[..., None])
         q, k, v, mask = (x[:, None] for x in (q, by_token(keys), by_token(cached), mask))
         return self.projections.attend(q, k, v, mask, at)[:, 0], keys, cached
 
@@ -165,24 +163,20 @@ class Attention(nnx.Module):
         (B, T, H, D), L = q.shape, state.keys.shape[-1]
         if T == 1:
             return self._from(state.step % L, q, k, v, state, age)
-        rows, (first, _) = (T, Span(0, T)) if aligned else grid(T, L, state.step)
-        segments, place = rows // L, jnp.arange(L)
-
-        def lay(x: Array, before: Array | None = None) -> Array:  # [B, T, ...] -> [B, segments, L, ...]
-            return on_grid(x, rows, first, before).reshape(B, segments, L, *x.shape[2:])
-
-        keys = lay(self.projections.turned(k, (first + jnp.arange(T)) % L), by_token(state.keys))
-        cached = lay(v, by_token(state.values))
-        back = place[:, None] - place
-        mask = (back >= 0) & (back <= lay(age)[..., None])
-        y = self.projections.attend(lay(q), keys, cached, mask, place).reshape(B, rows, H, D)
+        grid = Grid(T, L) if aligned else grid_of(T, L, state.step)
+        row, first = jnp.arange(L), grid.offset
+        keys = self.projections.rotated(k, (first + jnp.arange(T)) % L)
+        keys, cached = grid.split(keys, 1, by_token(state.keys)), grid.split(v, 1, by_token(state.values))
+        distance = row[:, None] - row
+        mask = (distance >= 0) & (distance <= grid.split(age, 1)[..., None])
+        y = self.projections.attend(grid.split(q, 1), keys, cached, mask, row)
         start = jnp.maximum(first + T - L, 0)
 
-        def kept(x: Array) -> Array:  # the last L rows, each in the slot of its place
-            last = lax.dynamic_slice_in_dim(x.reshape(B, rows, H, D), start, L, 1)
-            return by_slot(jnp.roll(last, start % L, 1))
+        def last(x: Array) -> Array:  # the last L rows, each in the slot of its row in a segment
+            x = lax.dynamic_slice_in_dim(x.reshape(B, grid.rows, H, D), start, L, 1)
+            return by_slot(jnp.roll(x, start % L, 1))
 
-        return lax.dynamic_slice_in_dim(y, first, T, 1), kept(keys), kept(cached)
+        return grid.join(y, 1), last(keys), last(cached)
 
     def _sliding(self, q: Array, k: Array, v: Array, state: KV, age: Array) -> tuple[Array, Array, Array]:
         """Blocks of at most `slots` queries, each before its own keys and the `slots` ones that came before it."""
@@ -204,9 +198,9 @@ class Attention(nnx.Module):
             return jnp.concatenate([x[:, :-1], x[:, 1:]], 2)
 
         query, key = slots + jnp.arange(size), jnp.arange(slots + size)
-        back = query[:, None] - key
-        mask = (back >= 0) & (back < slots) & (back <= cut(age)[..., None])
-        q, k, v = cut(q), self.projections.turned(cut(keys, slots), key), cut(cached, slots)
+        distance = query[:, None] - key
+        mask = (distance >= 0) & (distance < slots) & (distance <= cut(age)[..., None])
+        q, k, v = cut(q), self.projections.rotated(cut(keys, slots), key), cut(cached, slots)
         y = self.projections.attend(q, k, v, mask, query).reshape(B, blocks * size, H, D)[:, :T]
         return y, by_slot(keys[:, -slots:]), by_slot(cached[:, -slots:])
 
@@ -218,7 +212,7 @@ class Attention(nnx.Module):
         )
         mask = slot[::-1] <= age[..., None]
         q, k, v, mask = (x[:, None] for x in (q, by_token(keys), by_token(cached), mask))
-        return self.projections.attend(q, self.projections.turned(k, slot), v, mask, slot[-1:])[:, 0], keys, cached
+        return self.projections.attend(q, self.projections.rotated(k, slot), v, mask, slot[-1:])[:, 0], keys, cached
 
 
 def by_slot(x: Array) -> Array:
@@ -229,13 +223,3 @@ def by_slot(x: Array) -> Array:
 def by_token(x: Array) -> Array:
     """[B, H, D, T] -> [B, T, H, D]."""
     return x.transpose(0, 3, 1, 2)
-
-
-def on_grid(x: Array, rows: int, first: Array | int, before: Array | None = None) -> Array:
-    """x [B, T, ...] from row `first` on in [B, rows, ...], zeros elsewhere, or `before` [B, ., ...] from row 0 on."""
-    if rows == x.shape[1]:
-        return x
-    laid = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype, out_sharding=jax.typeof(x).sharding)
-    if before is not None:
-        laid = lax.dynamic_update_slice_in_dim(laid, before, 0, 1)
-    return lax.dynamic_update_slice_in_dim(laid, x, first, 1)

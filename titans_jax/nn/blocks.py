@@ -1,4 +1,4 @@
-"""The layers of a model, of one signature: (stream, state) -> (stream, state, look).
+"""The layers of a model, of one signature: (stream, state) -> (stream, state, info).
 
 LMM, MAG, MAL and the transformer are a few lines each; MAC, whose attention reads the memory and whose memory is
 written with what attention found, runs segment by segment in `nn.mac`.
@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import Span, Weights
+from titans_jax.memory import Weights
 from titans_jax.nn.attention import Attention, Values
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import RMSNorm, SwiGLU
-from titans_jax.nn.memory import Look, MemoryLayer
+from titans_jax.nn.memory import MemoryLayer
+from titans_jax.nn.memory_state import LayerInfo
 
 
-class Stream(NamedTuple):
+class Activations(NamedTuple):
     """What flows from layer to layer.
 
     x: [B, T, E]. age: [B, T] tokens since the document began. reset: None, or [B, T] bool where one begins.
@@ -55,15 +57,15 @@ class Block(nnx.Module):
         """What the layer carries before the first token."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it carries")
 
-    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look | None]:
+    def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo | None]:
         """The part that looks over time."""
         raise NotImplementedError(f"{type(self).__name__} does not mix over time")
 
-    def __call__(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look | None]:
+    def __call__(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo | None]:
         """Any T at any offset; the state is of fixed size."""
-        stream, state, look = self.mix(stream, state)
+        stream, state, info = self.mix(stream, state)
         x = stream.x + self.mlp(self.mlp_norm(stream.x))
-        return stream._replace(x=x), state, look
+        return stream._replace(x=x), state, info
 
 
 class Transformer(Block):
@@ -77,7 +79,7 @@ class Transformer(Block):
         """The attention's cache."""
         return self.attention.init_state(batch)
 
-    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, None]:
+    def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, None]:
         """Attention alone."""
         y, state, values = self.attention(self.norm(stream.x), state, stream.age, stream.values, aligned=stream.aligned)
         return stream._replace(x=stream.x + y, values=values), state, None
@@ -94,10 +96,10 @@ class LMM(Block):
         """The memory."""
         return self.memory.init_state(batch)
 
-    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look]:
+    def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo]:
         """The memory alone."""
-        y, state, look, learned = _remember(self.memory, self.norm(stream.x), stream, state)
-        return stream._replace(x=stream.x + y, learned=learned), state, look
+        y, state, info, learned = _remember(self.memory, self.norm(stream.x), stream, state)
+        return stream._replace(x=stream.x + y, learned=learned), state, info
 
 
 class MAL(LMM):
@@ -112,14 +114,14 @@ class MAL(LMM):
         """The memory and the attention's cache."""
         return super().init_state(batch), self.attention.init_state(batch)
 
-    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look]:
+    def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo]:
         """The memory, then attention over what it gave."""
         memory, cache = state
-        stream, memory, look = super().mix(stream, memory)
+        stream, memory, info = super().mix(stream, memory)
         y, cache, values = self.attention(
             self.attention_norm(stream.x), cache, stream.age, stream.values, aligned=stream.aligned
         )
-        return stream._replace(x=stream.x + y, values=values), (memory, cache), look
+        return stream._replace(x=stream.x + y, values=values), (memory, cache), info
 
 
 class MAG(LMM):
@@ -131,20 +133,20 @@ class MAG(LMM):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.combine = Gating(config.dim)
+        self.gating = Gating(config.dim)
 
     def init_state(self, batch: int) -> Any:
         """The memory and the attention's cache."""
         return super().init_state(batch), self.attention.init_state(batch)
 
-    def mix(self, stream: Stream, state: Any) -> tuple[Stream, Any, Look]:
+    def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo]:
         """Attention and memory side by side."""
         memory, cache = state
         x = self.norm(stream.x)
         attended, cache, values = self.attention(x, cache, stream.age, stream.values, aligned=stream.aligned)
-        m, memory, look, learned = _remember(self.memory, x, stream, memory)
+        m, memory, info, learned = _remember(self.memory, x, stream, memory)
         y = stream.x + attended
-        return stream._replace(x=y + self.combine(y, m), values=values, learned=learned), (memory, cache), look
+        return stream._replace(x=y + self.gating(y, m), values=values, learned=learned), (memory, cache), info
 
 
 class Gating(nnx.Module):
@@ -162,13 +164,13 @@ class Gating(nnx.Module):
         return jax.nn.sigmoid(self.gate(y)) * self.value(m)
 
 
-def _remember(memory: MemoryLayer, x: Array, stream: Stream, state: Any) -> Any:
-    span = Span(0, x.shape[1]) if stream.aligned else None
-    return memory(x, state, stream.age, span=span, reset=stream.reset, residual=stream.learned)
+def _remember(memory: MemoryLayer, x: Array, stream: Activations, state: Any) -> Any:
+    valid = np.ones(x.shape[1], bool) if stream.aligned else None
+    return memory(x, state, stream.age, valid=valid, reset=stream.reset, residual=stream.learned)
 
 
 def no_values(config: ModelConfig, batch: int, length: int) -> Values:
     """Before the first attention layer."""
     shape = (batch, length, config.heads, config.head_dim)
-    first = sharding.place(jnp.zeros(shape, config.dtype), "batch", None, "heads", None)
+    first = sharding.constrain(jnp.zeros(shape, config.dtype), "batch", None, "heads", None)
     return Values(first, jnp.zeros((), bool))

@@ -62,6 +62,6 @@ def with_kernels(blocks: tuple[Any, ...], levels: list[list[Weights]]) -> tuple[
     return tuple(b._replace(kernels=tuple(next(own))) if isinstance(b, CMSState) else b for b in blocks)
 
 
-def row_norm(level: list[Weights]) -> Array:
+def sequence_norm(level: list[Weights]) -> Array:
     """[B] Frobenius norm of each sequence's part of [layers, B, in, out] leaves, with a gradient at zero."""
     return jax.numpy.sqrt(sum(jax.numpy.square(x).sum((0, 2, 3)) for x in jax.tree.leaves(level)) + 1e-30)

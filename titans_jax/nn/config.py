@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import inspect
-from typing import Literal
+from typing import Any, Literal
 
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras
-from titans_jax.memory.presets import PER_CHANNEL
+from titans_jax.memory.presets import GATES, GateStyle
 from titans_jax.memory.tnt import tnt
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
-CHOICES = ("depth", "expansion", "window", "degree", "writes", "home")
+OPTIONS = ("depth", "expansion", "window", "degree", "writes", "to_origin")
 CMS_BLOCKS = ("hope", "hope_attention")
 
 
@@ -21,16 +21,16 @@ class MemoryConfig:
 
     rule: str = "titans"
     """a row of titans_jax.memory.PRESETS"""
-    depth: int = 2
-    """matrices of the memory network, where the rule has a choice"""
-    expansion: int = 4
-    """hidden over input size of the memory network, where the rule has a choice"""
-    window: int = 4
-    """tokens whose gradients a token takes together, where the rule has an Omega window"""
-    degree: int = 2
-    """of the feature map, where the rule has one"""
-    writes: int = 2
-    """keys and values a token, where the rule has several"""
+    depth: int | None = None
+    """matrices of the memory network; None here and below is the rule's default"""
+    expansion: int | None = None
+    """hidden size of the memory network over its input size"""
+    window: int | None = None
+    """tokens of the Omega window"""
+    degree: int | None = None
+    """degree of the feature map"""
+    writes: int | None = None
+    """keys and values a token"""
     chunk: int = 64
     """tokens between two anchors of the gradient: part of the mathematics"""
     clip: float | None = 1.0
@@ -42,17 +42,17 @@ class MemoryConfig:
     conv: int = 4
     """width of the causal convolution on queries, keys and values; 0 for none"""
     channel_keep: bool | None = None
-    """a decay of its own for every channel, meant for chunk 16; None has it where the rule's paper does"""
+    """one decay for every channel, meant for chunk 16; None has it where the rule's paper does"""
     max_rate: float = 1.0
     """the largest test-time step in units of titans_jax.memory.unit_rate; rates start at half of it"""
     momentum: float = 0.5
     """where the momentum gates start"""
     forget: float = 1 / 256
     """where the forget gates, 1 - keep, start"""
-    home: bool = True
-    """whether a deep memory that forgets returns to its learned initial weights; to zero, as in the paper, if not"""
-    held: bool = False
-    """hope: whether the memories that make keys, values and gates stay as they began, and one alone is written"""
+    to_origin: bool | None = None
+    """whether a deep memory forgets towards its learned initial weights (None), or towards zero as in the paper"""
+    frozen: bool = False
+    """hope: whether the memories that make keys, values and gates keep their initial weights"""
     local_chunks: tuple[int, ...] = ()
     """TNT: chunks of the local memories beside this one, which they are added to; none for a memory alone"""
     shard: int = 64
@@ -63,9 +63,20 @@ class MemoryConfig:
     """of the factors of a chunk's products, for devices that multiply bfloat16 faster; sums and states are float32"""
 
     @property
+    def gates(self) -> GateStyle:
+        """How the gates are made."""
+        style = GATES.get(self.rule, GateStyle())
+        return style if self.channel_keep is None else style._replace(keep="channel" if self.channel_keep else "scalar")
+
+    @property
     def per_channel(self) -> bool:
         """Whether a token's keep is a vector."""
-        return self.rule in PER_CHANNEL if self.channel_keep is None else self.channel_keep
+        return self.gates.keep == "channel"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are set."""
+        return {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +108,15 @@ class CMSConfig:
 
 
 def rule_of(config: MemoryConfig) -> Rule:
-    """The rule that a configuration names; each of CHOICES goes to those presets that have it."""
+    """The rule that a configuration names. Raises ValueError for an option that the rule does not take."""
     preset = PRESETS[config.rule]
-    had = inspect.signature(preset).parameters
-    return preset(config.head_dim, **{name: getattr(config, name) for name in CHOICES if name in had})
+    takes = [name for name in OPTIONS if name in inspect.signature(preset).parameters]
+    for name in config.options:
+        if name not in takes:
+            known = ", ".join(takes) or "none"
+            raise ValueError(f"model.memory.{name}: {config.rule} has no such option; its options: {known}")
+    defaults = {"to_origin": True} if "to_origin" in takes else {}
+    return preset(config.head_dim, **defaults | config.options)
 
 
 def memory_of(config: MemoryConfig) -> Memory:
@@ -188,8 +204,12 @@ class ModelConfig:
             _known("model.memory.implementation", memory.implementation, tuple(IMPLEMENTATIONS))
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
             _positive(f"model.{field}", getattr(self, field))
-        for field in ("depth", "expansion", "window", "degree", "writes", "chunk", "heads", "head_dim", "max_rate"):
+        for field in ("chunk", "heads", "head_dim", "max_rate"):
             _positive(f"model.memory.{field}", getattr(memory, field))
+        for field, value in memory.options.items():
+            if field != "to_origin":
+                _positive(f"model.memory.{field}", value)
+        rule_of(memory)
         for field in ("momentum", "forget"):
             if not 0 < getattr(memory, field) < 1:
                 raise ValueError(f"model.memory.{field}: {getattr(memory, field)} is not between 0 and 1")
@@ -210,8 +230,8 @@ class ModelConfig:
             raise ValueError("model.memory.local_chunks: TNT has no weight residual, and hope has memories of its own")
         if "hope" in self.pattern and memory.per_channel:
             raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
-        if memory.held and "hope" not in self.pattern:
-            raise ValueError(f"model.memory.held: it is of hope's memories, and there are none in {self.block!r}")
+        if memory.frozen and "hope" not in self.pattern:
+            raise ValueError(f"model.memory.frozen: only hope has such memories, not {self.block!r}")
         if set(self.pattern) & {*MEMORY_BLOCKS, "hope"}:
             try:
                 memory_of(memory)
@@ -220,8 +240,8 @@ class ModelConfig:
         self.cms.check()
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
             raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")
-        if self.weight_residual and rule_of(memory).learner.gradient != "anchor":
-            raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at a chunk's anchor to shift")
+        if self.weight_residual and rule_of(memory).learner.grad_at != "chunk_start":
+            raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at the chunk start")
 
 
 def _known(field: str, value: str, names: tuple[str, ...]) -> None:

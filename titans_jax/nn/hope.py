@@ -9,22 +9,15 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import Info, Restart, State, Weights, unit_rate
+from titans_jax.memory import Info, Reset, State, Weights, unit_rate
 from titans_jax.memory.self_modifying import MEMORIES, Readout, SelfModifying, self_modifying
-from titans_jax.nn.blocks import Block, Stream, Transformer
+from titans_jax.memory.types import state_axes
+from titans_jax.nn.blocks import Activations, Block, Transformer
 from titans_jax.nn.cms import CMS, CMSState
 from titans_jax.nn.config import ModelConfig, rule_of
-from titans_jax.nn.layers import Conv, Linear, RMSNorm, by_head, l2_normalise, logit, merged, param
-from titans_jax.nn.memory import (
-    FRESH,
-    STATE_AXES,
-    STATES,
-    Look,
-    MemoryState,
-    over,
-    spread,
-)
-from titans_jax.sharding import ROWS
+from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, logit, merge_heads, param, split_heads
+from titans_jax.nn.memory_state import LayerInfo, MemoryState, spread
+from titans_jax.sharding import BATCH_HEADS
 
 
 class SelfModifyingLayer(nnx.Module):
@@ -64,43 +57,47 @@ class SelfModifyingLayer(nnx.Module):
             clip=c.clip,
             implementation=c.implementation,
             matmul_dtype=c.matmul_dtype,
-            held=c.held,
+            frozen=c.frozen,
         )
 
-    def begin(self) -> State:
-        """The memories [H, 5, ...] of a document's first token."""
-        return jax.vmap(self.memories.init, out_axes=STATE_AXES)({name: w[...] for name, w in self.fast.items()})
+    def start(self) -> State:
+        """The memories [H, 5, ...] at a document's start."""
+        weights = {name: w[...] for name, w in self.fast.items()}
+        state = jax.vmap(self.memories.init, out_axes=state_axes(0))(weights)
+        return state._replace(step=jnp.asarray(state.step))
 
     def init_state(self, batch: int) -> MemoryState:
-        """Every sequence's memories as they begin."""
-        memory = jax.tree.map(lambda x: spread(x[None], batch, *ROWS) if x.ndim else x, self.begin())
+        """The state before the first token."""
+        memory = jax.tree.map(lambda x: spread(x[None], batch, *BATCH_HEADS) if x.ndim else x, self.start())
         return MemoryState(memory, self.conv.init_state(batch, self.dtype) if self.conv else None)
 
-    def __call__(self, x: Array, state: MemoryState, age: Array, reset: Array | None) -> tuple[Array, Any, Look]:
-        """Read and write x [B, T, E]; age, reset: [B, T], as `MemoryLayer` has them. Returns y, state and a look."""
+    def __call__(self, x: Array, state: MemoryState, age: Array, reset: Array | None) -> tuple[Array, Any, LayerInfo]:
+        """Read and write x [B, T, E]; age, reset: [B, T], as `MemoryLayer` has them. Returns y, state and a info."""
         inputs, conv, heads = self.inputs(x), state.conv, self.config.heads
         if self.conv is not None:
             assert conv is not None, "a layer with a convolution makes states with its inputs"
-            inputs, conv = self.conv(inputs, conv, age, None)
-        q, z = jnp.split(by_head(jax.nn.silu(inputs), heads), 2, -1)
-        momentum = by_head(jax.nn.sigmoid(self.momentum(x.astype(jnp.float32))), heads)[..., 0]
+            inputs, conv = self.conv(inputs, conv, age)
+        q, z = jnp.split(split_heads(jax.nn.silu(inputs), heads), 2, -1)
+        momentum = split_heads(jax.nn.sigmoid(self.momentum(x.astype(jnp.float32))), heads)[..., 0]
         y, memory, (info, gates) = self._update(state.memory, (l2_normalise(q), z, momentum), reset)
-        y = merged(self.norm(y)) * jax.nn.silu(self.gate(x))
-        return self.out(y), MemoryState(memory, conv), Look(*info[:5], *gates[:3])
+        y = merge_heads(self.norm(y)) * jax.nn.silu(self.gate(x))
+        return self.out(y), MemoryState(memory, conv), LayerInfo(*info[:5], *gates[:3])
 
     def _update(self, state: State, tokens: tuple[Array, ...], reset: Array | None) -> tuple[Array, State, Any]:
         """`SelfModifying.update` over batch and heads; every sequence is at the same step."""
-        begin = None if reset is None else Restart(reset, self.begin())
+        start = None if reset is None else Reset(reset, self.start())
         rate, keep = self.rate, self.keep
         kernel = jnp.stack([rate.kernel[...], keep.kernel[...]], 1)
         readout = Readout(kernel, jnp.stack([rate.bias[...], keep.bias[...]], 1))
 
-        def one(state: State, tokens: Any, readout: Readout, begin: Any) -> tuple[Array, State, tuple[Info, Any]]:
-            return self.memories.update(state, *tokens, readout, begin)
+        def one(state: State, tokens: Any, readout: Readout, start: Any) -> tuple[Array, State, tuple[Info, Any]]:
+            return self.memories.update(state, *tokens, readout, start)
 
-        beginning = None if begin is None else over(Restart, ROWS[:1], FRESH)
-        inputs = (STATES, ROWS, ROWS[1:], beginning)
-        return sharding.by_row(one, (state, tokens, readout, begin), inputs, (ROWS, STATES, ROWS))
+        axes, heads = state_axes(BATCH_HEADS, ()), BATCH_HEADS[1:]
+        start_axes = None if start is None else Reset(BATCH_HEADS[:1], state_axes(heads, ()))
+        inputs = (axes, BATCH_HEADS, heads, start_axes)
+        arguments = (state, tokens, readout, start)
+        return sharding.vmap_batch_heads(one, arguments, inputs, (BATCH_HEADS, axes, BATCH_HEADS))
 
 
 class Signal(nnx.Module):
@@ -127,18 +124,18 @@ class Nested(Block):
         """The chain of levels."""
         self.cms = CMS(self.config, rngs=rngs)
 
-    def begin(self, batch: int) -> Any:
+    def mixing_state(self, batch: int) -> Any:
         """What the mixing carries before the first token."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it carries")
 
     def init_state(self, batch: int) -> CMSState:
         """The mixing's state and the levels' kernels."""
-        return CMSState(self.begin(batch), self.cms.kernels(batch))
+        return CMSState(self.mixing_state(batch), self.cms.kernels(batch))
 
-    def __call__(self, stream: Stream, state: CMSState) -> tuple[Stream, CMSState, Look | None]:
+    def __call__(self, stream: Activations, state: CMSState) -> tuple[Activations, CMSState, LayerInfo | None]:
         """Any T at any offset; the kernels stay."""
-        stream, mixed, look = self.mix(stream, state.mixed)
-        return stream._replace(x=self.cms(stream.x, state.kernels)), state._replace(mixed=mixed), look
+        stream, mixed, info = self.mix(stream, state.mixed)
+        return stream._replace(x=self.cms(stream.x, state.kernels)), state._replace(mixed=mixed), info
 
 
 class Hope(Nested):
@@ -148,19 +145,19 @@ class Hope(Nested):
         super().__init__(config, rngs=rngs)
         self.memory = SelfModifyingLayer(config, rngs=rngs)
 
-    def begin(self, batch: int) -> MemoryState:
+    def mixing_state(self, batch: int) -> MemoryState:
         """The memories."""
         return self.memory.init_state(batch)
 
-    def mix(self, stream: Stream, state: MemoryState) -> tuple[Stream, MemoryState, Look]:
+    def mix(self, stream: Activations, state: MemoryState) -> tuple[Activations, MemoryState, LayerInfo]:
         """The memory alone."""
-        y, state, look = self.memory(self.norm(stream.x), state, stream.age, stream.reset)
-        return stream._replace(x=stream.x + y), state, look
+        y, state, info = self.memory(self.norm(stream.x), state, stream.age, stream.reset)
+        return stream._replace(x=stream.x + y), state, info
 
 
 class HopeAttention(Nested, Transformer):
     """HOPE-Attention: x + Attn(norm(x)), then the CMS; with a sliding window and one level, TTT-E2E."""
 
-    def begin(self, batch: int) -> Any:
+    def mixing_state(self, batch: int) -> Any:
         """The attention's cache."""
         return Transformer.init_state(self, batch)

@@ -17,7 +17,8 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import sharding
-from titans_jax.memory import Span, Weights
+from titans_jax.memory import Weights
+from titans_jax.memory.stream import Valid, all_valid
 
 Axes = tuple[str | None, ...]
 
@@ -63,7 +64,7 @@ class Linear(nnx.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if own:
             # rows are one axis: over two, the kernel's gradient is a product of transposed copies on a CPU
-            y = jnp.einsum("ri,io->ro", sharding.rows(x), kernel, out_sharding=sharding.rows_of(placed))
+            y = jnp.einsum("ri,io->ro", sharding.flat(x), kernel, out_sharding=sharding.flat_spec(placed))
             y = y.reshape(shape, out_sharding=placed)
         else:
             y = jnp.einsum("bti,bio->bto", x, kernel, out_sharding=placed)
@@ -151,18 +152,23 @@ class Conv(nnx.Module):
 
     def init_state(self, batch: int, dtype: str) -> Array:
         """No inputs yet."""
-        return sharding.place(jnp.zeros((batch, self.width - 1, self.taps.shape[1]), dtype), "batch", None, "heads")
+        return sharding.constrain(jnp.zeros((batch, self.width - 1, self.taps.shape[1]), dtype), "batch", None, "heads")
 
-    def __call__(self, x: Array, state: Array, age: Array, span: Span | None) -> tuple[Array, Array]:
-        """x: [B, T, channels]; age: [B, T], so that no token sees another document. Returns y and the new state."""
+    def __call__(self, x: Array, state: Array, age: Array, valid: Valid | None = None) -> tuple[Array, Array]:
+        """x: [B, T, channels]; age: [B, T], so that no token sees another document. Returns y and the new state.
+
+        valid: None where all rows are tokens, or [T] bool; the valid rows lie together.
+        """
         T, before = x.shape[1], self.width - 1
         end: Array | int = T
-        if span is None:
+        if all_valid(valid):
             inputs = jnp.concatenate([state, x], 1)
         else:
-            # the carried inputs stand right before the first row that is a token
+            # The carried inputs are placed right before the first valid row.
+            valid = jnp.asarray(valid)
+            first = jnp.argmax(valid)
             inputs = jnp.concatenate([jnp.zeros_like(state), x], 1)
-            inputs, end = lax.dynamic_update_slice_in_dim(inputs, state, span.first, 1), span.first + span.length
+            inputs, end = lax.dynamic_update_slice_in_dim(inputs, state, first, 1), first + valid.sum()
         taps = self.taps[...]
         y = scaled(x, taps[0])
         for i in range(1, self.width):
@@ -177,13 +183,13 @@ def l2_normalise(x: Array) -> Array:
     return rowwise(y, lax.rsqrt(inner(y, y) + 1e-6)).astype(x.dtype)
 
 
-def by_head(x: Array, heads: int) -> Array:
+def split_heads(x: Array, heads: int) -> Array:
     """[B, T, H D] -> [B, H, T, D]."""
     shape = (*x.shape[:2], heads, x.shape[2] // heads)
     return x.reshape(shape, out_sharding=sharding.out(shape, "batch", None, "heads", None)).swapaxes(1, 2)
 
 
-def merged(y: Array) -> Array:
+def merge_heads(y: Array) -> Array:
     """[B, H, T, D] -> [B, T, H D]."""
     y = y.swapaxes(1, 2)
     return y.reshape(*y.shape[:2], -1)

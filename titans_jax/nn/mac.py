@@ -16,31 +16,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from titans_jax.memory import Span, Weights
-from titans_jax.memory.scan import covers, grid, real_rows, select, where_any, within
-from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty, on_grid
-from titans_jax.nn.blocks import Block, Gating, Stream
+from titans_jax.memory import Weights
+from titans_jax.memory.stream import Grid, Valid, all_valid, grid_of, where_any
+from titans_jax.memory.types import select
+from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty
+from titans_jax.nn.blocks import Activations, Block, Gating
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.layers import RMSNorm
-from titans_jax.nn.memory import Look, MemoryLayer, MemoryState, Retrieve
+from titans_jax.nn.memory import MemoryLayer, Retrieve
+from titans_jax.nn.memory_state import LayerInfo, MemoryState, at_chunk_start, readable
 
 
 class MACState(NamedTuple):
-    """snapshot: the memory's dual when the segment began, None where that is its anchor, a chunk being a segment.
+    """What the layer carries.
 
-    near: keys, rotated, and values of the segment so far: of h in the first half of the slots, of S in the other.
+    snapshot: the memory as it was at the segment's start, or None where a segment is one chunk.
+    cache: rotated keys, and values, of the segment so far: of h in the first half of the slots, of S in the second.
     """
 
     memory: MemoryState
-    snapshot: Weights | None
-    near: KV
+    snapshot: Any
+    cache: KV
 
 
 class Tokens(NamedTuple):
-    """What a segment needs of its tokens, before the memory is asked: x, q, k, v, retrieval [B, T, ...], age [B, T]."""
+    """What a segment needs of its tokens: x, query, key, value, retrieval [B, T, ...], age [B, T]."""
 
     x: Array
     query: Array
@@ -51,7 +55,7 @@ class Tokens(NamedTuple):
 
 
 class MAC(Block):
-    """o at the top of this file."""
+    """The equations at the top of this file."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
@@ -59,133 +63,126 @@ class MAC(Block):
         self.retrieve = Retrieve(config, rngs=rngs)
         self.memory_norm = RMSNorm(config.dim)
         self.memory = MemoryLayer(config, rngs=rngs)
-        self.combine = Gating(config.dim)
+        self.gating = Gating(config.dim)
 
     def init_state(self, batch: int) -> MACState:
-        """An untouched memory and an empty segment."""
+        """The initial memory and an empty segment."""
         memory, c = self.memory.init_state(batch), self.config
-        anchored = c.segment == c.memory.chunk and not c.memory.local_chunks
-        snapshot = None if anchored else jax.tree.map(lambda x: x + 0, memory.memory.dual)
+        one_chunk = c.segment == c.memory.chunk and not c.memory.local_chunks
+        snapshot = None if one_chunk else jax.tree.map(lambda x: x + 0, readable(memory.memory))
         return MACState(memory, snapshot, empty(c, batch, 2 * c.segment))
 
-    def mix(self, stream: Stream, state: MACState) -> tuple[Stream, MACState, Look]:
-        """One token in its segment; or any number, laid on the grid of segments and scanned."""
+    def mix(self, stream: Activations, state: MACState) -> tuple[Activations, MACState, LayerInfo]:
+        """One token in its segment; or any number, split into segments and scanned."""
         x = self.norm(stream.x)
         query, key, value, values = self.projections.qkv(x, stream.values)
         tokens = Tokens(stream.x, query, key, value, self.retrieve.query(x), stream.age)
-        if x.shape[1] == 1:
-            state, (y, reads, look, learned) = self._token(tokens, state, stream.reset, stream.learned)
-        else:
-            span = Span(0, x.shape[1]) if stream.aligned else None
-            state, (y, reads, look, learned) = self._segments(tokens, state, stream.reset, stream.learned, span)
-        o = y + self.combine(y, self.memory.say(self.memory_norm(y), reads))
-        return stream._replace(x=o, values=values, learned=learned), state, look
+        run = self._token if x.shape[1] == 1 else self._segments
+        state, (y, reads, info, learned) = run(tokens, state, stream)
+        o = y + self.gating(y, self.memory.output(self.memory_norm(y), reads))
+        return stream._replace(x=o, values=values, learned=learned), state, info
 
-    def _token(self, tokens: Tokens, state: MACState, reset: Array | None, residual: Weights | None) -> Any:
-        at = state.memory.memory.step % self.config.segment
-        begin = None if reset is None else reset[:, 0] & (at == 0)
-        return self._segment(tokens, state, begin, residual, at, None)
+    def _token(self, tokens: Tokens, state: MACState, stream: Activations) -> Any:
+        row = state.memory.memory.step % self.config.segment
+        reset = None if stream.reset is None else stream.reset[:, 0] & (row == 0)
+        return self._segment(tokens, state, reset, stream.learned, row, None)
 
-    def _segments(
-        self, tokens: Tokens, state: MACState, reset: Array | None, residual: Weights | None, span: Span | None
-    ) -> Any:
+    def _segments(self, tokens: Tokens, state: MACState, stream: Activations) -> Any:
         L, T = self.config.segment, tokens.query.shape[1]
-        rows, span = grid(T, L, state.memory.memory.step) if span is None else (T, span)
-        segments = rows // L
+        grid = Grid(T, L) if stream.aligned else grid_of(T, L, state.memory.memory.step)
+        valid = grid.valid
+        aligned = all_valid(valid)
 
-        def lay(x: Array) -> Array:  # [B, T, ...] -> [segments, B, L, ...]
-            return on_grid(x, rows, span.first).reshape(x.shape[0], segments, L, *x.shape[2:]).swapaxes(0, 1)
+        def split(x: Array) -> Array:  # [B, T, ...] -> [segments, B, L, ...]
+            return grid.split(x, 1).swapaxes(0, 1)
 
-        def split(x: Array) -> Array:  # [B, H, chunks, ...] -> [segments, B, H, chunks of one, ...]
-            return jnp.moveaxis(x.reshape(*x.shape[:2], segments, -1, *x.shape[3:]), 2, 0)
+        def split_chunks(x: Array) -> Array:  # [B, H, chunks, ...] -> [segments, B, H, chunks of one, ...]
+            return jnp.moveaxis(x.reshape(*x.shape[:2], grid.chunks, -1, *x.shape[3:]), 2, 0)
 
-        real = real_rows(span, rows).reshape(segments, L)
-        whole = covers(span, rows)
-        begin = None if reset is None else lay(reset)[:, :, 0]
-        xs = jax.tree.map(lay, tokens), begin, real, jax.tree.map(split, residual)
+        def join(x: Array) -> Array:  # [segments, B, H, L, ...] -> [B, H, T, ...]
+            return grid.join(jnp.moveaxis(x, 0, 2), 2)
 
-        @jax.checkpoint
-        def body(state: MACState, xs: Any) -> Any:
-            tokens, begin, real, residual = xs
-            inside = Span(0, L) if whole else within(real)
-
-            def run(state: MACState) -> Any:
-                return self._segment(tokens, state, begin, residual, jnp.int32(0), inside)
-
-            return run(state) if whole else where_any(real, run, state)
-
-        state, (y, reads, look, learned) = lax.scan(body, state, xs)
-        y = lax.dynamic_slice_in_dim(y.swapaxes(0, 1).reshape(y.shape[1], rows, -1), span.first, T, 1)
-
-        def flat(x: Array) -> Array:  # [segments, B, H, L, ...] -> [B, H, T, ...]
-            x = jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], rows, *x.shape[4:])
-            return lax.dynamic_slice_in_dim(x, span.first, T, 2)
-
-        def join(x: Array) -> Array:
+        def join_chunks(x: Array) -> Array:
             x = jnp.moveaxis(x, 0, 2)
             return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
-        return state, (y, flat(reads), jax.tree.map(flat, look), jax.tree.map(join, learned))
+        @jax.checkpoint
+        def body(state: MACState, xs: Any) -> Any:
+            tokens, reset, valid, residual = xs
+            rows = np.ones(L, bool) if aligned else valid
+
+            def run(state: MACState) -> Any:
+                return self._segment(tokens, state, reset, residual, jnp.int32(0), rows)
+
+            return run(state) if aligned else where_any(valid, run, state)
+
+        reset = None if stream.reset is None else split(stream.reset)[:, :, 0]
+        xs = jax.tree.map(split, tokens), reset, jnp.asarray(valid), jax.tree.map(split_chunks, stream.learned)
+        state, (y, reads, info, learned) = lax.scan(body, state, xs)
+        y = grid.join(y.swapaxes(0, 1), 1)
+        return state, (y, join(reads), jax.tree.map(join, info), jax.tree.map(join_chunks, learned))
 
     def _segment(
         self,
         tokens: Tokens,
         state: MACState,
-        begin: Array | None,
+        reset: Array | None,
         residual: Weights | None,
-        at: Array,
-        span: Span | None,
+        row: Array,
+        valid: Valid | None,
     ) -> Any:
-        """Tokens of one segment from its row `at` on, all of them or those in `span`."""
+        """Tokens of one segment from its row `row` on: all of them, or the valid ones."""
         memory = state.memory
-        if begin is not None:
-            fresh = self.memory.init_state(1).memory
-            blank = lambda new, old: select_rows(begin, new, old) if old.ndim else old  # noqa: E731
-            memory = memory._replace(memory=jax.tree.map(blank, fresh, memory.memory))
+        if reset is not None:
+            start = self.memory.init_state(1).memory
+            reset_rows = lambda new, old: select_rows(reset, new, old) if old.ndim else old  # noqa: E731
+            memory = memory._replace(memory=jax.tree.map(reset_rows, start, memory.memory))
         snapshot = state.snapshot
         if snapshot is not None:
-            whole = span is not None and covers(span, tokens.age.shape[1])
+            known = valid is not None and all_valid(valid)
             starts = memory.memory.step % self.config.segment == 0
-            snapshot = memory.memory.dual if whole else select(starts, memory.memory.dual, snapshot)
-        h = self.retrieve(tokens.retrieval, memory.memory.anchor if snapshot is None else snapshot, self.memory)
+            snapshot = readable(memory.memory) if known else select(starts, readable(memory.memory), snapshot)
+        start = at_chunk_start(memory.memory) if snapshot is None else snapshot
+        h = self.retrieve(tokens.retrieval, start, self.memory)  # Eq 21
         split = self.projections.split
-        place = at + jnp.arange(tokens.age.shape[1])
-        read, own = (self.projections.turned(k, place) for k in (split(self.projections.key(h)), tokens.key))
-        keys = _append(state.near.keys, read, own, at, span)
-        values = _append(state.near.values, split(self.projections.value(h)), tokens.value, at, span)
-        near = state.near._replace(keys=keys, values=values)
-        y = tokens.x + self.projections.out(self.attend(tokens.query, tokens.age, near, at))
-        given = self.memory_norm(y)
-        reads, memory, look, learned = self.memory.write(given, memory, tokens.age, span=span, residual=residual)
-        return MACState(memory, snapshot, near), (y, reads, look, learned)
+        position = row + jnp.arange(tokens.age.shape[1])
+        h_key, key = (self.projections.rotated(k, position) for k in (split(self.projections.key(h)), tokens.key))
+        keys = _append(state.cache.keys, h_key, key, row, valid)
+        values = _append(state.cache.values, split(self.projections.value(h)), tokens.value, row, valid)
+        cache = state.cache._replace(keys=keys, values=values)
+        y = tokens.x + self.projections.out(self.attend(tokens.query, tokens.age, cache, row))  # Eq 22-23
+        reads, memory, info, learned = self.memory.write(  # Eq 24
+            self.memory_norm(y), memory, tokens.age, valid=valid, residual=residual
+        )
+        return MACState(memory, snapshot, cache), (y, reads, info, learned)
 
-    def attend(self, query: Array, age: Array, near: KV, at: Array) -> Array:
-        """Eq 22-23 for the rows `at` ... of a segment whose keys are in `near`: [B, T, H D].
+    def attend(self, query: Array, age: Array, cache: KV, row: Array) -> Array:
+        """Eq 22-23 for the rows `row` ... of a segment whose keys are in `cache`: [B, T, H D].
 
         query: [B, T, H, D]; age: [B, T]. It is linear in the values.
         """
         (B, T, H, D), L = query.shape, self.config.segment
-        row = at + jnp.arange(T)
-        back = row[:, None] - jnp.arange(L)
-        mask = (back >= 0) & (back <= age[..., None])
+        position = row + jnp.arange(T)
+        distance = position[:, None] - jnp.arange(L)
+        mask = (distance >= 0) & (distance <= age[..., None])
         mask = jnp.concatenate([mask, mask], -1)
-        q, k, v, mask = (x[:, None] for x in (query, by_token(near.keys), by_token(near.values), mask))
-        return self.projections.attend(q, k, v, mask, row)[:, 0].reshape(B, T, H * D)
+        q, k, v, mask = (x[:, None] for x in (query, by_token(cache.keys), by_token(cache.values), mask))
+        return self.projections.attend(q, k, v, mask, position)[:, 0].reshape(B, T, H * D)
 
 
-def _append(slots: Array, read: Array, own: Array, at: Array, span: Span | None) -> Array:
-    """The slots [B, H, D, 2 L] with the rows that are tokens from `at` on: of h in one half, of S in the other."""
-    rows, half = own.shape[1], slots.shape[3] // 2
-    read, own = (by_slot(x.astype(slots.dtype)) for x in (read, own))
-    if span is not None and covers(span, rows):
-        return jnp.concatenate([read, own], 3)
-    for first, new in ((at, read), (half + at, own)):
-        if span is not None:
-            new = jnp.where(real_rows(span, rows), new, lax.dynamic_slice_in_dim(slots, first, rows, 3))
+def _append(slots: Array, h: Array, own: Array, row: Array, valid: Valid | None) -> Array:
+    """The slots [B, H, D, 2 L] with the valid rows from `row` on: of h in the first half, of S in the second."""
+    half = slots.shape[3] // 2
+    h, own = (by_slot(x.astype(slots.dtype)) for x in (h, own))
+    if valid is not None and all_valid(valid):
+        return jnp.concatenate([h, own], 3)
+    for first, new in ((row, h), (half + row, own)):
+        if valid is not None:
+            new = jnp.where(valid, new, lax.dynamic_slice_in_dim(slots, first, new.shape[3], 3))
         slots = lax.dynamic_update_slice_in_dim(slots, new, first, 3)
     return slots
 
 
 def select_rows(rows: Array, new: Array, old: Array) -> Array:
-    """new where rows [B] holds, else old, for [B, ...]."""
+    """new where rows [B] is true, else old, for [B, ...]."""
     return jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)

@@ -13,13 +13,13 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import sharding
-from titans_jax.memory.scan import grid
-from titans_jax.nn.blocks import LMM, MAG, MAL, Block, Stream, Transformer, no_values
+from titans_jax.memory.stream import grid_of
+from titans_jax.nn.blocks import LMM, MAG, MAL, Activations, Block, Transformer, no_values
 from titans_jax.nn.config import MEMORY_BLOCKS, ModelConfig
 from titans_jax.nn.hope import Hope, HopeAttention
 from titans_jax.nn.layers import Linear, RMSNorm, param, positions_of
 from titans_jax.nn.mac import MAC
-from titans_jax.nn.memory import Look
+from titans_jax.nn.memory_state import LayerInfo
 
 BLOCKS: dict[str, type[Block]] = {
     "lmm": LMM,
@@ -45,7 +45,7 @@ class LMState(NamedTuple):
 
 
 class LM(nnx.Module):
-    """Tokens to logits, one text for training, prefill and decode: `logits, state, look = model(tokens, state)`.
+    """Tokens to logits, one text for training, prefill and decode: `logits, state, info = model(tokens, state)`.
 
     The layers of each block of the pattern are stacked and, where they are many, scanned.
 
@@ -55,9 +55,9 @@ class LM(nnx.Module):
     >>> memory = MemoryConfig(chunk=8, heads=2, head_dim=8)
     >>> model = LM(ModelConfig(dim=16, depth=2, heads=2, head_dim=8, segment=8, memory=memory), rngs=nnx.Rngs(0))
     >>> state = model.init_state(batch=1)
-    >>> logits, state, look = model(jnp.arange(10)[None], state)     # any length at any offset
-    >>> logits, state, look = model(jnp.array([[10]]), state)        # the same call decodes
-    >>> logits.shape, look.surprise.shape                            # surprise: [layers, B, heads, T]
+    >>> logits, state, info = model(jnp.arange(10)[None], state)     # any length at any offset
+    >>> logits, state, info = model(jnp.array([[10]]), state)        # the same call decodes
+    >>> logits.shape, info.surprise.shape                            # surprise: [layers, B, heads, T]
     ((1, 1, 256), (2, 1, 2, 1))
     """
 
@@ -79,11 +79,11 @@ class LM(nnx.Module):
     def init_state(self, batch: int) -> LMState:
         """The state before the first token, of fixed size for ever; it depends on the parameters."""
         blocks = tuple(lax.map(lambda block: block.init_state(batch), stack) for stack in self.blocks)
-        return LMState(blocks, sharding.place(jnp.zeros(batch, jnp.int32), "batch"))
+        return LMState(blocks, sharding.constrain(jnp.zeros(batch, jnp.int32), "batch"))
 
     def __call__(
         self, tokens: Array, state: LMState, reset: Array | None = None, *, aligned: bool = False
-    ) -> tuple[Array, LMState, Look | None]:
+    ) -> tuple[Array, LMState, LayerInfo | None]:
         """Read tokens and predict each one's successor.
 
         Args:
@@ -95,8 +95,8 @@ class LM(nnx.Module):
             read in pieces of one length. Where chunks divide T, the call then need not be laid on their grid.
 
         Returns:
-          logits [B, T, vocab_size] float32; the state after the tokens; a `Look` of [layers, B, H, T] leaves at the
-          memories, None without any.
+          logits [B, T, vocab_size] float32; the state after the tokens; a `LayerInfo` of [layers, B, H, T]
+          leaves, or None without a memory.
 
         Raises:
           ValueError: full attention over more than `context` tokens in one call.
@@ -107,26 +107,26 @@ class LM(nnx.Module):
         values = no_values(c, B, T) if c.value_residual and c.pattern != ("lmm",) else None
         aligned = aligned and T % self.unit == 0
         learned = self._nothing_learned(B, T, aligned) if c.weight_residual else None
-        first = Stream(x, age, reset, values, learned, aligned)
+        first = Activations(x, age, reset, values, learned, aligned)
 
         def layer(carry: Any, layers: Any) -> Any:
             stream = first._replace(x=carry[0], values=carry[1], learned=carry[2])
-            states, looks = [], []
+            states, infos = [], []
             for block, block_state in zip(*layers, strict=True):
-                stream, block_state, look = block(stream, block_state)
+                stream, block_state, info = block(stream, block_state)
                 states.append(block_state)
-                looks += [] if look is None else [look]
-            seen = jax.tree.map(lambda *x: jnp.stack(x), *looks) if looks else None
+                infos += [] if info is None else [info]
+            seen = jax.tree.map(lambda *x: jnp.stack(x), *infos) if infos else None
             return (stream.x, stream.values, stream.learned), (tuple(states), seen)
 
         body = jax.checkpoint(layer) if c.remat else layer
         carry = (first.x, first.values, first.learned)
-        (x, _, _), (blocks, look) = lax.scan(
+        (x, _, _), (blocks, info) = lax.scan(
             body, carry, (tuple(self.blocks), state.blocks), unroll=c.repeats <= UNROLLED
         )
-        look = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), look)
+        info = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
         logits = self.head(self.norm(x)).astype(jnp.float32)
-        return logits, LMState(blocks, age[:, -1] + 1), look
+        return logits, LMState(blocks, age[:, -1] + 1), info
 
     def by_layer(self) -> "ByLayer":
         """The same model, with every layer a block of its own in place of a stack of them that is scanned.
@@ -171,12 +171,12 @@ class LM(nnx.Module):
         """Zeros [B, H, chunks, in, out] for the first layer, as many chunks as the call touches."""
         c = self.config
         size = c.segment if "mac" in c.pattern and length > 1 else c.memory.chunk
-        rows = length if aligned else grid(length, size, jnp.int32(0))[0]
+        rows = length if aligned else grid_of(length, size, jnp.int32(0)).rows
         chunks = rows // c.memory.chunk if length > 1 else 1
         block = self.blocks[next(i for i, name in enumerate(c.pattern) if name in MEMORY_BLOCKS)]
         fast = block.memory.fast  # type: ignore[attr-defined]  # stacked [layers, H, in, out]
         return {
-            name: sharding.place(
+            name: sharding.constrain(
                 jnp.zeros((batch, w.shape[1], chunks, *w.shape[2:])), "batch", "heads", None, None, None
             )
             for name, w in fast.items()
@@ -202,11 +202,11 @@ class ByLayer(nnx.Module):
         """As `LM.init_state`."""
         return self.model.over_layers(_first, self.model.init_state(batch))
 
-    def __call__(self, tokens: Array, state: Any, *, aligned: bool = False) -> tuple[Array, Any, Look | None]:
+    def __call__(self, tokens: Array, state: Any, *, aligned: bool = False) -> tuple[Array, Any, LayerInfo | None]:
         """As `LM`."""
         state = self.model.over_layers(_alone, state)
-        logits, state, look = self.model(tokens, state, aligned=aligned)
-        return logits, self.model.over_layers(_first, state), look
+        logits, state, info = self.model(tokens, state, aligned=aligned)
+        return logits, self.model.over_layers(_first, state), info
 
 
 _alone = functools.partial(jnp.expand_dims, axis=0)

@@ -1,0 +1,204 @@
+"""Any number of tokens at any offset, for engines that see whole chunks: the grid, resets, the scan over chunks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from titans_jax.memory.chunk_end import chunk_start
+from titans_jax.memory.engine import Engine
+from titans_jax.memory.types import Reset, Rule, State, Weights, select
+
+Valid = Array | np.ndarray
+
+
+class Grid(NamedTuple):
+    """`length` tokens from row `offset` on, in chunks of `size` rows. An int offset is known while tracing."""
+
+    length: int
+    size: int
+    offset: Array | int = 0
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the grid: those that the tokens touch, or as many as they may touch at any offset."""
+        last = self.offset if isinstance(self.offset, int) else self.size - 1
+        return -(-(last + self.length) // self.size)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the grid."""
+        return self.chunks * self.size
+
+    @property
+    def valid(self) -> Valid:
+        """[chunks, size] bool, which rows are tokens: a constant where the offset is known."""
+        row = (np if isinstance(self.offset, int) else jnp).arange(self.rows)
+        return ((row >= self.offset) & (row < self.offset + self.length)).reshape(self.chunks, self.size)
+
+    def pad(self, x: Array, axis: int = 0, before: Array | None = None) -> Array:
+        """[.., T, ..] -> [.., rows, ..]: zeros where no token is, or `before` in the first rows."""
+        if self.rows == self.length:
+            return x
+        shape = (*x.shape[:axis], self.rows, *x.shape[axis + 1 :])
+        padded = jnp.zeros(shape, x.dtype, out_sharding=jax.typeof(x).sharding)
+        if before is not None:
+            padded = lax.dynamic_update_slice_in_dim(padded, before, 0, axis)
+        return lax.dynamic_update_slice_in_dim(padded, x, self.offset, axis)
+
+    def split(self, x: Array, axis: int = 0, before: Array | None = None) -> Array:
+        """[.., T, ..] -> [.., chunks, size, ..]; see `pad`."""
+        x = self.pad(x, axis, before)
+        return x.reshape(*x.shape[:axis], self.chunks, self.size, *x.shape[axis + 1 :])
+
+    def join(self, x: Array, axis: int = 0) -> Array:
+        """[.., chunks, size, ..] -> [.., T, ..]."""
+        x = x.reshape(*x.shape[:axis], self.rows, *x.shape[axis + 2 :])
+        return x if self.rows == self.length else lax.dynamic_slice_in_dim(x, self.offset, self.length, axis)
+
+
+def grid_of(length: int, size: int, step: Array) -> Grid:
+    """The grid of a call after `step` tokens. A step that is a constant gives a constant offset."""
+    return Grid(length, size, int(step) % size if isinstance(step, np.integer) else step % size)
+
+
+def all_valid(valid: Valid | None) -> bool:
+    """Whether it is known while tracing that every row is a token."""
+    return valid is None or isinstance(valid, np.ndarray) and bool(valid.all())
+
+
+def where_any(valid: Valid, run: Callable[[Any], tuple[Any, Any]], state: Any) -> tuple[Any, Any]:
+    """run(state), a new state and outputs; where no row is valid, the old state and zeros, at no cost."""
+    shapes = jax.eval_shape(run, state)[1]
+
+    def skip(state: Any) -> tuple[Any, Any]:
+        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), shapes)
+
+    return lax.cond(valid.any(), run, skip, state)
+
+
+def with_reset(reset: Reset | None, here: Array, state: State) -> State:
+    """The reset state where `here` is true, else the state. Step and origin are those of the stream."""
+    if reset is None:
+        return state
+    kept = dict(step=None, origin=None)
+    return select(here, reset.state._replace(**kept), state._replace(**kept))._replace(
+        step=state.step, origin=state.origin
+    )
+
+
+GROUP = 32
+"""Chunks whose states a backward pass holds at once, where there are more than twice as many."""
+
+
+def in_groups(run: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any) -> tuple[Any, Any]:
+    """run(state, xs of some chunks) -> state, ys on all chunks, group by group where they are many.
+
+    The forward pass then keeps one state per group, not one per chunk, and the backward pass runs each group again:
+    one part in GROUP of the states' bytes, for a second run of the writes.
+    """
+    count = jax.tree.leaves(xs)[0].shape[0]
+    if count <= 2 * GROUP:
+        return run(state, xs)
+    whole = count // GROUP * GROUP
+    groups = jax.tree.map(lambda x: x[:whole].reshape(-1, GROUP, *x.shape[1:]), xs)
+    state, ys = lax.scan(jax.checkpoint(run), state, groups)
+    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    if count > whole:
+        state, rest = run(state, jax.tree.map(lambda x: x[whole:], xs))
+        ys = jax.tree.map(lambda *y: jnp.concatenate(y), ys, rest)
+    return state, ys
+
+
+Stream = Callable[[State, Any, Valid | None, Reset | None, Weights | None], tuple[Any, State, Weights | None]]
+"""(state, tokens [T, ...], valid, reset, residual) -> what the engine returns [T, ...], state, anchors."""
+
+
+def one_token(rule: Rule, engine: Engine, chunk: int) -> Stream:
+    """One token by the recurrent engine, which needs no grid."""
+
+    def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
+        state = state._replace(step=jnp.asarray(state.step))
+        if reset is not None:
+            state = with_reset(reset, reset.mask[0] & (state.step % chunk == 0), state)
+        anchors, shift = None, None
+        if residual is not None:
+            anchors = jax.tree.map(lambda w: w[None], rule.retention.link(state.anchor))
+            shift = jax.tree.map(lambda r: r[0], residual)
+        state, out = engine.chunk_step(state, tokens, None, shift, None)
+        return out, state, anchors
+
+    return update
+
+
+def by_length(many: Stream, single: Stream | None) -> Stream:
+    """`single` for a call of one token, where there is one, else `many`."""
+
+    def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
+        one = len(jax.tree.leaves(tokens)[0]) == 1 and valid is None
+        return (single if single and one else many)(state, tokens, valid, reset, residual)
+
+    return update
+
+
+def streaming(rule: Rule, engine: Engine, chunk: int) -> Stream:
+    """Any number of tokens: a scan over the chunks of their grid, each recomputed in the backward pass.
+
+    With `valid` [T], the rows lie on the grid already.
+    """
+
+    def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
+        T = len(jax.tree.leaves(tokens)[0])
+        grid = grid_of(T, chunk, state.step) if valid is None else Grid(T, chunk)
+        valid = grid.valid if valid is None else valid.reshape(-1, chunk)
+        for name, shift in (residual or {}).items():
+            if len(shift) != grid.chunks:
+                raise ValueError(f"residual[{name!r}]: {len(shift)} chunks; the call of {T} rows has {grid.chunks}")
+        aligned, mask = all_valid(valid), None if reset is None else reset.mask
+        touched = isinstance(valid, np.ndarray) and bool(valid.any(1).all())
+        origin = state.origin
+        state = state._replace(step=jnp.asarray(state.step))
+
+        def carried(state: State) -> State:
+            """Drop fields that are constant or can be rebuilt at a chunk start."""
+            state = state._replace(origin=None)
+            return state._replace(anchor={}, weights=None) if aligned else state
+
+        def rebuilt(state: State) -> State:
+            state = state._replace(origin=origin)
+            return chunk_start(rule, state) if aligned else state
+
+        def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
+            (tokens, mask, valid, shift), plan = xs
+            state = rebuilt(state)
+            if reset is not None:
+                state = with_reset(reset, mask[0] if aligned else mask[0] & valid[0], state)
+            anchors = None if residual is None else rule.retention.link(state.anchor)
+
+            def write(state: State) -> tuple[State, Any]:
+                state, out = engine.chunk_step(rebuilt(state), tokens, valid, shift, plan)
+                return carried(state), out
+
+            state = carried(state)
+            state, out = write(state) if touched else where_any(valid, write, state)
+            return state, (out, anchors)
+
+        def run(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
+            (tokens, _, valid, _), plan = xs, None
+            if engine.plan is not None:
+                plan = jax.vmap(engine.plan, (0, None if valid is None else 0))(tokens.gates, valid)
+            if len(jax.tree.leaves(tokens)[0]) > 1:
+                return lax.scan(jax.checkpoint(body), state, (xs, plan))
+            # One chunk needs neither a loop nor a second forward pass.
+            state, out = body(state, jax.tree.map(lambda x: x[0], (xs, plan)))
+            return state, jax.tree.map(lambda x: x[None], out)
+
+        tokens, mask = jax.tree.map(grid.split, (tokens, mask))
+        xs = tokens, mask, None if aligned else jnp.asarray(valid), residual
+        state, (out, anchors) = in_groups(run, carried(state), xs)
+        return jax.tree.map(grid.join, out), rebuilt(state), anchors
+
+    return update

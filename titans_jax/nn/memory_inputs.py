@@ -1,0 +1,99 @@
+"""What a token writes and reads a memory with: query, key, value and gates."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from titans_jax.memory import Gates, unit_rate
+from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.nn.layers import Conv, Linear, Valid, logit, param, split_heads
+
+
+class QKV(nnx.Module):
+    """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with k and v once for each write of a token."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        c = config.memory
+        self.heads, self.head_dim, self.dtype = c.heads, c.head_dim, config.dtype
+        self.writes = rule_of(c).learner.writes_per_token
+        channels = (1 + 2 * self.writes) * c.heads * c.head_dim
+        self.linear = Linear(config.dim, channels, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
+        self.conv = Conv(c.conv, channels) if c.conv else None
+
+    def init_state(self, batch: int) -> Array | None:
+        """The convolution's inputs before the first token."""
+        return self.conv.init_state(batch, self.dtype) if self.conv else None
+
+    def __call__(
+        self, x: Array, conv: Array | None, age: Array, valid: Valid | None = None
+    ) -> tuple[tuple[Array, Array, Array], Array | None]:
+        """q [B, H, T, D], k and v of that shape, or [B, H, T, writes, D] if several; and the convolution's state.
+
+        x: [B, T, E]. age: [B, T]. valid: None, or [T] bool.
+        """
+        qkv = self.linear(x)
+        if self.conv is not None:
+            assert conv is not None, "a layer with a convolution makes states with its inputs"
+            qkv, conv = self.conv(qkv, conv, age, valid)
+        q, k, v = jnp.split(
+            split_heads(jax.nn.silu(qkv), self.heads), [self.head_dim, (1 + self.writes) * self.head_dim], -1
+        )
+        if self.writes > 1:
+            k, v = (x.reshape(*x.shape[:-1], self.writes, self.head_dim) for x in (k, v))
+        return (q, k, v), conv
+
+
+class WriteGates(nnx.Module):
+    """The gates of every token and head, in float32 whatever x is; see `presets.GateStyle`.
+
+    Data-dependent gates are sigmoid(x W + b). A "fixed" keep is 1 - 2^(-5-h) for head h, as in RetNet.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        c, rule = config.memory, rule_of(config.memory)
+        self.config = c
+        self.max_rate = c.max_rate * unit_rate(rule, c.chunk, c.momentum)
+        self.writes = rule.learner.writes_per_token
+        gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
+        channels = {"scalar": c.heads, "channel": c.heads * c.head_dim}.get(c.gates.keep)
+        self.rate = gate(c.heads * self.writes, bias=0.0) if c.gates.rate == "gated" else None
+        self.momentum = gate(c.heads, bias=logit(c.momentum))
+        self.keep = gate(channels, bias=logit(1 - c.forget)) if channels else None
+        # exp(-a rate) at the first rate, half of the largest, is 1 - forget
+        first = jnp.full(c.heads, math.log(-2 * math.log1p(-c.forget) / self.max_rate))
+        self.log_decay = param(first, "heads") if c.gates.keep == "tied" else None
+        self.weight = gate(c.heads, bias=logit(0.9)) if rule.learner.window > 1 else None
+        self.threshold = gate(c.heads, bias=c.head_dim**0.5) if rule.bias.threshold else None
+
+    def __call__(self, x: Array) -> Gates:
+        """x: [B, T, E]. Gates are [B, H, T]; keep [B, H, T, D] if per channel, rate [B, H, T, writes] if several."""
+        x = x.astype(jnp.float32)
+
+        def gated(gate: Linear, vector: bool = False) -> Array:
+            out = split_heads(jax.nn.sigmoid(gate(x)), self.config.heads)
+            return out if vector else out[..., 0]
+
+        threshold = None
+        if self.threshold is not None:
+            threshold = split_heads(jax.nn.softplus(self.threshold(x)), self.config.heads)[..., 0]
+        momentum = gated(self.momentum)
+        rate = self.max_rate * (
+            jnp.ones_like(momentum) if self.rate is None else gated(self.rate, vector=self.writes > 1)
+        )
+        if self.keep is not None:
+            keep = gated(self.keep, vector=self.config.per_channel)
+        elif self.log_decay is not None:
+            keep = jnp.exp(-jnp.exp(self.log_decay[...])[:, None] * rate)
+        else:
+            keep = jnp.broadcast_to(1 - 2.0 ** (-5 - jnp.arange(self.config.heads))[:, None], momentum.shape)
+        return Gates(
+            rate=rate,
+            momentum=momentum,
+            keep=keep,
+            threshold=threshold,
+            weight=None if self.weight is None else gated(self.weight),
+        )

@@ -1,0 +1,87 @@
+"""The state of a memory layer: of one memory a head, or of TNT's several."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from titans_jax import sharding
+from titans_jax.memory.chunk_end import new_stream
+from titans_jax.memory.tnt import TNTState, TNTWeights, tnt_axes, tnt_new_stream, tnt_weights
+from titans_jax.memory.types import State, from_origin, initial_state, state_axes
+from titans_jax.nn.config import MemoryConfig, memory_of, rule_of
+
+
+class MemoryState(NamedTuple):
+    """memory: a `State` or TNTState of leaves [B, H, ...], its steps scalars. conv: the convolution's last inputs."""
+
+    memory: Any
+    conv: Array | None
+
+
+class LayerInfo(NamedTuple):
+    """What can be observed of a memory layer, each [B, H, T]: `memory.Info`, and the gates (keep as channel mean)."""
+
+    surprise: Array
+    grad_norm: Array
+    momentum_norm: Array
+    weight_norm: Array
+    clipped: Array
+    rate: Array
+    momentum: Array
+    keep: Array
+
+
+def axes_of(config: MemoryConfig, axes: Any, step: Any = None) -> Any:
+    """A memory's state with `axes` in place of its arrays and `step` in place of its steps."""
+    return tnt_axes(axes, len(config.local_chunks), step) if config.local_chunks else state_axes(axes, step)
+
+
+def first_duals(config: MemoryConfig, key: Array) -> Any:
+    """The initial weights of a head, in the retention's coordinates, where every number is valid."""
+    rule = rule_of(config)
+    if config.local_chunks:
+        return tnt_weights(rule, key, len(config.local_chunks))
+    return rule.retention.lift(rule.architecture.init(key))
+
+
+def first_state(config: MemoryConfig, duals: Any) -> Any:
+    """The state [1, H, ...] of a stream's memories, from duals [H, ...] of `first_duals`."""
+    start = memory_of(config).init if config.local_chunks else functools.partial(initial_state, rule_of(config))
+    axes = axes_of(config, 0)
+    state = jax.vmap(jax.vmap(start, out_axes=axes), in_axes=None, out_axes=axes, axis_size=1)(duals)
+    return jax.tree.map(jnp.asarray, state)
+
+
+def restarted(config: MemoryConfig, state: Any) -> Any:
+    """The state of a stream that starts from the weights of another one."""
+    return (tnt_new_stream if config.local_chunks else new_stream)(rule_of(config), state)
+
+
+def readable(state: Any) -> Any:
+    """The part of a state that a read needs: the weights as they are now."""
+    if isinstance(state, TNTState):
+        local = tuple(map(readable, state.local))
+        return state._replace(whole=readable(state.whole), local=local, start_dual=(), start_pi=state.pi)
+    dual = from_origin(state)
+    return State(dual, (), dual, state.step)
+
+
+def at_chunk_start(state: State) -> State:
+    """The part of a state that a read needs: the weights at the chunk's start."""
+    return State(state.anchor, (), state.anchor, state.step)
+
+
+def spread(x: Array, batch: int, *axes: str | None) -> Array:
+    """[1, ...] -> [B, ...], an array of its own, sharded over its logical axes."""
+    shape = (batch, *x.shape[1:])
+    return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
+
+
+def as_tuple(weights: Any) -> Any:
+    """The parameters of a layer's memories as its functions take them."""
+    if "whole" in weights:
+        return TNTWeights(as_tuple(weights["whole"]), tuple(map(as_tuple, weights["local"])))
+    return {name: w[...] for name, w in weights.items()}
