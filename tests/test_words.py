@@ -1,4 +1,4 @@
-"""Names that are not to be used: the left side of the table of names. The package has the field's terms in their place."""
+"""Names that are not to be used, the left side of the table of names, and the field's terms to use in their place."""
 
 import ast
 from collections.abc import Iterator
