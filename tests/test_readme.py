@@ -1,97 +1,194 @@
-"""README is held to what it says: its Python runs, its tree lists every file, its commands are the ones CI runs."""
+"""The documents hold: their Python runs, their commands parse, their links and the paths they name exist."""
 
+import argparse
+import ast
+import importlib
+import itertools
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from titans_jax import cli, config
+from titans_jax.memory import PRESETS
 from titans_jax.memory.table import table
 
 ROOT = Path(__file__).resolve().parents[1]
-TOP = [".ci", "LICENSE", "README.md", "colab", "configs", "pyproject.toml", "tests", "titans_jax", "train.py"]
-IN_FULL = ("titans_jax/", "configs/")  # elsewhere one line may stand for a whole folder
+FOLDERS = ("titans_jax/memory", "titans_jax/nn", "titans_jax/cli", "titans_jax/training", "tests")
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted(p for top in ("titans_jax", "tests", "colab") for p in (ROOT / top).rglob("*.md")),
+]
+README = ROOT / "README.md"
+LIMIT = 10_240  # bytes of README.md
 
 
-def blocks(tag: str) -> list[tuple[int, str]]:
-    """The fenced blocks with this info string: the line each begins at, and its text."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.finditer(rf"^```{re.escape(tag)}[ ]*\n(.*?)^```[ ]*$", text, flags=re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, block.start(1)), block.group(1)) for block in found]
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-def listed() -> dict[str, str]:
-    """The paths of README's ```text tree block, a folder ending in a slash, with the words beside each."""
-    [(_, tree)] = blocks("text tree")
-    paths: dict[str, str] = {}
-    above: list[tuple[int, str]] = []
-    for line in tree.splitlines():
-        if not (entry := re.match(r"^([\s│├└─]*)(\S+)\s*(.*)$", line)):
-            continue
-        indent, name, words = len(entry[1]), entry[2], entry[3]
-        while above and above[-1][0] >= indent:
-            above.pop()
-        path = "".join(folder for _, folder in above) + name
-        assert path not in paths, f"README's tree lists {path} twice"
-        paths[path] = words
-        if name.endswith("/"):
-            above.append((indent, name))
-    return paths
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
-def files() -> set[str]:
-    """Every file a reader may open, relative to the root; an __init__ is spoken for by its folder."""
-    found = [path for top in TOP for path in [ROOT / top, *(ROOT / top).rglob("*")] if path.is_file()]
-    kept = (path for path in found if path.name != "__init__.py" and path.suffix not in {".pyc", ".so"})
-    return {path.relative_to(ROOT).as_posix() for path in kept}
+def blocks(path: Path) -> Iterator[tuple[str, int, str]]:
+    """Each fenced block of a document: its info string, the line that it begins at, its text."""
+    text = text_of(path)
+    for block in re.finditer(r"^```([^\n`]*)\n(.*?)^```[ ]*$", text, flags=re.MULTILINE | re.DOTALL):
+        yield block.group(1).strip(), text.count("\n", 0, block.start(2)), block.group(2)
 
 
-@pytest.mark.slow
-def test_python_blocks_run(tmp_path, monkeypatch):
+def prose(path: Path) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```[ ]*$", "", text_of(path), flags=re.MULTILINE | re.DOTALL)
+
+
+def with_python(path: Path) -> bool:
+    return any(tag == "python" for tag, _, _ in blocks(path))
+
+
+@pytest.fixture
+def presets_as_they_were() -> Iterator[None]:
+    before = dict(PRESETS)
+    yield
+    PRESETS.clear()
+    PRESETS.update(before)
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if with_python(path)], ids=name_of)
+def test_python_blocks_run(path, tmp_path, monkeypatch, presets_as_they_were, in_a_hurry):
     monkeypatch.chdir(tmp_path)
-    found = blocks("python")
-    assert found, "README has no ```python block"
-    for line, source in found:
-        # The empty lines make a traceback name README's own line.
-        exec(compile("\n" * line + source, str(ROOT / "README.md"), "exec"), {"__name__": "__main__"})
+    namespace = {"__name__": "__main__"}  # shared by the blocks of a document, which run in order
+    for tag, line, source in blocks(path):
+        if tag == "python":
+            exec(compile("\n" * line + source, str(path), "exec"), namespace)  # a traceback names the document's line
+        elif tag.startswith("python"):
+            ast.parse(source)
 
 
-def test_the_table_of_rules_is_what_the_command_prints():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.split("<!-- titans-jax rules -->\n")[1].split("<!-- end -->")[0].strip() == table()
+def commands(path: Path) -> Iterator[str]:
+    """The command lines of a document's bash blocks, and in RESULTS.md those in its text."""
+    for tag, _, source in blocks(path):
+        if tag.split(" ")[0] == "bash":
+            yield from source.replace("\\\n", " ").splitlines()
+    if path.name == "RESULTS.md":
+        yield from (line for line in re.findall(r"`([^`\n]+)`", prose(path)) if " " in line and "..." not in line)
 
 
-ITEMS = {"S0": 27, "S1": 46, "S2": 42, "S3": 50, "S4": 36}
-"""How many numbered items each of the source systems has."""
+def words_of(line: str) -> list[str]:
+    """The arguments of titans-jax that a command line gives, ["train", ...] for train.py; [] for another program."""
+    words = shlex.split(line, comments=True)
+    while words and ("=" in words[0] or words[0] in ("taskset", "-c", "0")):
+        words.pop(0)
+    if words[:2] == ["python", "train.py"]:
+        return ["train", *words[2:]]
+    return words[1:] if words[:1] == ["titans-jax"] else []
 
 
-def test_every_item_of_the_mission_has_its_row_and_every_file_named_there_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = text.split("<!-- mission -->\n")[1].split("<!-- end -->")[0].splitlines()[2:]
-    found = set()
-    for row in rows:
-        for system, first, last in re.findall(r"(S\d|N)\.(\d+)(?:-(\d+))?", row.split("|")[1]):
-            found |= {f"{system}.{number:02d}" for number in range(int(first), int(last or first) + 1)}
-    missing = {f"{system}.{i:02d}" for system, count in ITEMS.items() for i in range(1, count + 1)} - found
-    assert not missing, f"README's mission table lacks {sorted(missing)}"
-    named = set(re.findall(r"`(tests/[\w/]+(?:\.py)?)", "\n".join(rows)))
-    assert not {path for path in named if not (ROOT / path).exists()}
+GIVEN = [
+    pytest.param(words, id=f"{name_of(path)}: {' '.join(words)}")
+    for path in DOCUMENTS
+    for words in dict.fromkeys(tuple(words_of(line)) for line in commands(path))
+    if words
+]
 
 
-def test_tree_lists_every_file_and_nothing_else():
-    tree, present = listed(), files()
-    folded = {path for path in tree if path.endswith("/") and not any(p != path and p.startswith(path) for p in tree)}
-    assert not [path for path in folded if path.startswith(IN_FULL)], "titans_jax and configs are listed in full"
-    missing = {path for path in present if path not in tree and not path.startswith(tuple(folded))}
-    assert not missing, f"README's tree lacks {sorted(missing)}"
-    gone = {path for path in tree if not (ROOT / path).exists()}
-    assert not gone, f"README's tree lists what is not there: {sorted(gone)}"
+@pytest.mark.parametrize("words", GIVEN)
+def test_commands_parse(words, monkeypatch, capsys):
+    ran = []
 
+    def parsed(options: argparse.Namespace) -> None:
+        ran.append(options)
+        if getattr(options, "config", None):
+            changes = itertools.dropwhile(lambda word: not word.startswith("-"), options.changes)  # compare's models
+            config.override(config.load(options.config), list(changes))
 
-def test_tree_says_what_each_file_is():
-    silent = [path for path, words in listed().items() if not words and not path.endswith("/")]
-    assert not silent, f"README's tree says nothing about {silent}"
+    def train(experiment: config.Experiment, *, resume: bool) -> None:
+        ran.append(experiment)
+        experiment.model.check()
+
+    for module in cli.COMMANDS.values():
+        monkeypatch.setattr(module, "run", parsed)
+    monkeypatch.setattr(importlib.import_module("titans_jax.training.command"), "train", train)
+    try:
+        code = cli.main(list(words))
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code in (0, None), capsys.readouterr().err
+    assert ran or "--help" in words
 
 
 @pytest.mark.parametrize("tag", ["bash train", "bash test"])
 def test_the_two_commands_are_tagged_for_ci(tag):
-    assert len(blocks(tag)) == 1, f"README needs exactly one ```{tag} block: .ci/run executes it"
+    assert [t for t, _, _ in blocks(README)].count(tag) == 1, f"README needs one ```{tag} block: .ci/run executes it"
+
+
+def test_readme_is_short():
+    assert len(README.read_bytes()) <= LIMIT
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_has_its_readme_and_the_first_one_links_to_it(folder):
+    assert (ROOT / folder / "README.md").is_file()
+    assert f"({folder}/README.md)" in text_of(README)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.*)$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{target} does not exist"
+        assert not anchor or anchor in anchors(there), f"{target}: no such heading"
+
+
+def test_each_notebook_has_a_badge_and_all_name_one_repository():
+    text = text_of(README)
+    targets = re.findall(
+        r"^\[(colab [^\]]+)\]: https://colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/main/(.+)$", text, re.M
+    )
+    assert {path for _, _, path in targets} == {f"colab/{p.name}" for p in (ROOT / "colab").glob("*.ipynb")}
+    assert len({repository for _, repository, _ in targets}) == 1
+    assert all(f"[{label}]" in text.split(f"[{label}]:")[0] for label, _, _ in targets)
+
+
+def test_the_table_of_rules_is_what_the_command_prints():
+    text = text_of(ROOT / "titans_jax/memory/README.md")
+    printed = text.split("<!-- titans-jax rules -->\n")[1].split("<!-- end -->")[0].strip()
+    assert printed == table(), "put what `titans-jax rules` prints between the two comments"
+
+
+SYSTEMS = {"S0": 27, "S1": 46, "S2": 42, "S3": 50, "S4": 36, "N": 20}
+"""How many numbered items each source of the mission has."""
+NAMED = re.compile(r"`((?:titans_jax|tests|colab|configs|\.ci)/[^`:\s]*)(?:::(\w+))?`")
+
+
+def test_the_mission_is_complete_and_says_where_everything_is():
+    rows = [line.split("|")[1:-1] for line in text_of(ROOT / "tests/MISSION.md").splitlines() if line.startswith("| ")]
+    items = [[cell.strip() for cell in row] for row in rows if re.fullmatch(r" (S\d|N)\.\d\d ", row[0])]
+    expected = [f"{system}.{i:02d}" for system, count in SYSTEMS.items() for i in range(1, count + 1)]
+    assert [item[0] for item in items] == expected
+    assert all(len(item) == 5 and item[4].split(":")[0] in ("works", "partly", "open") for item in items)
+    lacking = [f"{item[0]}: {missing}" for item in items for missing in missing_of(" ".join(item[2:]))]
+    assert not lacking, "\n".join(lacking)
+    silent = [item[0] for item in items if item[4] != "open" and not (item[2] and item[3])]
+    assert not silent, f"these have no place or no test: {silent}"
+
+
+def missing_of(text: str) -> Iterator[str]:
+    """The paths and the tests that a text names and that do not exist."""
+    for path, test in NAMED.findall(text):
+        if not (ROOT / path).exists():
+            yield path
+        elif test and f"def {test}(" not in text_of(ROOT / path):
+            yield f"{path}::{test}"
