@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
 # leaves import no other part
-LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "pages", "plots"}
+LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots"}
 MIDDLE = {"nn", "config", "decode", "streaming", "inner_loop", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
@@ -31,8 +31,8 @@ ARROWS: dict[str, set[str]] = {
     "needle": LEAVES | MIDDLE | {"training", "export"},
     "speed": LEAVES | MIDDLE | {"training"},
     "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle", "speed"},
-    "__main__": {"cli", "pages"},
-    "train.py": {"pages", "config", "training", "evaluation"},
+    "__main__": {"cli"},
+    "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }
 ONLY_JAX = {"memory", "sharding"}

@@ -47,7 +47,7 @@ def subjects(start: Start, python: str, batch: int) -> dict[str, Subject]:
         return Subject(start(f"titans_jax.speed.{function}", **spec), tokens, {"library": "titans-jax", **spec})
 
     def theirs(function: str, tokens: int, **spec: object) -> Subject:
-        make = start(f"titans_jax.speed.torch_peer:{function}", python=python, plain=True, **spec)
+        make = start(f"titans_jax.speed.torch_peer:{function}", python=python, **spec)
         return Subject(make, tokens, {"library": "titans-pytorch", **spec})
 
     long, short = dict(length=1024, batch=batch), dict(length=256, batch=batch)

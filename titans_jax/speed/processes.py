@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from titans_jax import pages
 from titans_jax.speed.clock import Timer
 
 
@@ -19,11 +18,9 @@ class Process:
     """One worker. Raises ChildProcessError, in one line, where it ends before it has answered.
 
     OpenMP's threads (torch's) wait asleep: beside other work, busy waiting made up nine tenths of their CPU-seconds.
-    plain: without the huge pages in which our commands begin.
     """
 
-    def __init__(self, target: str, spec: dict[str, Any], python: str, plain: bool = False) -> None:
-        given = pages.as_given(os.environ) if plain else dict(os.environ)
+    def __init__(self, target: str, spec: dict[str, Any], python: str) -> None:
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         self._target, self._said = target, tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
@@ -32,7 +29,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={"OMP_WAIT_POLICY": "PASSIVE"} | given | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )
 
     def answer(self) -> dict[str, Any]:
@@ -68,18 +65,16 @@ Start = Callable[..., Callable[[], Timer]]
 
 @contextlib.contextmanager
 def processes() -> Iterator[Start]:
-    """start(target, python=sys.executable, plain=False, **spec): a `make` whose process lives until the block ends."""
+    """start(target, python=sys.executable, **spec): a `make` whose process lives until the block ends."""
     with contextlib.ExitStack() as stack:
 
-        def make(target: str, spec: dict[str, Any], python: str, plain: bool) -> Timer:
-            process = stack.enter_context(Process(target, spec, python, plain))
+        def make(target: str, spec: dict[str, Any], python: str) -> Timer:
+            process = stack.enter_context(Process(target, spec, python))
             process.answer()
             return process.ask
 
-        def start(
-            target: str, *, python: str = sys.executable, plain: bool = False, **spec: Any
-        ) -> Callable[[], Timer]:
-            return functools.partial(make, target, spec, python, plain)
+        def start(target: str, *, python: str = sys.executable, **spec: Any) -> Callable[[], Timer]:
+            return functools.partial(make, target, spec, python)
 
         yield start
 
