@@ -29,7 +29,9 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={"OMP_WAIT_POLICY": "PASSIVE"}
+            | dict(os.environ)
+            | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )
 
     def answer(self) -> dict[str, Any]:
