@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config, metrics, training
+from titans_jax import config, files, results, training
 from titans_jax.cli import speed
 from titans_jax.cli.options import first_line, names, positive, rates
 from titans_jax.optim import OPTIMIZERS
@@ -58,10 +58,10 @@ def trainings(options: argparse.Namespace) -> None:
     goes_on = f"stopped; {folder} keeps the finished rows, and the same command goes on"
     with training.stopping(goes_on), training.memory_advice():
         table, result = options.measure(options, base, rows)
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    files.write(folder / "table.md", table + "\n")
     if options.json:
         rows.write(options.json)
-    metrics.write_result(folder, {"steps": options.steps} | result)
+    results.write_result(folder, {"steps": options.steps} | result)
     print(f"{table}\n\nwritten: {folder}/: rows.json, table.md, result.json")
 
 

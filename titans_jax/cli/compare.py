@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config, data, metrics, plots, training
+from titans_jax import config, data, files, plots, results, training
 from titans_jax.cli.options import positive, rates
 from titans_jax.training import bench
 
@@ -44,10 +44,10 @@ def run(options: argparse.Namespace) -> None:
     with training.stopping(goes_on), training.memory_advice():
         found = bench.compare_models(experiments, changed, options.rates or [base.optim.peak_rate], options.seeds, rows)
     table = f"{_conditions(options, base)}\n\n{bench.tables(found)}"
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    (folder / "samples.txt").write_text(_samples(found), encoding="utf-8")
+    files.write(folder / "table.md", table + "\n")
+    files.write(folder / "samples.txt", _samples(found))
     drawn = _draw(found, folder)
-    metrics.write_result(folder, _result(options, found))
+    results.write_result(folder, _result(options, found))
     print(
         f"{table}\n\nwritten: {folder}/: {', '.join(['table.md', 'result.json', 'rows.json', 'samples.txt', *drawn])}"
     )

@@ -1,12 +1,11 @@
 """The kinds of `titans-jax bench` that take the clock: how fast, in how much memory, how long a compile takes."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from titans_jax import metrics, plots, training
+from titans_jax import files, plots, results, training
 from titans_jax.cli.options import first_line, names, positive
 from titans_jax.speed import compiling, growth, memory, peers, rounds, sequential, steps, writing
 from titans_jax.speed.table import Report
@@ -83,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     with training.stopping(f"stopped; {folder} keeps the finished samples, and the same command goes on"):
         report: Report = options.measure(options, rows)
     table = report.table()
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    files.write(folder / "table.md", table + "\n")
     found = {
         "settings": rows.settings,
         "machine": machine(),
@@ -93,15 +92,14 @@ def run(options: argparse.Namespace) -> None:
     }
     written = [f"{kind}.json", "table.md", "result.json"]
     for path in filter(None, (folder / written[0], options.json)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        files.write_json(path, found)
     if plots.available():
         draw = {"bars": plots.speed_bars, "lines": plots.speed_lines}[report.picture]
         draw(report.rows, folder / "speed.png")
         written.append("speed.png")
     both = {**report.rows, **report.ratios}
     flat = {f"{name} {field}": value for name, row in both.items() for field, value in row.items()}
-    metrics.write_result(folder, {name: value for name, value in flat.items() if not isinstance(value, str)})
+    results.write_result(folder, {name: value for name, value in flat.items() if not isinstance(value, str)})
     rows.path.unlink()  # all samples are in the files above; the same command now measures anew
     print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
 

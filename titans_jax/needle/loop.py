@@ -15,15 +15,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from titans_jax import config as configs
-from titans_jax import data, metrics, optim
+from titans_jax import data, files, metrics, optim
 from titans_jax.checkpoint import Checkpoints, Which
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
 from titans_jax.needle.samples import Batch, epoch
 from titans_jax.training import Diverged, Stopped
-from titans_jax.training.guards import stop_requested
-from titans_jax.training.saved import checkpoints_of
+from titans_jax.training.errors import stop_requested
+from titans_jax.training.model_io import checkpoints_of
 
 Step = Callable[[dict[str, Any], ArrayLike, ArrayLike], tuple[dict[str, Any], tuple[Array, Array]]]
 
@@ -52,8 +52,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
         _same_run(config, checkpoints.meta("last")["config"], folder)
         arrays, meta, start = checkpoints.restore(arrays)
         record = meta["record"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    files.write_json(folder / "config.json", dataclasses.asdict(config))
     step = make_step(graphdef, optimizer)
     with stop_requested() as stop, metrics.progress(total, name, initial=start) as bar:
         for n in range(start + 1, total + 1):
@@ -71,7 +70,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
             if stopping or score_ is not None:
                 meta = {"config": dataclasses.asdict(config), "record": record}
                 checkpoints.save(n, arrays, meta=meta, score=score_)
-                (folder / "metrics.json").write_text(json.dumps(record) + "\n")
+                files.write(folder / "metrics.json", json.dumps(record) + "\n")
             if stopping and n < total:
                 raise Stopped(f"stopped after step {n} of {total}, which is saved in {folder}/checkpoints")
 

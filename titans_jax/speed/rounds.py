@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from titans_jax import metrics
+from titans_jax.results import Row
 from titans_jax.speed.clock import Timer, cores, timer
-from titans_jax.training.bench import Row, Rows
+from titans_jax.training.bench import Rows
 
 MATMUL = "matmul"
 """The subject that every round begins with: two float32 matrices of SIZE x SIZE."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from titans_jax.training.bench import Row, markdown
+from titans_jax.results import Row, markdown
 
 HEADS = {
     "times_cpu": ("CPU-seconds, first over second (least to most)", ".3g"),

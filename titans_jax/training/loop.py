@@ -20,7 +20,7 @@ from titans_jax import data, metrics, optim
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
-from titans_jax.training.guards import Diverged, Stopped, memory_advice, stop_requested
+from titans_jax.training.errors import Diverged, Stopped, memory_advice, stop_requested
 from titans_jax.training.placement import Placement
 from titans_jax.training.report import finish
 from titans_jax.training.step import TrainState, begin, define, make_step, optimizer_of

@@ -4,7 +4,7 @@ from titans_jax.training.bench.formal import FORMAL_MODELS, compare_formal
 from titans_jax.training.bench.match import MATCHES, matched
 from titans_jax.training.bench.models import MODELS, SCORES, compare_models, experiments_of, tables
 from titans_jax.training.bench.optimizers import compare_optimizers
-from titans_jax.training.bench.rows import Column, Row, Rows, machine, markdown
+from titans_jax.training.bench.rows import Rows, machine
 from titans_jax.training.bench.rules import compare_rules, default_rules
 
 __all__ = [
@@ -12,8 +12,6 @@ __all__ = [
     "MATCHES",
     "MODELS",
     "SCORES",
-    "Column",
-    "Row",
     "Rows",
     "compare_formal",
     "compare_models",
@@ -22,7 +20,6 @@ __all__ = [
     "default_rules",
     "experiments_of",
     "machine",
-    "markdown",
     "matched",
     "tables",
 ]

@@ -11,9 +11,9 @@ from titans_jax import data
 from titans_jax.config import Experiment
 from titans_jax.decode import Sampling, stream
 from titans_jax.nn import ModelConfig
+from titans_jax.results import Row
 from titans_jax.training.bench.fit import program
 from titans_jax.training.bench.match import flops_per_token, parameters, state_bytes
-from titans_jax.training.bench.rows import Row
 from titans_jax.training.bench.tuning import medians
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import define

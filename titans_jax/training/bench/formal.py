@@ -10,8 +10,9 @@ from titans_jax import config as configs
 from titans_jax import data, metrics
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
+from titans_jax.results import Column, Row, markdown
 from titans_jax.training.bench.fit import fit, model_of
-from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.rows import Rows
 from titans_jax.training.bench.tuning import kept, mean_and_spread
 
 _LMM = ("--model.block", "lmm", "--model.memory.max-rate", "1")

@@ -12,9 +12,10 @@ from titans_jax import config as configs
 from titans_jax import data, metrics
 from titans_jax.config import Experiment
 from titans_jax.evaluation import by_position
+from titans_jax.results import Column, Row, markdown
 from titans_jax.training.bench.costs import costs
 from titans_jax.training.bench.fit import fit, forget, held_out, program
-from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.rows import Rows
 from titans_jax.training.bench.tuning import at_edge, mean_and_spread, trainings, tuned
 from titans_jax.training.placement import Placement
 from titans_jax.training.report import sample

@@ -12,8 +12,9 @@ import jax
 
 from titans_jax import data, metrics, sharding
 from titans_jax.config import Experiment
+from titans_jax.results import Column, Row, markdown
 from titans_jax.training.bench.fit import fit, held_out, model_of, program, stepper
-from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.rows import Rows
 from titans_jax.training.bench.tuning import at_edge, mean_and_spread, medians, trainings, tuned
 from titans_jax.training.placement import Placement
 

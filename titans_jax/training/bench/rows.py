@@ -4,17 +4,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from titans_jax import __version__
+from titans_jax import __version__, files
 from titans_jax.config import changes
-
-Row = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
+from titans_jax.results import Row
 
 
 class Rows:
@@ -42,11 +40,7 @@ class Rows:
 
     def write(self, path: Path) -> None:
         """Write settings, machine and rows as JSON, in one step."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        everything = {"settings": self.settings, "machine": machine(), "rows": self.rows}
-        temporary.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        files.write_json(path, {"settings": self.settings, "machine": machine(), "rows": self.rows})
 
 
 def machine() -> dict[str, Any]:
@@ -68,16 +62,3 @@ def _processor() -> str:
     lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
-
-
-def markdown(columns: Sequence[Column], rows: Mapping[str, Row], first: str = "name") -> str:
-    """A table: a line for each row, a cell for each column.
-
-    >>> print(markdown([("loss", lambda row: f"{row['loss']:.1f}")], {"titans": {"loss": 2.0}}, "rule"))
-    | rule | loss |
-    | --- | --- |
-    | titans | 2.0 |
-    """
-    lines = [[first, *(title for title, _ in columns)], ["---"] * (1 + len(columns))]
-    lines += [[name, *(cell(row) for _, cell in columns)] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

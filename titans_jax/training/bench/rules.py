@@ -11,8 +11,9 @@ from titans_jax import metrics
 from titans_jax.config import Experiment
 from titans_jax.memory import PRESETS
 from titans_jax.nn.attention import KV
+from titans_jax.results import Column, Row, markdown
 from titans_jax.training.bench.fit import Fit, fit, forget, model_of
-from titans_jax.training.bench.rows import Column, Row, Rows, markdown
+from titans_jax.training.bench.rows import Rows
 
 CONFIGS = ("hope", "tnt", "atlas")
 """Experiments that are more than a rule, compared too where configs/ has them."""

@@ -11,7 +11,8 @@ import jax
 
 from titans_jax import metrics
 from titans_jax.config import Experiment
-from titans_jax.training.bench.rows import Row, Rows
+from titans_jax.results import Row
+from titans_jax.training.bench.rows import Rows
 
 Training = Callable[[Experiment, metrics.Progress], Row]
 

@@ -17,7 +17,7 @@ from titans_jax.evaluation import evaluate
 from titans_jax.metrics import read_records
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.optim import OptimConfig
-from titans_jax.training.guards import stop_requested
+from titans_jax.training.errors import stop_requested
 
 OPTIONS = {
     "--model.block": "transformer",
@@ -49,7 +49,7 @@ def write_and_kill(log, n, split, values):
 metrics.Log.write = write_and_kill
 sys.exit(training.command(sys.argv[3:], prog="train.py"))
 """
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,10 +20,9 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from titans_jax import config, data
+from titans_jax import config, data, files
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.config import Experiment
-from titans_jax.data.files import replacing
 from titans_jax.nn import LM
 from titans_jax.training.step import define
 
@@ -76,19 +75,16 @@ def save_model(
     weights = safetensors.numpy.save(arrays, {"format": "jax"})
     record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
     record["experiment"] = config.to_json(experiment)
-    with replacing(path / WEIGHTS) as file:
-        file.write(weights)
+    files.write(path / WEIGHTS, weights)
     save_tokenizer(path, experiment)
-    with replacing(path / "config.json") as file:
-        file.write(json.dumps(record, indent=2).encode())
+    files.write_json(path / "config.json", record)
 
 
 def save_tokenizer(folder: Path, experiment: Experiment) -> None:
     """Write the tokenizer's JSON beside a model, if it has one."""
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     if isinstance(tokenizer, data.BPETokenizer):
-        with replacing(folder / "tokenizer.json") as file:
-            file.write(tokenizer.json.encode())
+        files.write(folder / "tokenizer.json", tokenizer.json)
 
 
 def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:

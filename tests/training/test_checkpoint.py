@@ -18,7 +18,7 @@ import pytest
 
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arrays_at(step: int) -> dict:
@@ -220,7 +220,7 @@ def test_data_go_on_where_they_were(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[2], sys.argv[2] + "/tests"]
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/tests/training"]
 from test_checkpoint import Checkpoints, CheckpointError, arrays_at, abstract_of, assert_same, pipeline
 checkpoints, data = Checkpoints(Path(sys.argv[1])), pipeline(0)
 try:

@@ -1,7 +1,6 @@
-"""Logs that a resumed run continues without a seam, results that are always whole, and the bar."""
+"""Logs that a resumed run continues without a seam, and the bar."""
 
 import io
-import json
 import math
 import mmap
 from typing import NamedTuple
@@ -113,17 +112,6 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     assert ("train/tokens", 3, 192.0) in found
     assert ("held_out/bits_per_byte", 5, pytest.approx(0.4)) in found
     assert len(found) == 11
-
-
-def test_result(tmp_path):
-    path = metrics.write_result(tmp_path / "new", {"loss": jnp.float32(0.5), "steps": np.int64(3), "policy": "stream"})
-    assert json.loads(path.read_text()) == {"loss": 0.5, "steps": 3, "policy": "stream"}
-    with pytest.raises(ValueError, match="result loss=nan is not finite"):
-        metrics.write_result(tmp_path / "new", {"loss": jnp.nan})
-    with pytest.raises(ValueError, match="curve: expected a number"):
-        metrics.write_result(tmp_path / "new", {"curve": [1, 2]})
-    assert json.loads(path.read_text())["loss"] == 0.5
-    assert [p.name for p in path.parent.iterdir()] == ["result.json"]
 
 
 class Terminal(io.StringIO):
