@@ -21,8 +21,8 @@ from titans_jax import data, files, metrics, plots, results
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import Predictions, predict, score
 from titans_jax.needle.export import export
-from titans_jax.needle.loop import load, train
 from titans_jax.needle.model import TitanMin
+from titans_jax.needle.trainer import load, train
 from titans_jax.results import Column, markdown
 
 ABLATIONS: dict[str, dict[str, Any]] = {

@@ -2,9 +2,9 @@
 
 from titans_jax.training.command import command, guard
 from titans_jax.training.errors import Diverged, Stopped, memory_advice, stopping
-from titans_jax.training.loop import run
 from titans_jax.training.model_io import load
 from titans_jax.training.step import TrainState, define, make_step
+from titans_jax.training.trainer import run
 
 __all__ = [
     "Diverged",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 import time
@@ -21,6 +22,7 @@ from titans_jax.evaluation import Scores, score
 from titans_jax.metrics import Progress
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
+from titans_jax.training import loop
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import Definition, TrainState, begin, define, make_step, optimizer_of
 
@@ -118,19 +120,31 @@ def fit(experiment: Experiment, bar: Progress, look: Look | None = None) -> Fit:
     parts, tokens = program(experiment), experiment.data.batch * experiment.data.sequence
     losses: list[float] = []
     seconds: list[float] = []
+    begun, seen = 0.0, {}
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        nonlocal begun
+        batch = placement.device_batch(batch, experiment.data)
+        begun = time.perf_counter()
+        return parts.step(state, batch)
+
+    def record(n: int, found: Any) -> None:
+        nonlocal seen
+        losses.append(float(found["loss"]))
+        seconds.append(time.perf_counter() - begun)
+        bar.advance(1, tokens=tokens, loss=losses[-1])
+        seen = found
+
+    def pause(n: int, state: TrainState, stopping: bool) -> None:
+        if look is not None and math.isfinite(losses[-1]):
+            look(n, state.params, seen)
+
+    limited = itertools.islice(batches, experiment.train.steps)
+    finite = itertools.takewhile(lambda _: not losses or math.isfinite(losses[-1]), limited)
     with placement.active():
         state = parts.start(experiment, placement)
-        for n in range(1, experiment.train.steps + 1):
-            batch = placement.device_batch(next(batches), experiment.data)
-            begun = time.perf_counter()
-            state, seen = parts.step(state, batch)
-            losses.append(float(seen["loss"]))
-            seconds.append(time.perf_counter() - begun)
-            bar.advance(1, tokens=tokens, loss=losses[-1])
-            if not math.isfinite(losses[-1]):
-                break
-            if look is not None:
-                look(n, state.params, seen)
+        # a pause after every step, so that the clock takes whole steps
+        state = loop.train(step, state, finite, record=record, due=lambda n: True, pause=pause)
     return Fit(losses, seconds, tokens, parts.definition, state.params)
 
 

@@ -1,10 +1,11 @@
-"""Training Titan-Min: epochs over samples of mixed lengths, with checkpoints from which a run goes on as it was."""
+"""A training run of Titan-Min: epochs over samples of mixed lengths, with checkpoints to resume from."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import jax
 import optax
 from flax import nnx
 from jax import Array
-from jax.typing import ArrayLike
 
 from titans_jax import config as configs
 from titans_jax import data, files, metrics, optim
@@ -21,11 +21,12 @@ from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
 from titans_jax.needle.samples import Batch, epoch
-from titans_jax.training import Diverged, Stopped
+from titans_jax.training import Diverged, Stopped, loop
 from titans_jax.training.errors import stop_requested
 from titans_jax.training.model_io import checkpoints_of
+from titans_jax.training.trainer import require_same_run
 
-Step = Callable[[dict[str, Any], ArrayLike, ArrayLike], tuple[dict[str, Any], tuple[Array, Array]]]
+Step = Callable[[dict[str, Any], Batch], tuple[dict[str, Any], dict[str, Any]]]
 
 
 def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str = "needle") -> None:
@@ -49,38 +50,50 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     record: list[dict[str, Any]] = []
     start = 0
     if checkpoints.steps():
-        _same_run(config, checkpoints.meta("last")["config"], folder)
+        now = json.loads(json.dumps(dataclasses.asdict(config)))
+        require_same_run(folder, checkpoints.meta("last")["config"], now, option="--out")
         arrays, meta, start = checkpoints.restore(arrays)
         record = meta["record"]
     files.write_json(folder / "config.json", dataclasses.asdict(config))
     step = make_step(graphdef, optimizer)
+
     with stop_requested() as stop, metrics.progress(total, name, initial=start) as bar:
-        for n in range(start + 1, total + 1):
-            number, place = divmod(n - 1, each)
-            if n == start + 1 or place == 0:
-                batches = epoch(samples, config.batch, seed=config.seed, number=number)
-            arrays, seen = step(arrays, batches[place].tokens, batches[place].position)
-            record.append({"step": n, "split": "train", **_seen(n, batches[place], seen, bar)})
-            stopping, score_ = stop.is_set(), None
-            if place == each - 1:
+
+        def log(n: int, seen: dict[str, Any]) -> None:
+            length, values = seen["length"], {name: float(seen[name]) for name in ("loss", "accuracy")}
+            _check(n, "loss", values["loss"])
+            bar.advance(1, tokens=length * config.batch, **values)
+            record.append({"step": n, "split": "train", "length": length, **values})
+
+        def pause(n: int, arrays: dict[str, Any], stopping: bool) -> None:
+            score_ = None
+            if n % each == 0:
                 found = score(predict(nnx.merge(graphdef, arrays["params"]), validation, config.batch))
                 _check(n, "held-out loss", found["loss"])
                 record.append({"step": n, "split": "held_out", **found})
                 score_ = found["loss"]
-            if stopping or score_ is not None:
-                meta = {"config": dataclasses.asdict(config), "record": record}
-                checkpoints.save(n, arrays, meta=meta, score=score_)
-                files.write(folder / "metrics.json", json.dumps(record) + "\n")
+            meta = {"config": dataclasses.asdict(config), "record": record}
+            checkpoints.save(n, arrays, meta=meta, score=score_)
+            files.write(folder / "metrics.json", json.dumps(record) + "\n")
             if stopping and n < total:
                 raise Stopped(f"stopped after step {n} of {total}, which is saved in {folder}/checkpoints")
 
+        loop.train(
+            step,
+            arrays,
+            itertools.islice(_epochs(samples, config), start, total),
+            start=start,
+            record=log,
+            due=lambda n: n % each == 0,
+            pause=pause,
+            stop=stop,
+        )
 
-def _seen(n: int, batch: Batch, seen: tuple[Array, Array], bar: metrics.Progress) -> dict[str, float]:
-    """A step's length, loss and accuracy, shown at the bar."""
-    loss, accuracy = (float(x) for x in seen)
-    _check(n, "loss", loss)
-    bar.advance(1, tokens=batch.tokens.size, loss=loss, accuracy=accuracy)
-    return {"length": batch.tokens.shape[1], "loss": loss, "accuracy": accuracy}
+
+def _epochs(samples: data.Needles, config: NeedleConfig) -> Iterator[Batch]:
+    """The batches of every epoch, one after another."""
+    for number in range(config.epochs):
+        yield from epoch(samples, config.batch, seed=config.seed, number=number)
 
 
 def _check(n: int, what: str, loss: float) -> None:
@@ -102,9 +115,9 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
 
 
 def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
-    """step(arrays, tokens, position) -> arrays after it, (loss, accuracy); compiled once a length.
+    """step(arrays, batch) -> arrays after it, {loss, accuracy, length}; compiled once for each length.
 
-    arrays: the model's as "params", the optimizer's as "optimizer"; those given are used up.
+    arrays: the model's as "params", the optimizer's as "optimizer"; those passed in are donated.
     """
 
     def loss_of(params: Any, tokens: Array, position: Array) -> tuple[Array, Array]:
@@ -112,13 +125,18 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, position).mean()
         return loss, (logits.argmax(-1) == position).mean()
 
+    @jax.jit(donate_argnums=0)
     def step(arrays: dict[str, Any], tokens: Array, position: Array) -> tuple[dict[str, Any], tuple[Array, Array]]:
         params = arrays["params"]
         seen, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, tokens, position)
         updates, state = optimizer.update(gradients, arrays["optimizer"], params)
         return {"params": optax.apply_updates(params, updates), "optimizer": state}, seen
 
-    return jax.jit(step, donate_argnums=0)
+    def advance(arrays: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays, (loss, accuracy) = step(arrays, batch.tokens, batch.position)
+        return arrays, {"loss": loss, "accuracy": accuracy, "length": batch.tokens.shape[1]}
+
+    return advance
 
 
 def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:
@@ -136,8 +154,3 @@ def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[An
     chosen = optim.OptimConfig(name="adamw", peak_rate=config.learning_rate, warmup=warmup, weight_decay=0.01)
     optimizer = optim.build(chosen, steps)
     return static[0], {"params": params, "optimizer": make(optimizer.init, params)}, optimizer
-
-
-def _same_run(config: NeedleConfig, saved: dict[str, Any], folder: Path) -> None:
-    for path, old, new in configs.changes(saved, json.loads(json.dumps(dataclasses.asdict(config)))):
-        raise ValueError(f"{folder} holds a run with {path} = {old}, not {new}; give another --out, or --no-resume")
