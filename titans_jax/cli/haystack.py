@@ -9,11 +9,11 @@ from typing import Any
 from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
+from titans_jax.bench.report import Rows
 from titans_jax.cli.options import positive, which
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation.answers import no_room
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
-from titans_jax.training.bench import Rows
 
 LENGTHS = "512,1024,2048,4096,8192,16384,32768,65536"
 DEPTHS = "0,0.25,0.5,0.75,1"
