@@ -46,6 +46,11 @@ def summarise(nll: float, tokens: float, correct: float, bytes: float) -> dict[s
     }
 
 
+def layer_means(info: Any) -> Any:
+    """The mean over all but the first axis of each array of a pytree: [layers, ...] -> [layers]."""
+    return jax.tree.map(lambda x: jnp.mean(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32), info)
+
+
 def telemetry(info: Any) -> dict[str, float]:
     """Means over all but the first axis (layers) of every array in a pytree, named such as `layer_0/surprise`.
 
@@ -54,10 +59,9 @@ def telemetry(info: Any) -> dict[str, float]:
     >>> telemetry({"surprise": np.array([[1.0, 3.0], [4.0, 6.0]]), "clipped": np.array([[True, False]] * 2)})
     {'layer_0/clipped': 0.5, 'layer_0/surprise': 2.0, 'layer_1/clipped': 0.5, 'layer_1/surprise': 5.0}
     """
-    means = jax.tree.map(lambda x: jnp.mean(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32), info)
     named = [
         (f"layer_{layer}/{jax.tree_util.keystr(path, simple=True, separator='/')}", float(value))
-        for path, values in jax.tree_util.tree_leaves_with_path(jax.device_get(means))
+        for path, values in jax.tree_util.tree_leaves_with_path(jax.device_get(layer_means(info)))
         for layer, value in enumerate(values)
     ]
     return dict(sorted(named, key=lambda pair: int(pair[0].split("/")[0].removeprefix("layer_"))))
