@@ -2,10 +2,7 @@
 
 import sys
 
-from titans_jax import pages
-
 if __name__ == "__main__":
-    pages.huge_pages()
-    from titans_jax import training
+    from titans_jax import training  # here, because each data worker imports this file and needs no jax
 
     sys.exit(training.command(sys.argv[1:], prog="train.py"))

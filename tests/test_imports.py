@@ -13,12 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
-# leaves import no other part
-LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "pages", "plots"}
+# leaves import no other part, but for the atomic writes of files
+LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots", "files"}
 MIDDLE = {"nn", "config", "decode", "streaming", "inner_loop", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
     **{leaf: set() for leaf in LEAVES},
+    **{leaf: {"files"} for leaf in ("data", "metrics", "checkpoint", "plots")},
+    "results": {"files", "metrics"},
     "nn": {"memory", "sharding"},
     "config": {"nn", "memory", "optim", "data"},
     "decode": {"nn", "memory"},
@@ -26,13 +28,13 @@ ARROWS: dict[str, set[str]] = {
     "inner_loop": {"nn", "memory"},
     "interop": {"nn", "memory"},
     "evaluation": LEAVES | MIDDLE,
-    "training": LEAVES | MIDDLE | {"evaluation"},
+    "training": LEAVES | MIDDLE | {"evaluation", "results"},
     "export": LEAVES | MIDDLE | {"training"},
-    "needle": LEAVES | MIDDLE | {"training", "export"},
-    "speed": LEAVES | MIDDLE | {"training"},
-    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle", "speed"},
-    "__main__": {"cli", "pages"},
-    "train.py": {"pages", "config", "training", "evaluation"},
+    "needle": LEAVES | MIDDLE | {"training", "export", "results"},
+    "bench": LEAVES | MIDDLE | {"results", "evaluation", "training"},
+    "cli": LEAVES | MIDDLE | {"results", "evaluation", "training", "export", "needle", "bench"},
+    "__main__": {"cli"},
+    "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }
 ONLY_JAX = {"memory", "sharding"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from titans_jax import interop
-from titans_jax.speed.torch_peer import neural_memory
+from titans_jax.bench.torch_peer import neural_memory
 
 DIM = 16
 RATE_MAX = 0.25  # at 0.5 some of these memories grow to 1e11, and float32 shows it

@@ -2,17 +2,10 @@
 
 import sys
 
-from titans_jax import pages
-
-TRAIN = {"train", "bench", "compare", "needle"}
-"""Commands whose steps ask for much memory; a stream holds little, of which huge pages would hold more."""
-
 
 def main() -> int:
-    """Run the command of this process' arguments; returns its exit code."""
-    if TRAIN.intersection(sys.argv[1:2]):
-        pages.huge_pages()
-    from titans_jax import cli  # now, not in the process that has just ended
+    """Run the command in sys.argv; returns its exit code."""
+    from titans_jax import cli  # here, because each data worker imports this file and needs no jax
 
     return cli.main()
 

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointHandler, CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
+
+from titans_jax import files
 
 Which = Literal["last", "best"] | int
 
@@ -174,18 +175,8 @@ class Checkpoints:
 
     def _write_manifest(self, step: int) -> None:
         folder = self.directory / str(step)
-        digests = {str(path.relative_to(folder)): _sha256(path) for path in folder.rglob("*") if path.is_file()}
-        manifest = self._manifest(step)
-        manifest.parent.mkdir(exist_ok=True)
-        temporary = manifest.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            json.dump(digests, file, indent=0, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(manifest)
-        descriptor = os.open(manifest.parent, os.O_RDONLY)  # the rename itself must reach the disk too
-        os.fsync(descriptor)
-        os.close(descriptor)
+        digests = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        files.write_json(self._manifest(step), digests)
 
     def _writer(self) -> ocp.CheckpointManager:
         # Kept steps are chosen here and not by orbax, which would delete the old step before the new one's manifest.

@@ -1,4 +1,4 @@
-"""What a run says about itself: logs by step, a result, a progress bar, and the reduction of telemetry to numbers."""
+"""What a run reports while it runs: a log by step, a progress bar, and telemetry reduced to numbers."""
 
 import json
 import math
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from titans_jax import files
 
 
 def count(params: Any) -> int:
@@ -44,6 +46,11 @@ def summarise(nll: float, tokens: float, correct: float, bytes: float) -> dict[s
     }
 
 
+def layer_means(info: Any) -> Any:
+    """The mean over all but the first axis of each array of a pytree: [layers, ...] -> [layers]."""
+    return jax.tree.map(lambda x: jnp.mean(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32), info)
+
+
 def telemetry(info: Any) -> dict[str, float]:
     """Means over all but the first axis (layers) of every array in a pytree, named such as `layer_0/surprise`.
 
@@ -52,10 +59,9 @@ def telemetry(info: Any) -> dict[str, float]:
     >>> telemetry({"surprise": np.array([[1.0, 3.0], [4.0, 6.0]]), "clipped": np.array([[True, False]] * 2)})
     {'layer_0/clipped': 0.5, 'layer_0/surprise': 2.0, 'layer_1/clipped': 0.5, 'layer_1/surprise': 5.0}
     """
-    means = jax.tree.map(lambda x: jnp.mean(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32), info)
     named = [
         (f"layer_{layer}/{jax.tree_util.keystr(path, simple=True, separator='/')}", float(value))
-        for path, values in jax.tree_util.tree_leaves_with_path(jax.device_get(means))
+        for path, values in jax.tree_util.tree_leaves_with_path(jax.device_get(layer_means(info)))
         for layer, value in enumerate(values)
     ]
     return dict(sorted(named, key=lambda pair: int(pair[0].split("/")[0].removeprefix("layer_"))))
@@ -137,7 +143,7 @@ class Log:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [] if step is None else [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        _replace(path, "".join(line + "\n" for line in kept))
+        files.write(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         board = directory / "tensorboard"
         if step is None:
@@ -150,7 +156,7 @@ class Log:
         Values are numbers or 0-d arrays; one that is not finite becomes null, which JSON can say.
         Raises ValueError for anything else.
         """
-        numbers = {name: _number(name, value) for name, value in values.items()}
+        numbers = {name: number(name, value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": int(step), "split": split} | finite) + "\n")
         self._file.flush()
@@ -178,25 +184,6 @@ def read_records(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{path}: there is no log here; train first")
     records = (json.loads(line) for line in _whole_lines(path))
     return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
-
-
-def write_result(output_dir: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:
-    """Writes `output_dir/result.json` in one step and returns its path; 0-d arrays become numbers.
-
-    Raises ValueError for a value that is not finite, or not a number, string, bool or None.
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if value is None or isinstance(value, str | bool):
-            flat[name] = value
-        elif math.isfinite(number := _number(name, value)):
-            flat[name] = number
-        else:
-            raise ValueError(f"result {name}={number} is not finite")
-    path = Path(output_dir) / "result.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(flat, indent=2) + "\n")
-    return path
 
 
 class Progress:
@@ -270,7 +257,8 @@ class _Lines:
         self._stream.flush()
 
 
-def _number(name: str, value: Any) -> int | float:
+def number(name: str, value: Any) -> int | float:
+    """The int or float of a number or 0-d array. Raises ValueError, with its name, for anything else."""
     array = np.asarray(value)
     if array.ndim or not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
         raise ValueError(f"{name}: expected a number, not {value!r}")
@@ -282,9 +270,3 @@ def _whole_lines(path: Path) -> Iterable[str]:
         return []
     text = path.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

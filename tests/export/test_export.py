@@ -14,7 +14,7 @@ from titans_jax.data import DataConfig
 from titans_jax.decode import generate
 from titans_jax.export import runner, write
 from titans_jax.nn import MemoryConfig, ModelConfig
-from titans_jax.training import saved
+from titans_jax.training import model_io
 
 WITHOUT = """
 import runpy, sys
@@ -47,7 +47,7 @@ def stablehlo(trained, tmp_path_factory):
 
 
 def parameters(model):
-    return {name: np.asarray(array) for name, array in saved.named_parameters(model).items()}
+    return {name: np.asarray(array) for name, array in model_io.named_parameters(model).items()}
 
 
 def test_safetensors_come_back_bit_for_bit(trained, capsys):
@@ -92,7 +92,7 @@ def test_the_card_says_what_it_has_read_and_what_was_measured(trained):
 )
 def test_a_damaged_folder_is_refused(trained, tmp_path, harm, message):
     _, experiment, model, step = trained
-    saved.save_model(tmp_path, experiment, model, step)
+    model_io.save_model(tmp_path, experiment, model, step)
     harm(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         training.load(tmp_path)
@@ -114,7 +114,7 @@ def test_a_bpe_travels_with_the_model(trained, tmp_path):
     _, experiment, model, step = trained
     bpe = data.train_bpe(["a small text"], 260, tmp_path / "bpe.json")
     source = replace(experiment.data, tokenizer=str(tmp_path / "bpe.json"))
-    saved.save_model(tmp_path / "saved", replace(experiment, data=source), model, step)
+    model_io.save_model(tmp_path / "saved", replace(experiment, data=source), model, step)
     (tmp_path / "bpe.json").unlink()
     there = training.load(tmp_path / "saved")[0].data.tokenizer
     assert data.load_tokenizer(there).name == bpe.name
@@ -157,7 +157,7 @@ def test_memories_are_exported_for_every_platform(block, tmp_path):
     experiment = Experiment(model=ModelConfig(block=block, vocab_size=256, **sizes))
     definition = training.define(experiment.model)
     model = definition.model(jax.jit(definition.init)(jax.random.key(0)))
-    saved.save_model(tmp_path, experiment, model, 0)
+    model_io.save_model(tmp_path, experiment, model, 0)
     write(tmp_path, model, segment=16)
     prompts = np.random.default_rng(0).integers(0, 255, (3, 37))
     here = generate(model, prompts, length=12, temperature=0, segment=16)

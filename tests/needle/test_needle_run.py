@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from titans_jax import cli, data, needle, training
-from titans_jax.needle import loop, pipeline, samples
+from titans_jax.needle import pipeline, samples, trainer
 
 SMALL = {
     "memory": False,
@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch
             return self.count <= 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_requested", lambda: contextlib.nullcontext(After()))
+        patch.setattr(trainer, "stop_requested", lambda: contextlib.nullcontext(After()))
         with pytest.raises(training.Stopped, match="after step 5 of 24"):
             needle.train(config, tmp_path)
     with pytest.raises(ValueError, match="holds a run with seed = 0, not 1"):

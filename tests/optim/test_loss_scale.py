@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from titans_jax.bench.fit import fit
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
 from titans_jax.metrics import progress
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.optim import OptimConfig, loss_scaled
 from titans_jax.training import define, make_step
-from titans_jax.training.bench.fit import fit
 from titans_jax.training.step import TrainState, optimizer_of
 
 

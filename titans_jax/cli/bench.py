@@ -1,47 +1,113 @@
-"""`titans-jax bench`: trainings side by side, and the clock."""
+"""`titans-jax bench`: short trainings side by side, and measurements of speed, memory and compile times."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config, metrics, training
-from titans_jax.cli import speed
+from titans_jax import config, files, plots, results, training
+from titans_jax.bench import (
+    compiling,
+    decode,
+    formal,
+    interleave,
+    length_scaling,
+    memory,
+    optimizers,
+    rules,
+    scan_depth,
+    steps,
+    vs_titans_pytorch,
+)
+from titans_jax.bench.report import Report, Rows, machine
 from titans_jax.cli.options import first_line, names, positive, rates
 from titans_jax.optim import OPTIMIZERS
-from titans_jax.training import bench
+from titans_jax.results import Row
+
+STOPPED = "stopped; {} keeps what is finished, and the same command goes on"
+NOT_SETTINGS = {"rounds", "json", "output_dir", "debug", "run", "kind", "measure", "changes"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Which benchmark, and of what."""
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="KIND")
-    rules = kinds.add_parser("rules", help=first_line(bench_rules), description=bench_rules.__doc__)
-    which = "rules, or config:NAME for a config (default: every rule, and hope, tnt, atlas where they are configs)"
-    rules.add_argument("--rules", type=names, metavar="A,B", help=which)
-    kind = kinds.add_parser("optimizers", help=first_line(bench_optimizers), description=bench_optimizers.__doc__)
-    known = f"of {', '.join(OPTIMIZERS)} (default %(default)s)"
-    kind.add_argument("--optimizers", type=names, default="adamw,muon,m3", metavar="A,B", help=known)
-    kind.add_argument("--rates", type=rates, default="1e-3,3e-3,1e-2,3e-2", help="the grid (default %(default)s)")
-    kind.add_argument("--seeds", type=positive, default=3, help="seeds at the best rate (default %(default)s)")
-    formal = kinds.add_parser("formal", help=first_line(bench_formal), description=bench_formal.__doc__)
-    models = f"of {', '.join(bench.FORMAL_MODELS)} (default: all)"
-    formal.add_argument("--models", type=names, default=list(bench.FORMAL_MODELS), metavar="A,B", help=models)
-    formal.add_argument("--languages", type=names, default="parity,even", help="tasks (default %(default)s)")
-    formal.add_argument("--seeds", type=positive, default=3, help="of each training (default %(default)s)")
-    every = (
-        (rules, bench_rules, "tiny", 200),
-        (kind, bench_optimizers, "tiny", 200),
-        (formal, bench_formal, "formal", 500),
-    )
-    for parser, measure, config_, steps in every:
+
+    def training_kind(measure: Callable[..., Any], config: str = "tiny", steps: int = 200) -> Callable[..., Any]:
+        kind = _kind(kinds, measure, trainings, changes=[])
         base = "what is trained, changed by --section.field value (default %(default)s)"
-        parser.add_argument("--config", default=config_, help=base)
-        parser.add_argument("--steps", type=positive, default=steps, help="of each training (default %(default)s)")
-        folder = Path("outputs", measure.__name__)
-        parser.add_argument("--output-dir", type=Path, default=folder, help="where rows are kept (default %(default)s)")
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-        parser.set_defaults(kind=trainings, measure=measure, changes=[])
-    speed.configure(kinds)
+        kind("--config", default=config, help=base)
+        kind("--steps", type=positive, default=steps, help="of each training (default %(default)s)")
+        return kind
+
+    def timing_kind(measure: Callable[..., Any], rounds: int = 5) -> Callable[..., Any]:
+        kind = _kind(kinds, measure, timings)
+        kind("--rounds", type=positive, default=rounds, help="samples of each (default %(default)s)")
+        return kind
+
+    kind = training_kind(bench_rules)
+    which = "rules, or config:NAME for a config (default: every rule, and hope, tnt, atlas where they are configs)"
+    kind("--rules", type=names, metavar="A,B", help=which)
+    kind = training_kind(bench_optimizers)
+    known = f"of {', '.join(OPTIMIZERS)} (default %(default)s)"
+    kind("--optimizers", type=names, default="adamw,muon,m3", metavar="A,B", help=known)
+    kind("--rates", type=rates, default="1e-3,3e-3,1e-2,3e-2", help="the grid (default %(default)s)")
+    kind("--seeds", type=positive, default=3, help="seeds at the best rate (default %(default)s)")
+    kind = training_kind(bench_formal, "formal", 500)
+    models = list(formal.FORMAL_MODELS)
+    kind("--models", type=names, default=models, metavar="A,B", help=f"of {', '.join(models)} (default: all)")
+    kind("--languages", type=names, default="parity,even", help="tasks (default %(default)s)")
+    kind("--seeds", type=positive, default=3, help="of each training (default %(default)s)")
+
+    kind = timing_kind(bench_memory)
+    kind("--rules", type=names, default=["titans"], metavar="A,B", help="presets (default titans)")
+    shapes = "heads x size of each (default %(default)s)"
+    kind("--shapes", type=names, default="2x128,4x64,8x32,16x16", metavar="HxD,HxD", help=shapes)
+    engines = "of exact, delta, chunked, recurrent (default: the one that the library picks)"
+    kind("--engines", type=names, metavar="A,B", help=engines)
+    kind("--length", type=positive, default=1024, help="tokens of the sequence (default %(default)s)")
+    kind = timing_kind(bench_peers)
+    python = "the interpreter that has titans-pytorch, which need not have jax (default: this one)"
+    kind("--python", default=sys.executable, metavar="PATH", help=python)
+    kind("--batch", type=positive, default=1, help="sequences at once (default %(default)s)")
+    kind = timing_kind(bench_model)
+    blocks = "of lmm, mac, mag, mal: every other layer of the model (default mac)"
+    kind("--blocks", type=names, default="mac", metavar="A,B", help=blocks)
+    kind("--length", type=positive, default=1024, help="tokens of a sequence (default %(default)s)")
+    kind("--batch", type=positive, default=1, help="sequences of a step (default %(default)s)")
+    kind = timing_kind(bench_decode)
+    kind("--contexts", **_numbers(decode.CONTEXTS, "tokens before"))
+    read = "really read each context, which takes a minute for 64K; without, the state's counters are set"
+    kind("--read", action="store_true", help=read)
+    timing_kind(bench_streams)("--sequences", **_numbers(decode.SEQUENCES, "at once"))
+    kind = timing_kind(bench_growth, rounds=3)
+    kind("--lengths", **_numbers(length_scaling.LENGTHS, "tokens; 1048576 needs 16 GB of memory"))
+    timing_kind(bench_compile, rounds=3)("--layers", **_numbers(compiling.LAYERS, "of tiny"))
+    kind = timing_kind(bench_tnt, rounds=3)
+    kind("--length", type=positive, default=32768, help="tokens of the sequence (default %(default)s)")
+
+
+def _kind(kinds: Any, measure: Callable[..., Any], run: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
+    """A parser named as `measure`, with the options that all kinds share; returns its add_argument."""
+    name = measure.__name__.removeprefix("bench_")
+    parser = kinds.add_parser(name, help=first_line(measure), description=measure.__doc__)
+    folder = Path("outputs", measure.__name__)
+    parser.add_argument("--output-dir", type=Path, default=folder, help="where results go (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was measured to FILE")
+    parser.set_defaults(kind=run, measure=measure, **defaults)
+    add: Callable[..., Any] = parser.add_argument
+    return add
+
+
+def _numbers(default: tuple[int, ...], what: str) -> dict[str, Any]:
+    """An option that takes whole numbers above 0."""
+
+    def numbers(text: str) -> list[int]:
+        return sorted({positive(number) for number in text.split(",")})
+
+    given = ",".join(map(str, default))
+    return {"type": numbers, "default": given, "metavar": "N,N", "help": f"{what} (default %(default)s)"}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -54,36 +120,107 @@ def trainings(options: argparse.Namespace) -> None:
     base = config.override(config.load(options.config), options.changes, prog="titans-jax bench")
     base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
     folder: Path = options.output_dir
-    rows = bench.Rows(folder, {"experiment": config.to_json(base)})
-    goes_on = f"stopped; {folder} keeps the finished rows, and the same command goes on"
-    with training.stopping(goes_on), training.memory_advice():
+    rows = Rows(folder, {"experiment": config.to_json(base)})
+    with training.stopping(STOPPED.format(folder)), training.memory_advice():
         table, result = options.measure(options, base, rows)
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     if options.json:
         rows.write(options.json)
-    metrics.write_result(folder, {"steps": options.steps} | result)
-    print(f"{table}\n\nwritten: {folder}/: rows.json, table.md, result.json")
+    _finish(folder, table, {"steps": options.steps} | result, ["rows.json"])
 
 
-def bench_rules(options: argparse.Namespace, base: config.Experiment, rows: bench.Rows) -> tuple[str, dict[str, Any]]:
+def timings(options: argparse.Namespace) -> None:
+    """Measure in rounds; samples are kept until the last one is taken."""
+    folder: Path = options.output_dir
+    chosen = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
+    kind = options.measure.__name__.removeprefix("bench_")
+    rows = Rows(folder, interleave.settings(kind, **chosen))
+    with training.stopping(STOPPED.format(folder)):
+        report: Report = options.measure(options, rows)
+    found = {
+        "settings": rows.settings,
+        "machine": machine(),
+        "found": report.rows,
+        "ratios": report.ratios,
+        "samples": rows.rows,
+    }
+    for path in filter(None, (folder / f"{kind}.json", options.json)):
+        files.write_json(path, found)
+    drawn = []
+    if plots.available():
+        draw = {"bars": plots.speed_bars, "lines": plots.speed_lines}[report.picture]
+        draw(report.rows, folder / "speed.png")
+        drawn.append("speed.png")
+    both = {**report.rows, **report.ratios}
+    flat = {f"{name} {field}": value for name, row in both.items() for field, value in row.items()}
+    flat = {name: value for name, value in flat.items() if not isinstance(value, str)}
+    _finish(folder, report.table(), flat, [f"{kind}.json", *drawn])
+    rows.path.unlink()  # all samples are in the files above; the same command now measures again
+
+
+def _finish(folder: Path, table: str, result: Row, written: list[str]) -> None:
+    files.write(folder / "table.md", table + "\n")
+    results.write_result(folder, result)
+    print(f"{table}\n\nwritten: {folder}/: {', '.join([*written, 'table.md', 'result.json'])}")
+
+
+def bench_rules(options: argparse.Namespace, base: config.Experiment, rows: Rows) -> tuple[str, Row]:
     """Train every rule of memory on the same text: its loss, its speed, its state."""
-    names = options.rules or bench.default_rules()
-    table = bench.compare_rules(base, names, options.changes, rows)
-    falls = {name: rows.rows[name].get("fall") for name in names}
-    return table, {"rules": len(names)} | {f"fall_{name}": fall for name, fall in falls.items()}
+    chosen = options.rules or rules.default_rules()
+    table = rules.compare_rules(base, chosen, options.changes, rows)
+    return table, {"rules": len(chosen)} | {f"fall_{name}": rows.rows[name].get("fall") for name in chosen}
 
 
-def bench_optimizers(
-    options: argparse.Namespace, base: config.Experiment, rows: bench.Rows
-) -> tuple[str, dict[str, Any]]:
+def bench_optimizers(options: argparse.Namespace, base: config.Experiment, rows: Rows) -> tuple[str, Row]:
     """Tune each optimizer over the same rates, and compare their losses over seeds and what their steps cost."""
-    table, found = bench.compare_optimizers(base, options.optimizers, options.rates, options.seeds, rows)
-    fields = ("rate", "loss", "spread", "step_cost", "update_cost")
+    table, found = optimizers.compare_optimizers(base, options.optimizers, options.rates, options.seeds, rows)
+    fields = ("rate", "loss", "loss_spread", "step_cost", "update_cost")
     return table, {f"{name}_{field}": row[field] for name, row in found.items() for field in fields}
 
 
-def bench_formal(options: argparse.Namespace, base: config.Experiment, rows: bench.Rows) -> tuple[str, dict[str, Any]]:
+def bench_formal(options: argparse.Namespace, base: config.Experiment, rows: Rows) -> tuple[str, Row]:
     """Train models on formal languages at one length, and test their labels at twice the length."""
-    table, found = bench.compare_formal(base, options.models, options.languages, options.seeds, rows)
+    table, found = formal.compare_formal(base, options.models, options.languages, options.seeds, rows)
     fields = ("within", "beyond", "beyond_spread")
     return table, {f"{name} {field}": row[field] for name, row in found.items() for field in fields}
+
+
+def bench_memory(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time the memory alone, forward and with its gradient, against this machine's matrix products."""
+    shapes = [memory.Shape.of(text) for text in options.shapes]
+    subjects = memory.subjects(options.rules, shapes, options.engines, options.length)
+    return Report(interleave.run(subjects, options.rounds, rows, what="bench memory").found())
+
+
+def bench_peers(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time memory, training step and next token beside titans-pytorch's, each in a process of its own."""
+    return vs_titans_pytorch.compare(options.python, options.batch, options.rounds, rows)
+
+
+def bench_growth(options: argparse.Namespace, rows: Rows) -> Report:
+    """Weigh and time the memory over longer and longer texts, in training and as a stream."""
+    return length_scaling.measure(options.lengths, options.rounds, rows)
+
+
+def bench_model(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time training steps with memories and without, and the input pipeline beside them."""
+    return steps.measure(options.blocks, options.length, options.batch, options.rounds, rows)
+
+
+def bench_decode(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time the next token of one sequence after contexts of every length."""
+    return decode.by_context(options.contexts, options.read, options.rounds, rows)
+
+
+def bench_streams(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time the next token of many sequences at once."""
+    return decode.at_once(options.sequences, options.rounds, rows)
+
+
+def bench_compile(options: argparse.Namespace, rows: Rows) -> Report:
+    """Time tracing, lowering and compiling of a training step of few and many layers, and of the memory alone."""
+    return compiling.measure(options.layers, options.rounds, rows)
+
+
+def bench_tnt(options: argparse.Namespace, rows: Rows) -> Report:
+    """Count the steps that follow one another in TNT and in Titans, and time the training of both."""
+    return scan_depth.measure(options.length, options.rounds, rows)

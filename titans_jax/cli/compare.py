@@ -7,19 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config, data, metrics, plots, training
+from titans_jax import config, data, files, plots, results, training
+from titans_jax.bench.match import MATCHES, matched
+from titans_jax.bench.models import MODELS, SCORES, compare_models, experiments_of, tables
+from titans_jax.bench.report import Rows
 from titans_jax.cli.options import positive, rates
-from titans_jax.training import bench
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Which models, matched by what, and how long each is trained."""
     parser.usage = "titans-jax compare [MODEL ...] [options] [--section.field value ...]"
-    parser.epilog = f"MODEL is {', '.join(bench.MODELS)}, or a config that lends its model (default: those six)"
+    parser.epilog = f"MODEL is {', '.join(MODELS)}, or a config that lends its model (default: those six)"
     base = "what they share, changed by --section.field value (default %(default)s)"
     parser.add_argument("--config", default="tiny", help=base)
     by = "what is made equal, in the largest model's favour (default %(default)s)"
-    parser.add_argument("--match", choices=bench.MATCHES, default=bench.MATCHES[0], help=by)
+    parser.add_argument("--match", choices=MATCHES, default=MATCHES[0], help=by)
     parser.add_argument("--steps", type=positive, default=200, help="of each training (default %(default)s)")
     parser.add_argument("--seeds", type=positive, default=3, help="trainings of each model (default %(default)s)")
     grid = "a grid, such as 3e-3,1e-2, from which each model takes its best (default: the config's rate)"
@@ -35,19 +37,19 @@ def run(options: argparse.Namespace) -> None:
     changes = options.changes[len(named) :]
     base = config.override(config.load(options.config), changes, prog="titans-jax compare")
     base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
-    plain = bench.experiments_of(base, list(dict.fromkeys(named)) or list(bench.MODELS), changes)
-    experiments, changed = bench.matched(plain, options.match)
+    plain = experiments_of(base, list(dict.fromkeys(named)) or list(MODELS), changes)
+    experiments, changed = matched(plain, options.match)
     folder: Path = options.output_dir
     models = {name: config.to_json(experiment)["model"] for name, experiment in experiments.items()}
-    rows = bench.Rows(folder, {"experiment": config.to_json(base), "models": models})
+    rows = Rows(folder, {"experiment": config.to_json(base), "models": models})
     goes_on = f"stopped; {folder} keeps the finished rows, and the same command goes on"
     with training.stopping(goes_on), training.memory_advice():
-        found = bench.compare_models(experiments, changed, options.rates or [base.optim.peak_rate], options.seeds, rows)
-    table = f"{_conditions(options, base)}\n\n{bench.tables(found)}"
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    (folder / "samples.txt").write_text(_samples(found), encoding="utf-8")
+        found = compare_models(experiments, changed, options.rates or [base.optim.peak_rate], options.seeds, rows)
+    table = f"{_conditions(options, base)}\n\n{tables(found)}"
+    files.write(folder / "table.md", table + "\n")
+    files.write(folder / "samples.txt", _samples(found))
     drawn = _draw(found, folder)
-    metrics.write_result(folder, _result(options, found))
+    results.write_result(folder, _result(options, found))
     print(
         f"{table}\n\nwritten: {folder}/: {', '.join(['table.md', 'result.json', 'rows.json', 'samples.txt', *drawn])}"
     )
@@ -89,7 +91,7 @@ def _result(options: argparse.Namespace, found: Mapping[str, dict[str, Any]]) ->
     flat: dict[str, Any] = {"steps": options.steps, "seeds": options.seeds, "match": options.match}
     single = ("rate", "parameters", "state_bytes", "flops_per_token", "step_bytes", "train_tokens_per_second")
     for name, row in found.items():
-        for score in bench.SCORES:
+        for score in SCORES:
             flat |= {f"{name}_{score}": row[score], f"{name}_{score}_spread": row[f"{score}_spread"]}
         flat |= {f"{name}_{field}": row[field] for field in single}
         for context, state, speed in zip(row["contexts"], row["states"], row["decode_tokens_per_second"], strict=True):

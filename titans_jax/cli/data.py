@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from titans_jax import data, metrics
+from titans_jax import data, metrics, results
 from titans_jax.cli.options import first_line, positive
 
 FORMS = {
@@ -98,7 +98,7 @@ def _counted(documents: Iterable[str], bar: metrics.Progress) -> Iterator[str]:
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any]) -> None:
-    metrics.write_result(options.output_dir, result)
+    results.write_result(options.output_dir, result)
     for name, value in result.items():
         shown = f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
         print(f"{name:<24} {' '.join(str(shown).split())}")

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from flax import nnx
 
-from titans_jax import data, metrics, plots, training
+from titans_jax import data, files, metrics, plots, results, training
 from titans_jax.cli.options import checkpoint_options, output, positive
 from titans_jax.decode import Sampling
 from titans_jax.evaluation import RESETS, score
@@ -54,10 +54,10 @@ def run(options: argparse.Namespace) -> None:
         "checkpoint": str(options.checkpoint),
         "step": step,
     }
-    metrics.write_result(folder, result)
+    results.write_result(folder, result)
     shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
     lines = [f"{name:<14} {value}" for name, value in shown.items()]
-    (folder / "result.txt").write_text("\n".join(lines) + "\n")
+    files.write(folder / "result.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))
     written = ["result.json", "result.txt"]
     if not options.no_report:

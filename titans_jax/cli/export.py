@@ -2,9 +2,9 @@
 
 import argparse
 
-from titans_jax import export, metrics, training
+from titans_jax import export, files, metrics, results, training
 from titans_jax.cli.options import checkpoint_options, names, output, positive
-from titans_jax.training import saved
+from titans_jax.training import model_io
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,17 +20,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Write a checkpoint as safetensors with a model card, or as StableHLO that runs without this library."""
     experiment, model, step = training.load(options.checkpoint, options.which)
-    facts = saved.facts(options.checkpoint, step)
+    facts = model_io.facts(options.checkpoint, step)
     folder = output(options, f"export_{options.to}")
-    parameters = metrics.count(saved.named_parameters(model))
+    parameters = metrics.count(model_io.named_parameters(model))
     result = {"to": options.to, "parameters": parameters, "step": step, "checkpoint": str(options.checkpoint)}
-    saved.save_model(folder, experiment, model, step, facts)
+    model_io.save_model(folder, experiment, model, step, facts)
     if options.to == "stablehlo":
         with training.memory_advice():
             sizes = export.write(folder, model, segment=options.segment, platforms=options.platforms)
         result |= {f"{name}_bytes": size for name, size in sizes.items()} | {"platforms": ",".join(options.platforms)}
     text = export.model_card(experiment, step, parameters=parameters, **facts)
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    metrics.write_result(folder, result)
+    files.write(folder / "README.md", text)
+    results.write_result(folder, result)
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"{options.to} of step {step}, {parameters:,} parameters\nwritten: {folder}/: {written}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from titans_jax import data, metrics, training
+from titans_jax import data, files, metrics, results, training
 from titans_jax.cli.options import checkpoint_options, output, positive
 from titans_jax.decode import Sampling, Text, generate
 
@@ -62,14 +62,14 @@ def run(options: argparse.Namespace) -> None:
     samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
     print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
     folder = output(options, "generate")
-    (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "samples.txt").write_text("\n\n".join(samples) + "\n", encoding="utf-8")
+    files.write(folder / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    files.write(folder / "samples.txt", "\n\n".join(samples) + "\n")
     # From the first token on: before it, the prompt is read and the model compiled.
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
     result = {"samples": len(rows), "tokens": len(times), "tokens_per_second": rate, "seed": options.seed}
     result["slots"] = min(options.slots, len(rows))
     result |= {**asdict(sampling), "checkpoint": str(options.checkpoint), "step": step}
-    metrics.write_result(folder, result)
+    results.write_result(folder, result)
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from titans_jax import data, metrics, training
+from titans_jax import data, results, training
 from titans_jax.cli.options import checkpoint_options, names, output, positive
 from titans_jax.data.tasks import TEXT_TASKS
 from titans_jax.evaluation.harness import harness_class, run_tasks, write_tasks
@@ -35,6 +35,6 @@ def run(options: argparse.Namespace) -> None:
     with training.memory_advice():
         found = run_tasks(model, tokenizer, tasks_dir, [made.get(name, name) for name in options.tasks])
     result = {f"{task}_{metric}": value for task, numbers in found.items() for metric, value in numbers.items()}
-    metrics.write_result(folder, result | {"checkpoint": str(options.checkpoint), "step": step})
+    results.write_result(folder, result | {"checkpoint": str(options.checkpoint), "step": step})
     print("\n".join(f"{name:<32} {value:.4f}" for name, value in result.items()))
     print(f"written: {folder}/result.json")

@@ -8,12 +8,12 @@ from typing import Any
 
 from flax import nnx
 
-from titans_jax import data, metrics, plots, training
+from titans_jax import data, files, metrics, plots, results, training
+from titans_jax.bench.report import Rows
 from titans_jax.cli.options import positive, which
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation.answers import no_room
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
-from titans_jax.training import bench
 
 LENGTHS = "512,1024,2048,4096,8192,16384,32768,65536"
 DEPTHS = "0,0.25,0.5,0.75,1"
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     needle = Needle(options.needle, options.question, options.answer, options.digits)
     settings = {"needle": vars(needle), "haystack": options.haystack_dir or "noise", "context": options.context}
     settings |= {name: getattr(options, name) for name in ("depths", "samples", "seed")}
-    rows = bench.Rows(options.output_dir, settings)
+    rows = Rows(options.output_dir, settings)
     texts = data.load_documents(options.haystack_dir) if options.haystack_dir else [NOISE]
     goes_on = f"stopped; {options.output_dir} keeps the finished lengths, and the same command goes on"
     with training.stopping(goes_on), training.memory_advice():
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _test(
-    name: str, path: Path, texts: list[str], needle: Needle, options: argparse.Namespace, rows: bench.Rows
+    name: str, path: Path, texts: list[str], needle: Needle, options: argparse.Namespace, rows: Rows
 ) -> dict[int, list[Cell] | None]:
     """The cells of each length, None for a length that does not fit."""
     experiment, model, step = training.load(path, options.which)
@@ -81,7 +81,7 @@ def _test(
             if keys[length] in rows.rows:
                 bar.advance(sizes[length] * each)
 
-            def make(length: int = length) -> bench.Row:
+            def make(length: int = length) -> results.Row:
                 def heard(tokens: int) -> None:
                     bar.advance(tokens, tokens=tokens)
 
@@ -103,9 +103,9 @@ def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Na
         name: {f"{n}": "does not fit" if mean is None else f"{mean:.0%}" for n, mean in row.items()}
         for name, row in means.items()
     }
-    columns: list[bench.Column] = [(f"{n:,}", operator.itemgetter(f"{n}")) for n in options.lengths]
-    table = bench.markdown(columns, shown, "whole answers right, by length")
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    columns: list[results.Column] = [(f"{n:,}", operator.itemgetter(f"{n}")) for n in options.lengths]
+    table = results.markdown(columns, shown, "whole answers right, by length")
+    files.write(folder / "table.md", table + "\n")
     written = ["rows.json", "table.md", "result.json"]
     if plots.available():
         kinds = {
@@ -121,7 +121,7 @@ def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Na
         written += ["heatmap.png", "heatmap.json"]
     result: dict[str, Any] = {"samples": options.samples, "seed": options.seed, "depths": len(options.depths)}
     result |= {f"{name}_exact_{n}": mean for name, row in means.items() for n, mean in row.items()}
-    metrics.write_result(folder, result)
+    results.write_result(folder, result)
     print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from titans_jax import metrics
+from titans_jax import metrics, results
 from titans_jax.cli.options import first_line
 from titans_jax.data import SCENARIOS
 from titans_jax.evaluation import run_scenario
@@ -39,7 +39,7 @@ def plot_surprise(options: argparse.Namespace) -> None:
         for name in names:
             result |= run_scenario(name, folder, memory=memory, seed=options.seed)
             bar.advance(1)
-    metrics.write_result(folder, result)
+    results.write_result(folder, result)
     files = [f"scenario_{name}.png" for name in names]
     print("\n".join(f"{SCENARIOS[name].title}: {folder / file}" for name, file in zip(names, files, strict=True)))
     print(f"{'written':<14} {folder}/: {', '.join(files)}, each with its numbers in .json, and result.json")

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 
 import jax
 
-from titans_jax import config, data, metrics, plots, streaming, training
+from titans_jax import config, data, metrics, plots, results, streaming, training
 from titans_jax.cli.options import output, positive, which
 from titans_jax.config import Experiment
 from titans_jax.evaluation import Following, curves, load_state
 from titans_jax.nn import LM
-from titans_jax.training.guards import stop_requested
+from titans_jax.training.errors import stop_requested
 
 WARM_UP = 256
 """Blocks after which memory and compilations are watched."""
@@ -132,7 +132,7 @@ def _report(folder: Path, following: Following, result: dict[str, Any]) -> None:
     if plots.available():
         plots.stream_picture(curves(folder), folder / "stream.png")
         written += ["stream.png", "stream.json"]
-    metrics.write_result(folder, result)
+    results.write_result(folder, result)
     shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
     print("\n".join(f"{name:<28} {value}" for name, value in shown.items()))
     print(f"{'written':<28} {folder}/: {', '.join(written)}")

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from titans_jax.data.corpus import load_documents, load_parts
-from titans_jax.data.files import replacing
 from titans_jax.data.tasks import known_task
 from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
+from titans_jax.files import replacing
 
 Packing = Literal["stream", "documents"]
 Split = Literal["tail", "documents", "test"]

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.data.files import replacing
+from titans_jax.files import replacing
 
 
 class Tokenizer(Protocol):

@@ -9,7 +9,6 @@ params: arrays by name, as in model.safetensors. state: a list of arrays of one 
 """
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, export
 
-from titans_jax.data.files import replacing
+from titans_jax import files
 from titans_jax.export import runner
 from titans_jax.nn import LM
-from titans_jax.training.saved import named_parameters
+from titans_jax.training.model_io import named_parameters
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -40,8 +39,7 @@ def write(folder: Path, model: LM, *, segment: int, platforms: Sequence[str] = P
     for name, exported in functions(model, segment, platforms).items():
         raw = exported.serialize()
         sizes[name] = len(raw)
-        with replacing(folder / f"{name}.jax") as file:
-            file.write(raw)
+        files.write(folder / f"{name}.jax", raw)
     manifest = {
         "segment": segment,
         "vocab_size": model.config.vocab_size,
@@ -50,10 +48,8 @@ def write(folder: Path, model: LM, *, segment: int, platforms: Sequence[str] = P
         "calling_convention": exported.calling_convention_version,
         "state": [f"{x.dtype}[{', '.join(map(str, x.shape))}]" for x in exported.out_avals[1:]],
     }
-    with replacing(folder / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=2).encode())
-    with replacing(folder / "run.py") as file:
-        file.write(Path(runner.__file__).read_bytes())
+    files.write_json(folder / "manifest.json", manifest)
+    files.write(folder / "run.py", Path(runner.__file__).read_bytes())
     return sizes
 
 

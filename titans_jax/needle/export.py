@@ -6,7 +6,6 @@ DIR/run.py                     reads tokens, prints positions: `titans_jax.needl
 """
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export as jax_export
 
+from titans_jax import files
 from titans_jax.export import PLATFORMS
 from titans_jax.needle import standalone
 from titans_jax.needle.model import PAD, VOCABULARY, TitanMin
@@ -27,16 +27,16 @@ def export(model: TitanMin, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     graphdef, params = nnx.split(model)
     run = jax.jit(lambda tokens: nnx.merge(graphdef, params)(tokens)[0])
-    files = []
+    written = []
     for length in sorted(model.config.lengths):
         (rows,) = jax_export.symbolic_shape("rows")
         program = jax_export.export(run, platforms=PLATFORMS)(jax.ShapeDtypeStruct((rows, length), jnp.int32))
         data = program.serialize()
         name = f"length_{length}.stablehlo"
-        (folder / name).write_bytes(data)
-        files.append({"file": name, "length": length, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        files.write(folder / name, data)
+        written.append({"file": name, "length": length, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
     manifest = {
-        "files": files,
+        "files": written,
         "input": "tokens int32 [n, length], n of any size",
         "output": "logits float32 [n, length]; the position is where they are largest",
         "vocabulary": VOCABULARY,
@@ -45,6 +45,6 @@ def export(model: TitanMin, folder: Path) -> Path:
         "calling_convention_version": program.calling_convention_version,
         "jax": jax.__version__,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    files.write_json(folder / MANIFEST, manifest)
     shutil.copyfile(standalone.__file__, folder / "run.py")
     return folder / MANIFEST

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from titans_jax import data, metrics, plots
+from titans_jax import data, files, metrics, plots, results
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import Predictions, predict, score
 from titans_jax.needle.export import export
-from titans_jax.needle.loop import load, train
 from titans_jax.needle.model import TitanMin
-from titans_jax.training.bench.rows import Column, markdown
+from titans_jax.needle.trainer import load, train
+from titans_jax.results import Column, markdown
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -66,12 +66,12 @@ def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> 
         found = predict(model, samples, config.batch, bar)
     report = score(found)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    files.write_json(folder / "report.json", report)
     write_predictions(found, folder / "predictions.csv")
     flat = {name: value for name, value in report.items() if not isinstance(value, dict | list)}
     flat |= {f"accuracy_{length}": value for length, value in report["acc_by_L"].items()}
     flat |= {"step": step, "parameters": metrics.count(nnx.split(model)[1])}
-    metrics.write_result(folder, flat)
+    results.write_result(folder, flat)
     if plots.available():
         _draw(config, model, found, samples, folder)
     return flat
@@ -103,8 +103,8 @@ def ablate(config: NeedleConfig, folder: Path) -> str:
     columns: list[Column] = [("parameters", lambda row: f"{row['parameters']:,}")]
     columns += [(f"found, {n} tokens", lambda row, n=n: f"{100 * row[f'accuracy_{n}']:.1f}%") for n in lengths]  # type: ignore[misc]
     table = markdown(columns, rows, "variant")
-    (folder / "ablations.md").write_text(table + "\n")
-    (folder / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
+    files.write(folder / "ablations.md", table + "\n")
+    files.write_json(folder / "ablations.json", rows)
     if plots.available():
         plots.needle_ablations(accuracies, folder / "ablations_chart.png")
     return table

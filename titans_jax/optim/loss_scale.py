@@ -32,7 +32,7 @@ def loss_scaled(
         finite = jnp.isfinite(optax.tree.norm(gradients))
         updates, after = inner.update(gradients, state.inner, params)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state.inner)
+        after = optax.tree.where(finite, after, state.inner)
         since = jnp.where(finite, state.since + 1, 0)
         grown = jnp.where(since < growth, state.loss_scale, 2 * state.loss_scale)
         scale = jnp.where(finite, grown, jnp.maximum(state.loss_scale / 2, 1))

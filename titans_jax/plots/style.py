@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from titans_jax import files
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -96,8 +98,8 @@ def drawable(text: str) -> str:
 def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> "Figure":
     """Write the picture, and its numbers beside it with the ending .json; returns the figure."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with files.replacing(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".") or None)
     write_numbers(path, numbers)
     return figure
 
@@ -105,7 +107,7 @@ def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, 
 def write_numbers(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> None:
     """Write the numbers of a picture beside it, six digits of each; arrays as lists."""
     text = json.dumps(_rounded(numbers)) + "\n"
-    Path(path).with_suffix(".json").write_text(text, encoding="utf-8")
+    files.write(Path(path).with_suffix(".json"), text)
 
 
 def _rounded(value: Any) -> Any:

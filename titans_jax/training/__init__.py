@@ -1,10 +1,10 @@
 """Training: one pure step, the loop around it, and what a run leaves behind."""
 
 from titans_jax.training.command import command, guard
-from titans_jax.training.guards import Diverged, Stopped, memory_advice, stopping
-from titans_jax.training.loop import run
-from titans_jax.training.saved import load
+from titans_jax.training.errors import Diverged, Stopped, memory_advice, stopping
+from titans_jax.training.model_io import load
 from titans_jax.training.step import TrainState, define, make_step
+from titans_jax.training.trainer import run
 
 __all__ = [
     "Diverged",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from titans_jax import config
 from titans_jax.checkpoint import CheckpointError
-from titans_jax.training.guards import Diverged, Stopped
-from titans_jax.training.loop import run as train
+from titans_jax.training.errors import Diverged, Stopped
+from titans_jax.training.trainer import run as train
 
-EXITS = {ValueError: 2, OSError: 2, MemoryError: 2, CheckpointError: 3, Diverged: 4, Stopped: 75}
+EXITS = {ValueError: 2, OSError: 2, MemoryError: 2, CheckpointError: 3, Diverged: 4, FloatingPointError: 4, Stopped: 75}
 
 
 def command(arguments: Sequence[str], prog: str) -> int:

@@ -1,264 +1,49 @@
-"""The training loop: from an Experiment to a trained model on disk, through kills and resets."""
+"""The training loop: every training in this library, long or short, is a call of `train`."""
 
-import contextlib
-import math
-import shutil
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
-import grain
-import jax
-import numpy as np
-import optax
-from flax import nnx
-
-from titans_jax import config as configs
-from titans_jax import data, metrics, optim
-from titans_jax.checkpoint import Checkpoints
-from titans_jax.config import Experiment
-from titans_jax.evaluation import evaluate
-from titans_jax.training.guards import Diverged, Stopped, memory_advice, stop_requested
-from titans_jax.training.placement import Placement
-from titans_jax.training.report import finish
-from titans_jax.training.step import TrainState, begin, define, make_step, optimizer_of
+State = TypeVar("State")
+Batch = TypeVar("Batch")
+Metrics = TypeVar("Metrics")
 
 
-@dataclass(frozen=True)
-class Session:
-    """What a run holds besides its TrainState."""
+def train(
+    step: Callable[[State, Batch], tuple[State, Metrics]],
+    state: State,
+    batches: Iterable[Batch],
+    *,
+    start: int = 0,
+    record: Callable[[int, Metrics], None],
+    due: Callable[[int], bool],
+    pause: Callable[[int, State, bool], None],
+    stop: threading.Event | None = None,
+) -> State:
+    """Take a step for every batch; returns the state after the last one.
 
-    experiment: Experiment
-    placement: Placement
-    tokenizer: data.Tokenizer
-    graphdef: Any
-    optimizer: optax.GradientTransformation
-    batches: grain.DatasetIterator
-    checkpoints: Checkpoints
-    log: metrics.Log
-
-
-def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
-    """Train, or go on with, an experiment; everything is written below `experiment.output`.
-
-    resume: go on from the newest checkpoint there, if there is one; False removes what an earlier run left.
-    Returns what result.json holds. SIGTERM and SIGINT end the run after the step they come in.
-
-    Raises ValueError for a configuration that cannot work, or that is not the one of the run to go on with; Diverged;
-    Stopped; CheckpointError when there are checkpoints and none can be used.
+    Args:
+        step: (state, batch) -> state, metrics. It may return before the device has computed them.
+        batches: one for each step that is left; the loop ends with them.
+        start: steps that were taken before; the first step here is start + 1.
+        record: called with the number and the metrics of every step, in order. The device works on the next step
+            meanwhile, so a call belongs to the step before the newest one.
+        due: whether `pause` is called after step n.
+        pause: called with the number, the state and whether the run should end, after `record` of the same step: it
+            evaluates and saves. It ends the run by an exception.
+        stop: once it is set, `pause` is called after the step in progress, with True.
     """
-    with stop_requested() as stop, memory_advice():
-        session, state, start = _open(experiment := _with_steps(experiment), resume)
-        try:
-            with session.placement.active():
-                if start < experiment.train.steps:
-                    state, evaluation, compile_seconds = _train(session, state, start, stop)
-                else:  # it was killed after its last step, or had ended: only what is left at the end is made again
-                    evaluation, compile_seconds = _evaluate(session, state), 0.0
-        finally:
-            session.log.close()
-        params = jax.device_put(jax.device_get(state.params), jax.local_devices()[0])
-        model = nnx.merge(session.graphdef, params)
-        measured = {**evaluation, "compile_seconds": compile_seconds}
-        return finish(experiment, model, session.tokenizer, session.checkpoints, measured)
-
-
-def _with_steps(experiment: Experiment) -> Experiment:
-    """The experiment with its epochs as steps."""
-    epochs = experiment.train.epochs
-    if epochs is None:
-        return experiment
-    if not epochs > 0:
-        raise ValueError(f"train.epochs is {epochs}; it must be above 0, or None to take train.steps")
-    steps = math.ceil(epochs * data.steps_an_epoch(experiment.data))
-    return replace(experiment, train=replace(experiment.train, steps=steps, epochs=None))
-
-
-def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, int]:
-    """Everything before the first step; what is wrong with the configuration shows here, before compiling."""
-    placement = Placement.of(experiment.mesh)
-    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
-    configs.validate(experiment, vocabulary=tokenizer.vocab_size, shards=placement.shards)
-    batches = data.train_batches(
-        experiment.data,
-        seed=experiment.train.seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-    )
-    folder = experiment.output / "checkpoints"
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    checkpoints = Checkpoints(folder, keep=experiment.train.keep)
-    going_on = bool(checkpoints.steps())
-    if going_on:
-        _same_run(experiment, checkpoints.meta("last")["experiment"])
-    model = define(experiment.model)
-    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
-    start = 0
-    with placement.active():
-        state = begin(model, optimizer, placement, experiment.train.seed)
-        if going_on:
-            arrays, _, start = checkpoints.restore(state._asdict(), data=batches)
-            state = TrainState(**arrays)
-    if start > experiment.train.steps:
-        raise ValueError(f"{experiment.output} holds a run of {start} steps; train.steps is {experiment.train.steps}")
-    log = metrics.Log(experiment.output, step=start or None)
-    return Session(experiment, placement, tokenizer, model.graphdef, optimizer, batches, checkpoints, log), state, start
-
-
-# What decides no number of the run, and its length, which moves the schedule from here on as asked.
-_MAY_CHANGE = ("name", "output_dir", "mesh", "data.workers", "data.cache_dir") + tuple(
-    f"train.{name}" for name in ("steps", "log_every", "eval_", "save_every", "keep", "prompt", "sample")
-)
-
-
-def _same_run(experiment: Experiment, saved: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run whose numbers the new configuration would change."""
-    for path, old, new in configs.changes(saved, configs.to_json(experiment)):
-        if not path.startswith(_MAY_CHANGE):
-            raise ValueError(
-                f"{experiment.output} holds a run with {path} = {old}, not {new}; "
-                "give another --output-dir, or --no-resume to start over"
-            )
-
-
-def _train(
-    session: Session, state: TrainState, start: int, stop: threading.Event
-) -> tuple[TrainState, dict[str, Any], float]:
-    """Steps start + 1 to the last; the state, the last evaluation, and the seconds that compiling took."""
-    train, config, place = session.experiment.train, session.experiment.data, session.placement
-    begun = time.perf_counter()
-    step = make_step(session.graphdef, session.optimizer, train).lower(state, place.abstract_batch(config)).compile()
-    compile_seconds = time.perf_counter() - begun
-    _announce(session, state, start, compile_seconds)
-    evaluation: dict[str, Any] = {}
-    launched: tuple[int, Any, float] | None = None
-    with metrics.progress(train.steps, session.experiment.name, initial=start) as bar:
-        recorder = _Recorder(session, bar)
-        for n in range(start + 1, train.steps + 1):
-            local = next(session.batches)
-            state, device_metrics = step(state, place.device_batch(local, config))
-            if launched:  # the step before: the device works on this one while the host reads that one
-                recorder.record(*launched)
-            launched = n, device_metrics, _tokens_a_byte(local, session.tokenizer)
-            stopping = stop.is_set()
-            evaluating = n % train.eval_every == 0 or n == train.steps
-            if not (evaluating or stopping or n % train.save_every == 0):
-                continue
-            recorder.record(*launched)
-            launched = None
-            with recorder.pause():
-                if evaluating:
-                    evaluation = _evaluate(session, state)
-                    session.log.write(n, "held_out", {name: evaluation[name] for name in _CURVES})
-                    if not math.isfinite(evaluation["loss"]):
-                        raise _diverged(n, "held-out loss not finite", session)
-                _save(session, state, n, evaluation if evaluating else None)
-            if stopping and n < train.steps:
-                raise Stopped(f"stopped after step {n}, which is saved in {session.checkpoints.directory}")
-    return state, evaluation, compile_seconds
-
-
-_CURVES = ("loss", "perplexity", "bits_per_byte", "accuracy")
-
-
-class _Recorder:
-    """Takes each step's metrics to the log and the progress bar, and keeps the time that steps took."""
-
-    def __init__(self, session: Session, bar: metrics.Progress) -> None:
-        self.session, self.bar = session, bar
-        self.tokens = session.experiment.data.batch * session.experiment.data.sequence
-        self.rate = optim.learning_rate(session.experiment.optim, session.experiment.train.steps)
-        self.steps, self.seconds, self.mark = 0, 0.0, time.perf_counter()
-
-    def record(self, n: int, device_metrics: Mapping[str, Any], tokens_a_byte: float) -> None:
-        """Wait for step n's metrics, look whether they are finite, and write them down."""
-        values = jax.device_get(dict(device_metrics))
-        now = time.perf_counter()
-        self.steps, self.seconds, self.mark = self.steps + 1, self.seconds + now - self.mark, now
-        memory = values.pop("memory")
-        _require_finite(n, values, memory, self.session)
-        values["bits_per_byte"] = values.pop("nll") / math.log(2) * tokens_a_byte
-        self.bar.advance(1, tokens=self.tokens, loss=float(values["loss"]))
-        train = self.session.experiment.train
-        if n % train.log_every == 0 or n in (1, train.steps):
-            values |= {"learning_rate": float(self.rate(n - 1)), "tokens_per_second": self.tokens_per_second}
-            self.session.log.write(n, "train", values)
-            if memory is not None:
-                self.session.log.write(n, "memory", metrics.telemetry(memory))
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Over the steps so far, without compiling, evaluating and saving."""
-        return self.steps * self.tokens / max(self.seconds, 1e-9)
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave what happens inside out of the steps' time."""
-        yield
-        self.mark = time.perf_counter()
-
-
-def _tokens_a_byte(batch: Mapping[str, np.ndarray], tokenizer: data.Tokenizer) -> float:
-    """Targets that count over the bytes of text they stand for."""
-    targets = batch["targets"][batch["mask"] != 0]
-    return len(targets) / max(int(tokenizer.byte_lengths[targets].sum()), 1)
-
-
-def _require_finite(n: int, values: Mapping[str, Any], memory: Any, session: Session) -> None:
-    wrong = [name for name in ("loss", "grad_norm") if not np.isfinite(values[name])]
-    if not wrong:
-        return
-    bad = [name for name, value in metrics.telemetry(memory).items() if not np.isfinite(value)]
-    inside = f"; the first of the memory's numbers that is not is {bad[0]}" if bad else ""
-    raise _diverged(n, f"{' and '.join(wrong)} not finite{inside}", session)
-
-
-def _diverged(n: int, why: str, session: Session) -> Diverged:
-    steps = session.checkpoints.steps()
-    kept = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-    return Diverged(
-        f"diverged at step {n}: {why}; {kept}; "
-        "a lower --optim.peak-rate, a longer --optim.warmup or a smaller --optim.clip may help"
-    )
-
-
-def _evaluate(session: Session, state: TrainState) -> dict[str, Any]:
-    """The model on held-out text."""
-    train, source = session.experiment.train, session.experiment.data
-    return evaluate(
-        nnx.merge(session.graphdef, state.params),
-        data.held_out_batches(replace(source, batch=train.eval_batch or source.batch), limit=train.eval_batches),
-        session.tokenizer.byte_lengths,
-        sharding=session.placement.batch,
-    )
-
-
-def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any] | None) -> None:
-    try:
-        session.checkpoints.save(
-            n,
-            state._asdict(),
-            data=session.batches,
-            meta={
-                "experiment": configs.to_json(session.experiment),
-                "evaluation": evaluation,
-                "corpus": data.provenance(session.experiment.data.corpus),
-            },
-            score=evaluation["bits_per_byte"] if evaluation else None,
-        )
-    except FloatingPointError as error:
-        raise _diverged(n, str(error), session) from error
-
-
-def _announce(session: Session, state: TrainState, start: int, compile_seconds: float) -> None:
-    parameters = metrics.count(state.params)
-    device = jax.devices()[0]
-    print(
-        f"{session.experiment.name}: {session.experiment.model.block}, {parameters:,} parameters, "
-        f"{jax.device_count()} x {device.device_kind}, compiled in {compile_seconds:.1f} s"
-        + (f", going on after step {start}" if start else ""),
-        flush=True,
-    )
+    pending: tuple[int, Metrics] | None = None
+    for n, batch in enumerate(batches, start + 1):
+        state, metrics = step(state, batch)
+        if pending is not None:
+            record(*pending)
+        pending = n, metrics
+        stopping = stop is not None and stop.is_set()
+        if stopping or due(n):
+            record(*pending)
+            pending = None
+            pause(n, state, stopping)
+    if pending is not None:
+        record(*pending)
+    return state

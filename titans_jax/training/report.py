@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from titans_jax import data, metrics, plots
+from titans_jax import data, files, metrics, plots, results
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.decode import generate
@@ -29,9 +29,9 @@ def finish(
         "best_bits_per_byte": checkpoints.meta(best)["evaluation"]["bits_per_byte"],
     }
     text = sample(experiment, model, tokenizer)
-    (folder / "sample.txt").write_text(text)
+    files.write(folder / "sample.txt", text)
     drawn = _draw(experiment, model, tokenizer)
-    metrics.write_result(folder, result)
+    results.write_result(folder, result)
     print(_summary(experiment, result, text, ["result.json", "metrics.jsonl", "sample.txt", *drawn]), flush=True)
     return result
 

@@ -13,6 +13,7 @@ from titans_jax import optim, sharding
 from titans_jax.config import TrainConfig
 from titans_jax.inner_loop import InnerLoop
 from titans_jax.loss import cross_entropy
+from titans_jax.metrics import layer_means
 from titans_jax.nn import LM, ModelConfig
 from titans_jax.training.placement import Placement
 
@@ -114,7 +115,7 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
             "grad_norm": optax.tree.norm(gradients),
             "nll": sums["nll"] / jnp.maximum(sums["tokens"], 1),
             "accuracy": sums["correct"] / jnp.maximum(sums["tokens"], 1),
-            "memory": by_layer(info),
+            "memory": layer_means(info),
         }
         if scale is not None:
             norm = metrics["grad_norm"]
@@ -122,8 +123,3 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
         return TrainState(params, optimizer_state, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def by_layer(info: Any) -> Any:
-    """The mean over rows, heads and tokens of each [layers, ...] array of a model's info: [layers] each."""
-    return jax.tree.map(lambda x: jnp.mean(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32), info)

@@ -1,0 +1,73 @@
+"""A subject in a process of its own: its answers, its end, what it says when it cannot go on."""
+
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from titans_jax.bench import processes
+
+ECHO = "titans_jax.bench.processes:echo"
+
+
+def test_a_process_answers_each_question_and_ends_with_the_block():
+    with processes.processes() as start:
+        make = start(ECHO, length=7)
+        ask = make()
+        first, second = ask(), ask()
+        process = ask.__self__._process
+        assert process.poll() is None
+    assert first["length"] == second["length"] == 7 and first["cpu"] == 0 and first["peak_bytes"] > 1e6
+    assert process.poll() is not None
+
+
+def test_the_process_imports_no_jax_and_waits_asleep(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = "import sys, titans_jax.bench.torch_peer; assert not {'jax', 'numpy', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with processes.Process(ECHO, {}, sys.executable) as process:
+        process.answer()
+        if sys.platform == "linux":
+            assert b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{process._process.pid}/environ").read_bytes()
+
+
+def test_every_sample_of_once_is_of_a_fresh_process(monkeypatch):
+    ids = []
+    enter = processes.Process.__enter__
+    monkeypatch.setattr(processes.Process, "__enter__", lambda self: ids.append(self._process.pid) or enter(self))
+    take = processes.once(ECHO, length=3)
+    assert take()["length"] == take()["length"] == 3 and len(set(ids)) == 2
+    for pid in ids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("titans_jax.bench.processes:nothing", "its process ended: AttributeError.*nothing"),
+        ("titans_jax.bench.nowhere:echo", "its process ended: ModuleNotFoundError.*nowhere"),
+    ],
+)
+def test_a_process_that_cannot_begin_says_why(target, message):
+    with processes.processes() as start, pytest.raises(ChildProcessError, match=message):
+        start(target)()
+
+
+def test_the_peak_begins_anew():
+    def touch(size: int) -> None:  # pages of the system's own: an array may get what this process held and freed before
+        with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as pages:
+            pages[:: mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
+
+    before = processes.reset_peak()
+    if before is None:
+        pytest.skip("this system does not let a process forget its peak")
+    touch(200 << 20)
+    high = processes.peak_bytes()
+    now = processes.reset_peak()
+    assert high - before > 190 << 20 and now < high and processes.peak_bytes() < high - (100 << 20)
+    touch(100 << 20)
+    assert processes.peak_bytes() - now > 90 << 20

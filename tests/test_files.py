@@ -1,0 +1,32 @@
+"""Files are replaced atomically; results are finite numbers."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from titans_jax import files, results
+
+
+def test_a_file_is_replaced_or_left_as_it_was(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    files.write(path, "é")
+    assert path.read_bytes() == "é".encode()
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_result(tmp_path):
+    path = results.write_result(tmp_path / "new", {"loss": jnp.float32(0.5), "steps": np.int64(3), "policy": "stream"})
+    assert json.loads(path.read_text()) == {"loss": 0.5, "steps": 3, "policy": "stream"}
+    with pytest.raises(ValueError, match="result loss=nan is not finite"):
+        results.write_result(tmp_path / "new", {"loss": jnp.nan})
+    with pytest.raises(ValueError, match="curve: expected a number"):
+        results.write_result(tmp_path / "new", {"curve": [1, 2]})
+    assert json.loads(path.read_text())["loss"] == 0.5
+    assert [p.name for p in path.parent.iterdir()] == ["result.json"]

@@ -1,0 +1,273 @@
+"""Training: what a run leaves behind, and that kills, signals and resets change none of its numbers."""
+
+import json
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from titans_jax import config, data, training
+from titans_jax.config import Experiment, TrainConfig
+from titans_jax.data import DataConfig
+from titans_jax.evaluation import evaluate
+from titans_jax.metrics import read_records
+from titans_jax.nn import MemoryConfig, ModelConfig
+from titans_jax.optim import OptimConfig
+from titans_jax.training.errors import stop_requested
+
+OPTIONS = {
+    "--model.block": "transformer",
+    "--model.vocab-size": 256,
+    "--model.dim": 16,
+    "--model.depth": 1,
+    "--model.heads": 1,
+    "--model.head-dim": 8,
+    "--model.window": 16,
+    "--data.corpus": "moby-dick",
+    "--data.sequence": 32,
+    "--data.batch": 4,
+    "--train.steps": 12,
+    "--train.log-every": 1,
+    "--train.save-every": 3,
+    "--train.eval-every": 6,
+    "--train.eval-batches": 2,
+    "--train.sample": 4,
+}
+KILLED = """
+import os, sys
+from titans_jax import metrics, training
+step, number = int(sys.argv[1]), int(sys.argv[2])
+write = metrics.Log.write
+def write_and_kill(log, n, split, values):
+    write(log, n, split, values)
+    if n == step and split == "train":
+        os.kill(os.getpid(), number)
+metrics.Log.write = write_and_kill
+sys.exit(training.command(sys.argv[3:], prog="train.py"))
+"""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(compilation_cache):
+    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def experiment(folder: Path, **train) -> Experiment:
+    return Experiment(
+        name="small",
+        model=ModelConfig(block="transformer", vocab_size=256, dim=16, depth=1, heads=1, head_dim=8, window=16),
+        data=DataConfig(sequence=32, batch=4),
+        optim=OptimConfig(peak_rate=1e-2, warmup=2),
+        train=TrainConfig(**{"steps": 12, "log_every": 1, "eval_every": 6, "eval_batches": 2, "sample": 4, **train}),
+        output_dir=str(folder),
+    )
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    return [(r["step"], r["split"], r["loss"]) for r in read_records(folder) if "loss" in r]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["transformer", "lmm"])
+def test_a_run_killed_twice_logs_the_losses_of_one_that_was_not(run_python, tmp_path, monkeypatch, block):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    options = OPTIONS | {"--model.block": block, "--model.memory.heads": 1, "--model.memory.chunk": 8}
+    arguments = ["tiny", *(str(part) for pair in options.items() for part in pair), "--output-dir"]
+    run_python(ROOT / "train.py", *arguments, "whole")
+    first, second = random.randint(1, 5), random.randint(7, 11)
+    stopped = run_python("-c", KILLED, first, int(signal.SIGTERM), *arguments, "broken", code=75)
+    assert f"stopped after step {first + 1}, which is saved" in stopped.stderr
+    run_python("-c", KILLED, second, int(signal.SIGKILL), *arguments, "broken", code=-signal.SIGKILL)
+    run_python(ROOT / "train.py", *arguments, "broken")
+    whole, broken = losses(tmp_path / "whole"), losses(tmp_path / "broken")
+    assert len(whole) == 12 + 2
+    assert broken == whole, f"killed at {first} and {second}"  # bit for bit
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken")]
+    assert results[0]["bits_per_byte"] == results[1]["bits_per_byte"]
+    assert (tmp_path / "whole/sample.txt").read_text() == (tmp_path / "broken/sample.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, training.run(experiment(folder, steps=60, eval_every=30, save_every=50))
+
+
+def test_a_run_learns_and_says_where_everything_is(finished, capsys):
+    folder, result = finished
+    assert result == json.loads((folder / "result.json").read_text())
+    assert {"bits_per_byte", "loss", "perplexity", "accuracy", "tokens_per_second", "steps", "parameters"} <= set(
+        result
+    )
+    held_out = [loss for _, split, loss in losses(folder) if split == "held_out"]
+    assert held_out[-1] == result["loss"] < np.log(256) - 1  # a model that has learned nothing is at log 256
+    assert result["bits_per_byte"] == pytest.approx(result["loss"] / np.log(2))  # a byte a token
+    assert result["steps"] == result["best_step"] == 60
+    assert (folder / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "memory.png").exists()  # a transformer has none
+    assert (folder / "sample.txt").read_text().startswith("The ")
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    folder, result = finished
+    before = losses(folder)
+    again = training.run(experiment(folder, steps=60, eval_every=30, save_every=50))
+    assert again == result | {"compile_seconds": 0.0}
+    assert losses(folder) == before
+
+
+def test_another_configuration_does_not_go_on_with_a_run(finished):
+    folder, _ = finished
+    with pytest.raises(ValueError, match=r"holds a run with optim.peak_rate = 0.01, not 0.02.*--no-resume"):
+        other = experiment(folder, steps=60)
+        training.run(replace(other, optim=replace(other.optim, peak_rate=2e-2)))
+    with pytest.raises(ValueError, match="holds a run of 60 steps; train.steps is 30"):
+        training.run(experiment(folder, steps=30))
+
+
+def test_a_checkpoint_is_the_model_that_was_evaluated(finished):
+    folder, result = finished
+    saved, model, step = training.load(folder)
+    assert step == 60 and saved == config.from_json(
+        config.to_json(experiment(folder, steps=60, eval_every=30, save_every=50))
+    )
+    batches = data.held_out_batches(saved.data, limit=2)
+    assert evaluate(model, batches, data.BYTES.byte_lengths)["loss"] == pytest.approx(result["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "where"), [(12, "at step 2: loss"), (1, "at step 1: held-out loss")])
+def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, steps, where):
+    options = OPTIONS | {
+        "--train.steps": steps,
+        "--optim.peak-rate": "1e38",
+        "--optim.clip": "None",
+        "--optim.name": "sgd",
+        "--optim.warmup": 0,
+    }
+    arguments = ["tiny", *(str(part) for pair in options.items() for part in pair)]
+    code = training.command([*arguments, "--output-dir", str(tmp_path)], prog="train.py")
+    error = capsys.readouterr().err
+    assert code == 4
+    assert f"train.py: diverged {where}" in error and "not finite" in error and "--optim.peak-rate" in error
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_signal_is_noted_and_a_second_one_interrupts():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stop_requested() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_too_little_memory_is_met_with_advice(capsys):
+    def run() -> None:
+        with training.memory_advice():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    assert training.guard(run, prog="train.py") == 2
+    said = capsys.readouterr().err
+    for advice in ("--data.batch", "--optim.accumulation", "--data.sequence", "--model.remat", "bfloat16"):
+        assert advice in said
+    with pytest.raises(jax.errors.JaxRuntimeError), training.memory_advice():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_starting_over_forgets_the_earlier_run(tmp_path):
+    training.run(experiment(tmp_path, steps=2))
+    first = losses(tmp_path)
+    training.run(experiment(tmp_path, steps=2, seed=1), resume=False)
+    second = losses(tmp_path)
+    assert [step for step, _, _ in second] == [1, 2, 2] and second[0] != first[0]
+
+
+@pytest.fixture(scope="module")
+def memory_model():
+    memory = MemoryConfig(heads=1, head_dim=8, expansion=2, chunk=8)
+    settings = ModelConfig(block="lmm", vocab_size=256, dim=16, depth=1, persistent=0, memory=memory)
+    definition = training.define(settings)
+    return definition.model(jax.jit(definition.init)(jax.random.key(0)))
+
+
+def test_evaluation_scores_each_token_before_the_memory_has_read_it(memory_model):
+    """The loss of a batch is that of the logits before each target, whatever comes after it."""
+    tokens = np.random.default_rng(0).integers(0, 255, (1, 33)).astype(np.int32)
+    batch = {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "mask": np.eye(1, 32, 15, dtype=np.float32),
+        "reset": np.zeros((1, 32), bool),
+    }
+    scored = evaluate(memory_model, [batch], data.BYTES.byte_lengths)
+    later = batch | {"inputs": np.where(np.arange(32) > 15, 7, batch["inputs"]).astype(np.int32)}
+    assert evaluate(memory_model, [later], data.BYTES.byte_lengths) == scored
+    assert scored["tokens"] == 1 and scored["reset"].startswith("the memory starts from its initial weights")
+
+
+def test_a_stream_carries_the_memory_and_a_sequence_does_not(memory_model):
+    tokens = np.random.default_rng(1).integers(0, 255, (2, 65)).astype(np.int32)
+
+    def batch(begin: int, end: int) -> dict[str, np.ndarray]:
+        inputs = tokens[:, begin:end]
+        zeros = np.zeros(inputs.shape)
+        targets = tokens[:, begin + 1 : end + 1]
+        return {
+            "inputs": inputs,
+            "targets": targets,
+            "mask": zeros.astype(np.float32) + 1,
+            "reset": zeros.astype(bool),
+        }
+
+    halves = [batch(0, 32), batch(32, 64)]
+    lengths = data.BYTES.byte_lengths
+    whole = evaluate(memory_model, [batch(0, 64)], lengths)["loss"]
+    assert evaluate(memory_model, halves, lengths, reset="stream")["loss"] == pytest.approx(whole, rel=1e-5)
+    apart = [evaluate(memory_model, [half], lengths)["loss"] for half in halves]
+    assert evaluate(memory_model, halves, lengths)["loss"] == pytest.approx(np.mean(apart), rel=1e-6)
+    assert abs(np.mean(apart) - whole) > 1e-5
+    with pytest.raises(ValueError, match="reset is 'never'"):
+        evaluate(memory_model, halves, lengths, reset="never")
+
+
+@pytest.mark.slow
+def test_epochs_are_steps_and_evaluation_may_have_another_batch(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("a line of text\n" * 100)
+    given = experiment(tmp_path / "run", epochs=1.5, eval_batches=None, eval_batch=2)
+    source = replace(given.data, corpus=str(text), held_out=0.2, cache_dir=str(tmp_path))
+    result = training.run(replace(given, data=source))
+    rows = -(-1200 // 32)  # the training side, in rows of 32
+    assert data.steps_an_epoch(source) == -(-rows // 4) == 10
+    assert result["steps"] == 15
+    assert result["tokens"] == 300 + 1  # all held-out text and its end, whatever the batch
+    with pytest.raises(ValueError, match=r"train.epochs is 0; it must be above 0"):
+        training.run(experiment(tmp_path / "none", epochs=0))
+    with pytest.raises(ValueError, match=r"train.eval_batch 0 does not divide.*set --train.eval-batch 1"):
+        training.run(experiment(tmp_path / "none", eval_batch=0))
+
+
+@pytest.mark.slow
+def test_a_run_in_float16_goes_on_with_its_loss_scale(tmp_path):
+    def run(folder: Path, steps: int) -> None:
+        given = experiment(folder, steps=steps, save_every=3, eval_every=100)
+        optim = replace(given.optim, schedule="constant")
+        training.run(replace(given, optim=optim, model=replace(given.model, dtype="float16")))
+
+    run(tmp_path / "whole", 6)
+    run(tmp_path / "broken", 3)
+    run(tmp_path / "broken", 6)
+    train = [[row for row in losses(tmp_path / name) if row[1] == "train"] for name in ("whole", "broken")]
+    assert len(train[0]) == 6 and train[0] == train[1]
+    scales = [r["loss_scale"] for r in read_records(tmp_path / "broken") if "loss_scale" in r]
+    assert scales == [2.0**15] * 6

@@ -1,0 +1,91 @@
+"""What the TPU's compiler expects of a program, without a TPU: its estimated cycles, summed over the program.
+
+libtpu (the extra tpu) compiles for a chip that is not here. Its estimates bear ranking, not timing: they overlap
+nothing, and are pessimistic where memory is the bound.
+"""
+
+import importlib.util
+import os
+import re
+
+from titans_jax.bench.clock import Timer
+
+CHIP = "v5e:1x1"
+QUIET = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+"""What libtpu must find in the environment before jax is imported, so that it asks no cloud and says nothing."""
+
+
+def available() -> bool:
+    """Whether libtpu is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def memory_cycles(name: str, length: int) -> Timer:
+    """{"cycles"} of the gradient of one of `scan_depth.memories`, for a process of its own that has no jax yet."""
+    os.environ.update(QUIET)
+    import jax
+    from jax.experimental import topologies
+
+    from titans_jax.bench import memory, scan_depth
+
+    # libtpu takes a host of four chips for granted, or has been told of one by a jax that looked for a TPU in vain
+    host = topologies.get_topology_desc(platform="tpu", topology_name=CHIP, chips_per_host_bounds=(1, 1, 1))
+    where = jax.sharding.SingleDeviceSharding(host.devices[0])
+    one, init = scan_depth.memories()[name]
+    shapes = jax.eval_shape(lambda: scan_depth.inputs(init, length))
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+    lowered = memory.gradient(one).trace(*placed).lower(lowering_platforms=("tpu",))
+    return lambda: {"cycles": cycles(lowered.compile().as_text())}
+
+
+def cycles(program: str) -> int:
+    """The estimated cycles of a compiled program's text: a loop's body as often as it runs, of branches the dearest.
+
+    Loops are those of scans, from 0 by 1 to the constant that their condition compares with. Raises ValueError for a
+    loop without one.
+    """
+    computations = _computations(program)
+
+    def of(name: str) -> int:
+        return sum(line(text) for text in computations[name])
+
+    def line(text: str) -> int:
+        own = int(found[1]) if (found := re.search(r'"estimated_cycles":"(\d+)"', text)) else 0
+        if found := re.search(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)", text):
+            return own + _trips(computations[found[1]]) * (of(found[1]) + of(found[2]))
+        if found := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", text):
+            return own + max(of(branch.strip().removeprefix("%")) for branch in found[1].split(","))
+        if found := re.search(r" call\(.*to_apply=%([\w.-]+)", text):
+            return own + of(found[1])
+        return own
+
+    [entry] = re.findall(r"^ENTRY %([\w.-]+)", program, flags=re.MULTILINE)
+    return of(entry)
+
+
+def _computations(program: str) -> dict[str, list[str]]:
+    """The lines of each computation, by its name."""
+    found: dict[str, list[str]] = {}
+    for text in program.splitlines():
+        if begin := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", text):
+            found[begin[1]] = lines = []
+        elif text.startswith("  ") and found:
+            lines.append(text)
+    return found
+
+
+def _trips(condition: list[str]) -> int:
+    bounds = [int(found[1]) for text in condition if (found := re.search(r" constant\((\d+)\)", text))]
+    if len(bounds) != 1 or not any("direction=LT" in text for text in condition):
+        raise ValueError("the TPU compiler's program has a loop whose number of steps its condition does not say")
+    return bounds[0]

@@ -1,0 +1,156 @@
+"""A training run of Titan-Min: epochs over samples of mixed lengths, with checkpoints to resume from."""
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax import Array
+
+from titans_jax import config as configs
+from titans_jax import data, files, metrics, optim
+from titans_jax.checkpoint import Checkpoints, Which
+from titans_jax.needle.config import NeedleConfig
+from titans_jax.needle.evaluate import predict, score
+from titans_jax.needle.model import TitanMin
+from titans_jax.needle.samples import Batch, epoch
+from titans_jax.training import Diverged, Stopped, loop
+from titans_jax.training.errors import stop_requested
+from titans_jax.training.model_io import checkpoints_of
+from titans_jax.training.trainer import require_same_run
+
+Step = Callable[[dict[str, Any], Batch], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str = "needle") -> None:
+    """Train, or go on with, a model, which `load` gives; `folder` gets checkpoints/, config.json and metrics.json.
+
+    metrics.json: a record of split "train" for every step, one of split "held_out" for every epoch.
+    resume: go on from the newest checkpoint there, if there is one. name: stands at the progress bar.
+    The best checkpoint is that of the epoch with the least loss on the samples to validate.
+
+    Raises ValueError for a configuration that cannot work or is not that of the run to go on with; Diverged; Stopped
+    after SIGTERM or SIGINT, once everything is saved.
+    """
+    config.check()
+    samples, validation, _ = data.needle_splits(config.data_seed, config.samples, config.lengths)
+    each = len(epoch(samples, config.batch, seed=config.seed, number=0))
+    total = each * config.epochs
+    if not resume:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    graphdef, arrays, optimizer = _begin(config, total)
+    record: list[dict[str, Any]] = []
+    start = 0
+    if checkpoints.steps():
+        now = json.loads(json.dumps(dataclasses.asdict(config)))
+        require_same_run(folder, checkpoints.meta("last")["config"], now, option="--out")
+        arrays, meta, start = checkpoints.restore(arrays)
+        record = meta["record"]
+    files.write_json(folder / "config.json", dataclasses.asdict(config))
+    step = make_step(graphdef, optimizer)
+
+    with stop_requested() as stop, metrics.progress(total, name, initial=start) as bar:
+
+        def log(n: int, seen: dict[str, Any]) -> None:
+            length, values = seen["length"], {name: float(seen[name]) for name in ("loss", "accuracy")}
+            _check(n, "loss", values["loss"])
+            bar.advance(1, tokens=length * config.batch, **values)
+            record.append({"step": n, "split": "train", "length": length, **values})
+
+        def pause(n: int, arrays: dict[str, Any], stopping: bool) -> None:
+            score_ = None
+            if n % each == 0:
+                found = score(predict(nnx.merge(graphdef, arrays["params"]), validation, config.batch))
+                _check(n, "held-out loss", found["loss"])
+                record.append({"step": n, "split": "held_out", **found})
+                score_ = found["loss"]
+            meta = {"config": dataclasses.asdict(config), "record": record}
+            checkpoints.save(n, arrays, meta=meta, score=score_)
+            files.write(folder / "metrics.json", json.dumps(record) + "\n")
+            if stopping and n < total:
+                raise Stopped(f"stopped after step {n} of {total}, which is saved in {folder}/checkpoints")
+
+        loop.train(
+            step,
+            arrays,
+            itertools.islice(_epochs(samples, config), start, total),
+            start=start,
+            record=log,
+            due=lambda n: n % each == 0,
+            pause=pause,
+            stop=stop,
+        )
+
+
+def _epochs(samples: data.Needles, config: NeedleConfig) -> Iterator[Batch]:
+    """The batches of every epoch, one after another."""
+    for number in range(config.epochs):
+        yield from epoch(samples, config.batch, seed=config.seed, number=number)
+
+
+def _check(n: int, what: str, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(f"diverged at step {n}: the {what} is {loss}; a lower --learning-rate may help")
+
+
+def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, int]:
+    """The configuration, the model and the step of a checkpoint: "best", "last" or a step.
+
+    Raises CheckpointError when there is none that can be used.
+    """
+    checkpoints = checkpoints_of(folder)
+    step = checkpoints.find(which)
+    config = configs.parse(NeedleConfig, checkpoints.meta(step)["config"], "needle")
+    graphdef, arrays, _ = _begin(config, 1, abstract=True)
+    params = checkpoints.restore({"params": arrays["params"]}, which=step)[0]["params"]
+    return config, nnx.merge(graphdef, params), step
+
+
+def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
+    """step(arrays, batch) -> arrays after it, {loss, accuracy, length}; compiled once for each length.
+
+    arrays: the model's as "params", the optimizer's as "optimizer"; those passed in are donated.
+    """
+
+    def loss_of(params: Any, tokens: Array, position: Array) -> tuple[Array, Array]:
+        logits, _ = nnx.merge(graphdef, params)(tokens)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, position).mean()
+        return loss, (logits.argmax(-1) == position).mean()
+
+    @jax.jit(donate_argnums=0)
+    def step(arrays: dict[str, Any], tokens: Array, position: Array) -> tuple[dict[str, Any], tuple[Array, Array]]:
+        params = arrays["params"]
+        seen, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, tokens, position)
+        updates, state = optimizer.update(gradients, arrays["optimizer"], params)
+        return {"params": optax.apply_updates(params, updates), "optimizer": state}, seen
+
+    def advance(arrays: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays, (loss, accuracy) = step(arrays, batch.tokens, batch.position)
+        return arrays, {"loss": loss, "accuracy": accuracy, "length": batch.tokens.shape[1]}
+
+    return advance
+
+
+def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:
+    """The model's graph, its first arrays and its optimizer's (their shapes alone if abstract), the optimizer."""
+    static = []
+
+    def build(key: Array) -> Any:
+        graphdef, params = nnx.split(TitanMin(config, rngs=nnx.Rngs(key)))
+        static.append(graphdef)
+        return nnx.to_pure_dict(params)
+
+    make = jax.eval_shape if abstract else lambda f, x: jax.jit(f)(x)
+    params = make(build, jax.random.key(config.seed))
+    warmup = min(50, steps // 10)
+    chosen = optim.OptimConfig(name="adamw", peak_rate=config.learning_rate, warmup=warmup, weight_decay=0.01)
+    optimizer = optim.build(chosen, steps)
+    return static[0], {"params": params, "optimizer": make(optimizer.init, params)}, optimizer

@@ -1,1 +1,0 @@
-# Empty, so that a process of another library's can take titans_jax.speed.clock without importing jax.

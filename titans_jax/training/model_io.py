@@ -1,0 +1,119 @@
+"""Trained models on disk: the checkpoints of a run, and folders of safetensors that need nothing of the run.
+
+    folder/model.safetensors    every parameter by name, as `titans_jax.checkpoint` names them
+    folder/config.json          the experiment, the step, what it was trained on, what was measured, a sha256
+    folder/tokenizer.json       where the tokenizer is not bytes
+
+A folder whose parameters are not those of its config.json is refused.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from titans_jax import config, data, files
+from titans_jax.checkpoint import CheckpointError, Checkpoints
+from titans_jax.config import Experiment
+from titans_jax.nn import LM
+from titans_jax.training.step import define
+
+WEIGHTS = "model.safetensors"
+
+
+def load(folder: str | Path, which: Any = "best") -> tuple[Experiment, LM, int]:
+    """The experiment, the model and the step of a run's output folder, its checkpoints/ folder, or of `save_model`.
+
+    which: "best", "last" or a step of a run. Raises CheckpointError when there is none, or none that can be used.
+    """
+    if (Path(folder) / WEIGHTS).is_file():
+        return _load_saved(Path(folder))
+    checkpoints = checkpoints_of(folder)
+    step = checkpoints.find(which)
+    experiment = config.from_json(checkpoints.meta(step)["experiment"])
+    model = define(experiment.model)
+    arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
+    return experiment, model.model(arrays["params"]), step
+
+
+def checkpoints_of(folder: str | Path) -> Checkpoints:
+    """The checkpoints of a run's output folder, or of its checkpoints/ folder. Raises CheckpointError for no folder."""
+    path = Path(folder)
+    path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no folder of checkpoints")
+    return Checkpoints(path)
+
+
+def named_parameters(model: LM) -> dict[str, jax.Array]:
+    """Every parameter by name, such as "blocks/0/memory/qkv/kernel" [layers, in, out]."""
+    return _named(nnx.to_pure_dict(nnx.split(model)[1]))
+
+
+def facts(folder: str | Path, step: int) -> dict[str, Any]:
+    """What was written with a model: corpus, its provenance, and evaluation at this step, or None. Raises as `load`."""
+    if (Path(folder) / WEIGHTS).is_file():
+        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["facts"]
+    meta = checkpoints_of(folder).meta(step)
+    return {name: meta[name] for name in ("corpus", "evaluation")}
+
+
+def save_model(
+    folder: str | Path, experiment: Experiment, model: LM, step: int, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model so that `load(folder)` gives it back, bit for bit, and others can read it too; facts as `facts`."""
+    path = Path(folder)
+    arrays = {name: np.ascontiguousarray(array) for name, array in named_parameters(model).items()}
+    weights = safetensors.numpy.save(arrays, {"format": "jax"})
+    record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
+    record["experiment"] = config.to_json(experiment)
+    files.write(path / WEIGHTS, weights)
+    save_tokenizer(path, experiment)
+    files.write_json(path / "config.json", record)
+
+
+def save_tokenizer(folder: Path, experiment: Experiment) -> None:
+    """Write the tokenizer's JSON beside a model, if it has one."""
+    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
+    if isinstance(tokenizer, data.BPETokenizer):
+        files.write(folder / "tokenizer.json", tokenizer.json)
+
+
+def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        experiment, step, wanted = config.from_json(record["experiment"]), int(record["step"]), record["sha256"]
+        raw = (folder / WEIGHTS).read_bytes()
+        found = safetensors.numpy.load(raw)
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}") from None
+    if hashlib.sha256(raw).hexdigest() != wanted:
+        raise CheckpointError(f"{folder}: {WEIGHTS} is not what was written: its sha256 is not the one of config.json")
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = str(folder / "tokenizer.json")
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, tokenizer=tokenizer))
+    definition = define(experiment.model)
+    abstract = jax.eval_shape(definition.init, jax.random.key(0))
+    _require_same(folder, _named(abstract), found)
+    arrays = [jnp.asarray(found[name]) for name in _named(abstract)]
+    return experiment, definition.model(jax.tree.unflatten(jax.tree.structure(abstract), arrays)), step
+
+
+def _require_same(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name in dict.fromkeys([*wanted, *found]):
+        there, here = (f"{x[name].dtype}{list(x[name].shape)}" if name in x else "missing" for x in (found, wanted))
+        if there != here:
+            raise CheckpointError(f"{folder} does not fit its config.json: {name} is {there} there, {here} here")
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
