@@ -18,6 +18,7 @@ from tests.memory.situations import (
     TOKENS,
     Case,
     Member,
+    absolute,
     at_chunk_ends,
     changed,
     pieced,
@@ -39,6 +40,7 @@ from titans_jax.memory import (
     presets,
     retention,
 )
+from titans_jax.memory.unroll import linearise
 
 
 def given_network() -> Architecture:
@@ -59,42 +61,42 @@ VARIANTS = {
     "titans_depth3": presets.titans(DIM, depth=3, expansion=2),
     "titans_order2": presets.titans(DIM, order=2, expansion=2),
     "titans_linear_order3": presets.titans_linear(DIM)._replace(learner=learner.momentum(3)),
-    "titans_linear_fresh": presets.titans_linear(DIM, gradient="previous"),
-    "titans_home": presets.titans(DIM, home=True),
-    "titans_linear_fresh_home": presets.titans_linear(DIM, gradient="previous")._replace(
-        retention=retention.decay(home=True)
+    "titans_linear_fresh": presets.titans_linear(DIM, grad_at="previous"),
+    "titans_to_origin": presets.titans(DIM, to_origin=True),
+    "titans_linear_fresh_to_origin": presets.titans_linear(DIM, grad_at="previous")._replace(
+        retention=retention.decay(to_origin=True)
     ),
-    "dgd_home": presets.dgd(DIM, expansion=2, home=True),
+    "dgd_to_origin": presets.dgd(DIM, expansion=2, to_origin=True),
     "gated": variant(architecture.gated(DIM, 2)),
     "swiglu": variant(architecture.swiglu(DIM, 2)),
     "given": variant(given_network()),
     "titans_elastic": presets.titans(DIM)._replace(retention=retention.elastic_net(0.1)),
-    "fresh_lq": presets.titans_linear(DIM, gradient="previous")._replace(retention=retention.lq(4)),
+    "fresh_lq": presets.titans_linear(DIM, grad_at="previous")._replace(retention=retention.lq(4)),
     "ttt_logistic": presets.ttt_linear(DIM)._replace(retention=retention.logistic()),
     "memora_token": presets.memora(DIM, every="token"),
     "titans_linear_window": presets.titans_linear(DIM)._replace(learner=learner.momentum(window=CHUNK + 3)),
-    "muon": Rule(architecture.linear(DIM), bias.l2(), retention.decay(home=True), learner.muon(window=2)),
+    "muon": Rule(architecture.linear(DIM), bias.l2(), retention.decay(to_origin=True), learner.muon(window=2)),
     "muon_token": Rule(architecture.linear(DIM), bias.l2(), retention.decay(), learner.muon("token")),
     "lact_linear": Rule(architecture.linear(DIM), bias.dot(), retention.renormalised(), learner.large_chunk()),
     "features": variant(architecture.featured(architecture.gated(DIM, 2), features.exponential(DIM))),
-    "atlas_token": presets.atlas(DIM, expansion=2, per="token"),
+    "atlas_token": presets.atlas(DIM, expansion=2, every="token"),
 }
 RULES = {name: preset(DIM) for name, preset in PRESETS.items()} | VARIANTS
 
 
 def reads_keep(rule: Rule) -> bool:
     def F(keep: float) -> np.ndarray:
-        return np.asarray(rule.learner.transition(Gates(*map(jnp.asarray, (0.5, 0.5, keep))), jnp.asarray(1))[0])
+        return np.asarray(linearise(rule.learner, Gates(*(jnp.full(2, x) for x in (0.5, 0.5, keep))))[0])
 
     return not np.array_equal(F(0.2), F(0.7))
 
 
 # Rows that are one rule with another, told apart by their gates: their recurrences are tried, the laws once.
-SAME = ("retnet", "gla", "mamba2", "rwkv7")
+SAME = tuple(presets.ALIASES)
 # What the fast lane can pay for, since every member is a program of its own to compile: each kind of engine, learner,
 # link and window once. The slow lane has all rows.
 FAST = ("titans", "titans_linear", "linear_attention", "deltanet", "gated_deltanet", "ttt_linear", "memora", "swla")
-FAST += ("dgd_linear", "titans_home", "titans_linear_fresh", "titans_order2", "given")
+FAST += ("dgd_linear", "titans_to_origin", "titans_linear_fresh", "titans_order2", "given")
 FAST_CHANNELS = ("titans", "gated_deltanet")
 
 
@@ -107,7 +109,7 @@ CHANNELS = (
     *FAST_CHANNELS,
     "linear_attention",
     "deltanet",
-    "titans_home",
+    "titans_to_origin",
     "memora",
     "dgd_linear",
     "muon",
@@ -148,6 +150,7 @@ def equal_to_recurrent(
     gradients: bool | None = None,
     tolerance: float = 1e-9,
     chunk: int = CHUNK,
+    read_at: str = "after",
     **situation: Any,
 ) -> None:
     """1: values, state, info, and the gradients by q, k, v, every gate and the whole initial state."""
@@ -155,8 +158,8 @@ def equal_to_recurrent(
     gradients = member.gradients if gradients is None else gradients
     # In float32 too the truth is the recurrence in float64, on the same numbers.
     exact = jax.tree.map(lambda x: x.astype("float64") if x.dtype == "float32" else x, case)
-    got = jax.device_get(rowwise(member, implementation, chunk, gradients)(case))
-    want = jax.device_get(rowwise(member, "recurrent", chunk, gradients)(exact))
+    got = jax.device_get(rowwise(member, implementation, chunk, gradients, read_at)(case))
+    want = jax.device_get(rowwise(member, "recurrent", chunk, gradients, read_at)(exact))
     close(got[0], want[0], tolerance, "y")
     close(got[1], want[1], tolerance, "state")
     close(*(at_chunk_ends(x[2], case.state.step, chunk) for x in (got, want)), tolerance, "info")
@@ -225,7 +228,7 @@ def link_undoes_lift(member: Member, implementation: str) -> None:
         again = retention.link(begun.anchor), retention.link(retention.lift(weights)), begun.weights or weights
         return again, (weights,) * 3
 
-    close(*jax.jit(twice, compiler_options=QUICK)(situations(member).state.dual), 1e-12)
+    close(*jax.jit(twice, compiler_options=QUICK)(absolute(situations(member).state)), 1e-12)
 
 
 def in_range(member: Member, dual: Any) -> Any:
@@ -239,7 +242,11 @@ def nothing_written(member: Member, implementation: str) -> None:
     memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
     case = situations(member)
     rate, keep = np.zeros_like(case.gates.rate), np.ones_like(case.gates.keep)
-    state = jax.vmap(memory.init)(in_range(member, case.state.dual))
+    weights = in_range(member, absolute(case.state))
+    state = jax.vmap(memory.init)(weights)
+    if state.origin is not None and member.rule.retention.end is None:  # somewhere else than at the origin
+        half = jax.tree.map(lambda w: w / 2, weights)
+        state = state._replace(dual=half, origin=half)
     case = Case(state, *case[1:4], Gates(rate, case.gates.momentum, keep))
     y, after, _, _ = results(member, implementation, case)
     same(after.dual, state.dual)

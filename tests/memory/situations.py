@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from tests.compiling import QUICK
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, Window, miras
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Rule, State, miras
+from titans_jax.memory.types import Window
 
 DIM, CHUNK, TOKENS, ROWS = 4, 4, 14, 6
 
@@ -36,9 +37,9 @@ def serves(rule: Rule, implementation: str) -> bool:
 
 def with_writes(rule: Rule, x: np.ndarray) -> np.ndarray:
     """Keys, values or rates [..., T, .] as the rule takes them: where it writes m times a token, m different ones."""
-    if rule.learner.writes == 1:
+    if rule.learner.writes_per_token == 1:
         return x
-    return np.stack([np.roll(x, 3 * i, axis=1) for i in range(rule.learner.writes)], axis=2)
+    return np.stack([np.roll(x, 3 * i, axis=1) for i in range(rule.learner.writes_per_token)], axis=2)
 
 
 class Case(NamedTuple):
@@ -73,7 +74,7 @@ def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: 
     inside = (offset % chunk != 0)[:, None, None]
     anchor = jax.tree.map(lambda w, n: w + n * inside, dual, noise(0.1))
     traces = tuple(noise(0.2) for _ in range(member.rule.learner.traces))
-    home = noise(1.0) if member.rule.retention.home else None
+    origin = noise(1.0) if member.rule.retention.to_origin else None
     weights = noise(1.0) if member.rule.retention.carries_weights else None
     threshold = rng.uniform(1, 4, (ROWS, tokens)) if member.rule.bias.threshold else None
     window, weight = None, None
@@ -85,16 +86,20 @@ def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: 
     if member.rule.learner.inputs is not None:
         v[4] *= 5  # so that the clip binds also where the rate is not read
     k, v, rate = (with_writes(member.rule, x) for x in (k, v, rate))
-    state = State(dual, traces, anchor, None, home, weights, window)
+    if origin is not None:
+        dual = jax.tree.map(np.subtract, dual, origin)
+    state = State(dual, traces, anchor, None, origin, weights, window)
     case = Case(state, q, k, v, Gates(rate, momentum, keep, threshold, weight))
     case = jax.tree.map(lambda x: np.asarray(x, dtype), case)
     return case._replace(state=case.state._replace(step=np.asarray(offset, "int32")))
 
 
 @functools.cache
-def rowwise(member: Member, implementation: str, chunk: int, gradients: bool) -> Callable[[Case], Any]:
+def rowwise(
+    member: Member, implementation: str, chunk: int, gradients: bool, read_at: str = "after"
+) -> Callable[[Case], Any]:
     """`update` on all rows, compiled: case -> y, state, info, and the gradients of every float argument, or None."""
-    memory = miras(member.rule, chunk=chunk, implementation=implementation)
+    memory = miras(member.rule, chunk=chunk, implementation=implementation, read_at=read_at)
 
     def objective(floats: Case, step: Any) -> Any:
         out = memory.update(*floats._replace(state=floats.state._replace(step=step)))
@@ -121,6 +126,11 @@ def fixed_weights(x: Any, seed: int) -> np.ndarray:
 def single(member: Member, implementation: str, *, chunk: int = CHUNK) -> Callable[..., Any]:
     """`update` on one row, compiled anew for each length."""
     return jax.jit(miras(member.rule, chunk=chunk, implementation=implementation).update, compiler_options=QUICK)
+
+
+def absolute(state: State) -> Any:
+    """origin + dual: what the oracles call the weights."""
+    return state.dual if state.origin is None else jax.tree.map(np.add, state.origin, state.dual)
 
 
 def row(tree: Any, r: int) -> Any:

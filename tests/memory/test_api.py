@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from titans_jax.memory import Architecture, Gates, Span, learner, miras, presets
+from titans_jax.memory import Architecture, Gates, learner, miras, presets
 
 RULE = presets.titans(4)
 SHAPES = {"w1": (4, 16), "w2": (16, 4)}
@@ -43,9 +44,9 @@ def test_wrong_shapes(wrong, says) -> None:
         call(**wrong)
 
 
-def test_span_off_the_grid() -> None:
-    with pytest.raises(ValueError, match="span: 7 rows; .* a multiple of 3"):
-        call(q=(7, 4), k=(7, 4), v=(7, 4), rate=(7,), momentum=(7,), keep=(7,), span=Span(0, 7))
+def test_valid_off_the_grid() -> None:
+    with pytest.raises(ValueError, match="valid: shape \\(7,\\) for 7 rows; .* a multiple of the chunk 3"):
+        call(q=(7, 4), k=(7, 4), v=(7, 4), rate=(7,), momentum=(7,), keep=(7,), valid=np.ones(7, bool))
 
 
 @pytest.mark.parametrize("chunks", [2, 4])
@@ -53,10 +54,10 @@ def test_residual_of_another_number_of_chunks(chunks: int) -> None:
     """Six tokens touch three chunks of 3 at most, and on the grid two."""
     right, wrong = ({n: jnp.zeros((c, *s)) for n, s in SHAPES.items()} for c in (3, chunks))
     assert call(residual=right)[2].anchors["w1"].shape == (3, 4, 16)
-    with pytest.raises(ValueError, match=f"residual\\['w1'\\]: {chunks} chunks; 6 rows in chunks of 3 have 3"):
+    with pytest.raises(ValueError, match=f"residual\\['w1'\\]: {chunks} chunks; the call of 6 rows has 3"):
         call(residual=wrong)
-    with pytest.raises(ValueError, match="3 chunks; .* have 2"):
-        call(residual=right, span=Span(0, 6))
+    with pytest.raises(ValueError, match="3 chunks; .* has 2"):
+        call(residual=right, valid=np.ones(6, bool))
 
 
 def test_chunk_longer_than_the_offsets() -> None:
@@ -87,11 +88,11 @@ def test_wrong_choices(choice, says) -> None:
     [
         (presets.titans(4), "exact", "exact: .*one matrix with a squared loss"),
         (presets.linear_attention(4), "exact", "exact: .*squared loss"),
-        (presets.titans_linear(4), "exact", "exact: .*the chunk's anchor"),
+        (presets.titans_linear(4), "exact", "exact: .*the chunk start"),
         (presets.deltanet(4), "chunked", "chunked: .*previous"),
         (presets.gated_deltanet(4), "chunked", "chunked: .*decayed"),
-        (presets.atlas(4, per="token"), "chunked", "chunked: .*every token's own"),
-        (FRESH_WINDOW, "exact", "exact: .*again for a window"),
+        (presets.atlas(4, every="token"), "chunked", "chunked: an orthogonalised step at every token"),
+        (FRESH_WINDOW, "exact", "exact: .*every window with the token"),
     ],
 )
 def test_an_implementation_that_cannot_serve_says_why(rule, implementation: str, reason: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.laws import close
-from tests.memory import oracles_delta
 from tests.memory.situations import CHUNK, DIM
+from tests.oracles import delta
 from titans_jax.memory import Gates, miras, presets
 
 
@@ -44,7 +44,7 @@ def test_the_linear_case_is_gated_deltanet():
 
 
 def test_a_write_at_rate_one_erases_what_was_under_its_key():
-    """Only the anchor's error is written: after a second write of one key in a chunk, the first is gone."""
+    """Only the error at the chunk start is written: after a second write of one key in a chunk, the first is gone."""
     rule = presets.dgd_linear(DIM)
     memory, rng = miras(rule, chunk=4, clip=None), np.random.default_rng(1)
     k = np.tile(np.eye(DIM)[0], (2, 1))
@@ -65,12 +65,12 @@ def test_hand_gradient_is_a_slope():
     rng = np.random.default_rng(0)
     weights = {"w1": rng.normal(size=(DIM, 8)), "w2": rng.normal(size=(8, DIM))}
     x, target = rng.normal(size=(2, DIM))
-    got = oracles_delta.gradient(weights, x, target)
+    got = delta.gradient(weights, x, target)
     for name, w in weights.items():
         for i in np.ndindex(w.shape):
             ends = []
             for h in (1e-6, -1e-6):
                 other = weights | {name: w.copy()}
                 other[name][i] += h
-                ends.append(((oracles_delta.network(other, x) - target) ** 2).sum() / 2)
+                ends.append(((delta.network(other, x) - target) ** 2).sum() / 2)
             assert abs((ends[0] - ends[1]) / 2e-6 - got[name][i]) < 1e-7

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.memory.oracles import residual_mlp, residual_mlp_gradient
+from tests.oracles.recurrences import residual_mlp, residual_mlp_gradient
 from titans_jax.memory import PRESETS, Gates, functional, miras, presets
 
 D, T = 4, 6

@@ -48,8 +48,8 @@ def read(name: str, qkv: np.ndarray, quiet: np.ndarray, clip: float | None) -> t
     def one(stream: Any, quiet: Any, setting: Any) -> Any:
         momentum, rate = (jnp.full(quiet.shape, x) for x in setting)
         rate = jnp.where(quiet, 0, rate)
-        if rule.learner.writes > 1:
-            rate = jnp.repeat(rate[:, None], rule.learner.writes, 1)
+        if rule.learner.writes_per_token > 1:
+            rate = jnp.repeat(rate[:, None], rule.learner.writes_per_token, 1)
         return memory.update(state, *stream, Gates(rate, momentum, jnp.where(quiet, 1, 0.999)))
 
     run = jax.jit(jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None)), compiler_options=QUICK)
@@ -80,7 +80,7 @@ def test_hostile_streams_leave_the_memory_finite(name: str) -> None:
     y, state, _ = results(name)
     assert finite(state).all(), finite(state)
     assert finite(y[:3]).all(), "with the unit keys of the memory layer every answer is finite too"
-    if RULES[name].learner.gradient == "anchor":
+    if RULES[name].learner.grad_at == "chunk_start":
         assert finite(y[3:6]).all(), "fresh gradients at raw keys grow as (rate k k)^chunk, these do not"
 
 

@@ -25,7 +25,7 @@ MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
 
 
 def quick(law: Any, member: Member) -> bool:
-    """Whether it is in the fast lane; of laws that compile anew, for other lengths or spans, the presets alone."""
+    """Whether it is in the fast lane; of laws that compile anew, for other lengths, the presets alone."""
     return in_fast_lane(member) and (law not in (any_split, nothing_written) or (member.preset and not member.channel))
 
 
@@ -72,7 +72,7 @@ def test_float32_of_every_preset(member: Member, implementation: str) -> None:
     # the powers of a key and the terms of exp are 15 features for 4: float32 itself is 1.8e-5 and 1.24e-5 from float64;
     # in yaad the recurrence itself is 4.5e-5 from float64 by the initial state, for a reason that was not looked for
     steep = {"moneta": 3e-5, "yaad": 1e-4, "memora": 2e-4, "omeganet": 3e-5, "deep_transformer": 2e-5}
-    tolerance = 1e-4 if member.rule.learner.size is not None else steep.get(member.row, 1e-5)
+    tolerance = 1e-4 if member.rule.learner.orthogonalise is not None else steep.get(member.row, 1e-5)
     equal_to_recurrent(member, implementation, tolerance=tolerance, dtype="float32")
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.laws import close
-from tests.memory.oracles_learners import lact, newton_schulz
-from tests.memory.situations import CHUNK, DIM, Case, Member, row, situations, with_writes
+from tests.memory.situations import CHUNK, DIM, Case, Member, absolute, row, situations, with_writes
+from tests.oracles.learners import lact, newton_schulz
 from titans_jax.memory import Gates, Rule, architecture, bias, features, learner, miras, presets, retention
-from titans_jax.memory.muon import orthogonalise
+from titans_jax.memory.chunk_end import orthogonalise
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +58,8 @@ def test_momentum_0_keep_1_linear_is_deltanet() -> None:
     """Titans with fresh gradients of 1/2 ||M(k) - v||^2."""
     case = case_of(presets.deltanet(DIM))
     gates = case.gates._replace(momentum=np.zeros(14), keep=np.ones(14))
-    titans = presets.titans_linear(DIM, gradient="previous")._replace(bias=bias.l2(0.5))
-    with_trace = case.state._replace(learner=(jax.tree.map(np.zeros_like, case.state.dual),))
+    titans = presets.titans_linear(DIM, grad_at="previous")._replace(bias=bias.l2(0.5))
+    with_trace = case.state._replace(traces=(jax.tree.map(np.zeros_like, case.state.dual),))
     got = run(titans, case._replace(state=with_trace, gates=gates))
     want = run(presets.deltanet(DIM), case._replace(gates=gates))
     close((got[0], got[1].dual), (want[0], want[1].dual), 1e-12)
@@ -110,7 +110,7 @@ def test_training_does_not_move_what_mesa_sums_its_keys_from() -> None:
 
 def test_muon_once_a_chunk_of_one_token_writes_what_it_writes_per_token() -> None:
     """The state is the same; a token's own read sees its write only where the step is per token."""
-    rules = [presets.titans_linear(DIM)._replace(learner=learner.muon(per)) for per in ("chunk", "token")]
+    rules = [presets.titans_linear(DIM)._replace(learner=learner.muon(every)) for every in ("chunk", "token")]
     case = case_of(rules[0], tokens=6)
     (y, chunk, _), (y1, token, _) = (run(rule, case, chunk=1) for rule in rules)
     close(chunk, token, 1e-12)
@@ -126,13 +126,14 @@ def test_orthogonalise_is_a_polynomial_of_the_singular_values(shape: tuple[int, 
 
 def test_lact_keeps_every_units_norm_and_is_the_paper_without_a_clip() -> None:
     case = case_of(presets.lact(DIM), r=0)
-    state = miras(presets.lact(DIM), chunk=CHUNK).init(case.state.dual)
+    first = absolute(case.state)
+    state = miras(presets.lact(DIM), chunk=CHUNK).init(first)
     case = case._replace(state=state, gates=case.gates._replace(keep=np.ones(14)))
     y, after, _ = run(presets.lact(DIM), case, clip=None)
-    want, _ = lact(case.state.dual, *case[1:4], *case.gates[:3], CHUNK)
+    want, _ = lact(first, *case[1:4], *case.gates[:3], CHUNK)
     close(y, want, 1e-9)
-    for name, w in case.state.dual.items():
-        close(np.linalg.norm(after.dual[name], axis=0), np.linalg.norm(w, axis=0), 1e-9)
+    for name, w in first.items():
+        close(np.linalg.norm(absolute(after)[name], axis=0), np.linalg.norm(w, axis=0), 1e-9)
 
 
 def test_exponential_features_are_the_terms_of_exp() -> None:
@@ -171,7 +172,7 @@ def called(rule: Rule, kv: tuple[int, ...] = (6, 4), weight: tuple[int, ...] | N
     [
         (lambda: features.polynomial(64, 4), "degree: 4 of 64 variables; .* at most 16384"),
         (lambda: features.exponential(4, 0), "degree: 0"),
-        (lambda: learner.muon("layer"), "per: 'layer'; it must be token or chunk"),
+        (lambda: learner.muon("layer"), "every: 'layer'; it must be token or chunk"),
         (lambda: miras(presets.swla(4, window=0), chunk=4), "window: 0"),
         (lambda: called(presets.titans_linear(4), weight=(6,)), "gates.weight: .* must be None"),
         (lambda: called(presets.swla(4), weight=(5,)), r"gates.weight: shape \(5,\); it must be \[6\]"),

@@ -12,7 +12,7 @@ import pytest
 from tests.compiling import QUICK
 from tests.jaxprs import equations
 from tests.laws import close, same
-from titans_jax.memory import PRESETS, Gates, Memory, Span, miras
+from titans_jax.memory import PRESETS, Gates, Memory, miras
 from titans_jax.memory.matmul import rounded
 
 DIM, CHUNK, LENGTH = 8, 4, 12
@@ -54,7 +54,7 @@ def quick(run: Any) -> Any:
 
 
 def written(memory: Memory, weights: Any, *tokens: Any) -> Any:
-    return memory.update(memory.init(weights), *tokens, span=Span(0, LENGTH))
+    return memory.update(memory.init(weights), *tokens, valid=np.ones(LENGTH, bool))
 
 
 RULES = ("titans", "gated_deltanet", "dgd")  # by chunked, exact and delta
@@ -108,7 +108,7 @@ def test_gradients_of_gradients() -> None:
 
 
 def test_what_rounds_nothing_says_so() -> None:
-    with pytest.raises(NotImplementedError, match="recurrent is what the others are held to, and rounds no factor"):
+    with pytest.raises(NotImplementedError, match="recurrent is the reference and rounds no factor"):
         miras(PRESETS["titans"](DIM), chunk=CHUNK, implementation="recurrent", matmul_dtype="bfloat16")
     with pytest.raises(ValueError, match="matmul_dtype: 'float8'; known are float32, bfloat16"):
         miras(PRESETS["titans"](DIM), chunk=CHUNK, matmul_dtype="float8")

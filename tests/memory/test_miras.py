@@ -10,8 +10,8 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.laws import close
-from tests.memory import oracles_miras as by_hand
 from tests.memory.situations import CHUNK, DIM
+from tests.oracles import miras as by_hand
 from titans_jax.memory import Architecture, Bias, Gates, Retention, Rule, architecture, bias, learner, miras, presets
 from titans_jax.memory import retention as kept
 
@@ -174,9 +174,9 @@ def test_links_have_gradients_where_the_dual_is_zero(name: str) -> None:
         assert np.isfinite(slopes["w"]).all()
 
 
-@pytest.mark.parametrize("gradient", ["previous", "decayed"])
-def test_exact_serves_a_link_at_chunk_ends(gradient: str) -> None:
-    rule = matrix(bias.l2(0.5), kept.lq(4))._replace(learner=learner.momentum(1, gradient))
+@pytest.mark.parametrize("grad_at", ["previous", "decayed"])
+def test_exact_serves_a_link_at_chunk_ends(grad_at: str) -> None:
+    rule = matrix(bias.l2(0.5), kept.lq(4))._replace(learner=learner.momentum(1, grad_at))
     weights = {"w1": np.random.default_rng(1).normal(size=(DIM, DIM))}
     state = jax.device_get(miras(rule, chunk=CHUNK).init(weights))
     runs = [run(rule, state, stream(), chunk=CHUNK, implementation=i) for i in ("exact", "recurrent")]
@@ -201,7 +201,10 @@ def test_an_identity_carries_nothing() -> None:
         (lambda: kept.lq(3, map="literal"), "q: 3; the literal map"),
         (lambda: kept.lq(4, map="dual"), "map: 'dual'; known are mirror, literal"),
         (lambda: kept.logistic(every="step"), "every: 'step'; known are chunk, token"),
-        (lambda: miras(matrix(bias.l2(), kept.lq(4)._replace(home=True)), chunk=4), "home .* needs the identity"),
+        (
+            lambda: miras(matrix(bias.l2(), kept.lq(4)._replace(to_origin=True)), chunk=4),
+            "to_origin needs the identity",
+        ),
     ],
 )
 def test_wrong_choices(make: Any, says: str) -> None:

@@ -1,6 +1,9 @@
-"""Law 11: every preset is the published recurrence it says it is; see `oracles` for those, written out by hand."""
+"""Law 11: every preset is the published recurrence it says it is; see `tests.oracles` for those, written out by hand."""
 
+import ast
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,15 +11,16 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.laws import FAST, MEMBERS, RULES, close, in_fast_lane, in_range
-from tests.memory import oracles, oracles_delta, oracles_learners, oracles_miras
-from tests.memory.oracles_learners import DeepMemory, l2, monomials, omega
-from tests.memory.situations import CHUNK, Case, Member, row, rowwise, situations
+from tests.memory.situations import CHUNK, Case, Member, absolute, row, rowwise, situations
+from tests.oracles import delta, learners, recurrences
+from tests.oracles import miras as miras_recurrences
+from tests.oracles.learners import DeepMemory, l2, monomials, omega
 from titans_jax.memory import PRESETS, Gates, Rule, miras, presets
 
-DELTA = {"dgd_linear": oracles_delta.dgd_linear, "dgd": oracles_delta.dgd}
+DELTA = {"dgd_linear": delta.dgd_linear, "dgd": delta.dgd}
 BY_NAME = {member.name: member for member in MEMBERS}
-ALIAS = dict.fromkeys(("retnet", "gla", "mamba2"), oracles.linear_attention) | {"rwkv7": oracles.deltanet}
-ORACLES = oracles.ORACLES | oracles_miras.ORACLES | oracles_learners.ORACLES | DELTA | ALIAS
+ALIAS = dict.fromkeys(("retnet", "gla", "mamba2"), recurrences.linear_attention) | {"rwkv7": recurrences.deltanet}
+ORACLES = recurrences.ORACLES | miras_recurrences.ORACLES | learners.ORACLES | DELTA | ALIAS
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +32,14 @@ def _float64() -> Iterator[None]:
 def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
     """Rows that begin at token 0; `scale` is that of rates and forgetting: at a small one the clip never binds."""
     case = situations(member, tokens=tokens)
+    dual, retention = absolute(case.state), member.rule.retention
     state = case.state._replace(
-        learner=jax.tree.map(np.zeros_like, case.state.learner),
-        anchor=case.state.dual,
+        dual=jax.tree.map(np.zeros_like, dual) if retention.to_origin else dual,
+        traces=jax.tree.map(np.zeros_like, case.state.traces),
+        anchor=dual,
         step=np.zeros_like(case.state.step),
-        home=case.state.dual if member.rule.retention.home else None,
-        weights=in_range(member, case.state.dual) if member.rule.retention.carries_weights else None,
+        origin=dual if retention.to_origin else None,
+        weights=in_range(member, dual) if retention.carries_weights else None,
         window=jax.tree.map(np.zeros_like, case.state.window),
     )
     gates = case.gates._replace(rate=scale * case.gates.rate, keep=1 - scale * (1 - case.gates.keep))
@@ -41,7 +47,7 @@ def fresh(member: Member, scale: float, tokens: int = 14) -> Case:
 
 
 def by_hand(oracle, case: Case, r: int, chunk: int, clip: float | None, **choices):
-    weights, q, k, v, gates = row((case.state.dual, *case[1:]), r)
+    weights, q, k, v, gates = row((absolute(case.state), *case[1:]), r)
     given = {name: x for name, x in gates._asdict().items() if name in ("threshold", "weight") and x is not None}
     return oracle(weights, q, k, v, *gates[:3], chunk, clip, **given, **choices)
 
@@ -50,11 +56,26 @@ def agrees(member: Member, oracle, implementation: str, case: Case, chunk: int =
     y, state, *_ = jax.device_get(rowwise(member, implementation, chunk, member.gradients and chunk == CHUNK)(case))
     for r in range(len(y)):
         want, weights = by_hand(oracle, case, r, chunk, 1.0, **choices)
-        close((y[r], row(state.dual, r)), (want, weights), 1e-9, f"row {r}: ")
+        close((y[r], row(absolute(state), r)), (want, weights), 1e-9, f"row {r}: ")
 
 
 def test_every_preset_has_an_oracle() -> None:
     assert set(ORACLES) == set(PRESETS)
+
+
+ORACLE_FILES = sorted((Path(__file__).resolve().parents[1] / "oracles").rglob("*.py"))
+
+
+def test_oracles_import_nothing_of_the_library() -> None:
+    """They judge it: only numpy, the standard library and each other."""
+    assert {path.stem for path in ORACLE_FILES} >= {"recurrences", "delta", "learners", "miras"}
+    for path in ORACLE_FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in modules:
+                inside = module == "numpy" or module in sys.stdlib_module_names or module.startswith("tests.oracles.")
+                assert inside and not getattr(node, "level", 0), f"{path.name} imports {module}"
 
 
 def param(member: Member, *more):
@@ -76,7 +97,7 @@ def test_preset_is_its_recurrence(member: Member, implementation: str) -> None:
     for r in (0, 2, 4, 5):
         want, weights = by_hand(oracle, case, r, CHUNK, None)
         close(by_hand(oracle, case, r, CHUNK, 1.0), (want, weights), 1e-13, "the clip was meant not to bind: ")
-        close((y[r], row(state.dual, r)), (want, weights), 1e-9, f"row {r}: ")
+        close((y[r], row(absolute(state), r)), (want, weights), 1e-9, f"row {r}: ")
 
 
 @pytest.mark.parametrize("member, implementation", SERVED)
@@ -94,14 +115,14 @@ def test_chunk_of_one_takes_every_gradient_at_the_last_token(member: Member) -> 
 
 ATLAS_TOKEN = omega(DeepMemory(monomials, l2), 4, muon="token")
 VARIANTS = {
-    "titans_depth1": (oracles.titans, {}),
-    "titans_depth3": (oracles.titans, {}),
-    "titans_order2": (oracles.titans, {"order": 2}),
-    "titans_linear_fresh": (oracles.titans_linear_fresh, {}),
-    "titans_home": (oracles.titans, {"home": True}),
-    "titans_home-channel": (oracles.titans, {"home": True}),
+    "titans_depth1": (recurrences.titans, {}),
+    "titans_depth3": (recurrences.titans, {}),
+    "titans_order2": (recurrences.titans, {"order": 2}),
+    "titans_linear_fresh": (recurrences.titans_linear_fresh, {}),
+    "titans_to_origin": (recurrences.titans, {"to_origin": True}),
+    "titans_to_origin-channel": (recurrences.titans, {"to_origin": True}),
     "atlas_token": (ATLAS_TOKEN, {}),
-    "dgd_home": (oracles_delta.dgd, {"home": True}),
+    "dgd_to_origin": (delta.dgd, {"to_origin": True}),
 }
 
 
@@ -116,7 +137,7 @@ OFFSETS = (0.1, -0.2, 0.05, -0.4)  # the last makes max(0, .) bind
 
 def test_ttt_offsets_scale_each_place_of_the_mini_batch() -> None:
     member = Member("offsets", presets.ttt_linear(4, offsets=OFFSETS))
-    agrees(member, oracles.ttt_linear, "chunked", fresh(member, 1.0), offsets=OFFSETS)
+    agrees(member, recurrences.ttt_linear, "chunked", fresh(member, 1.0), offsets=OFFSETS)
 
 
 def test_linear_attention_is_a_running_sum() -> None:
@@ -146,14 +167,14 @@ def _gradient_check(weights, scale: float) -> float:
     """How far the hand-derived gradient is from central differences."""
     rng = np.random.default_rng(0)
     x, target = rng.normal(size=(2, 4))
-    got, worst = oracles.residual_mlp_gradient(weights, x, target, scale), 0.0
+    got, worst = recurrences.residual_mlp_gradient(weights, x, target, scale), 0.0
     for name, w in weights.items():
         for i in np.ndindex(w.shape):
             ends = []
             for h in (1e-6, -1e-6):
                 other = weights | {name: w.copy()}
                 other[name][i] += h
-                ends.append(scale * ((oracles.residual_mlp(other, x) - target) ** 2).sum())
+                ends.append(scale * ((recurrences.residual_mlp(other, x) - target) ** 2).sum())
             worst = max(worst, abs((ends[0] - ends[1]) / 2e-6 - got[name][i]))
     return worst
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.laws import close, same
-from tests.memory import oracles_delta
-from titans_jax.memory import Restart, presets
+from tests.oracles import delta
+from titans_jax.memory import Reset, presets
 from titans_jax.memory.self_modifying import Readout, self_modifying
 
 DIM, CHUNK, TOKENS = 4, 4, 14
@@ -43,22 +43,20 @@ def test_it_is_its_recurrence(clip):
     init, update = memories(clip=clip)
     y, state, _ = update(init(weights), q, x, momentum, readout)
     each = [{name: w[i] for name, w in weights.items()} for i in range(5)]
-    want, last = oracles_delta.self_modifying(each, q, x, *readout, 0.2, CHUNK, clip)
+    want, last = delta.self_modifying(each, q, x, *readout, 0.2, CHUNK, clip)
     close(y, want, 1e-10)
     for i in range(5):
         close({name: w[i] for name, w in state.dual.items()}, last[i], 1e-10, f"memory {i}")
-    assert np.abs(want - oracles_delta.self_modifying(each, q, x, *readout, 0.2, CHUNK, None)[0]).max() > 1e-3 or (
-        clip == 1.0
-    )
+    assert np.abs(want - delta.self_modifying(each, q, x, *readout, 0.2, CHUNK, None)[0]).max() > 1e-3 or (clip == 1.0)
 
 
-def test_memories_that_are_held_stay_as_they_began():
+def test_frozen_memories_keep_their_initial_weights():
     weights, (q, x, momentum, readout) = case()
-    init, update = memories(held=True)
+    init, update = memories(frozen=True)
     begun = init(weights)
     y, state, _ = update(begun, q, x, momentum, readout)
     each = [{name: w[i] for name, w in weights.items()} for i in range(5)]
-    want, last = oracles_delta.self_modifying(each, q, x, *readout, 0.2, CHUNK, 1.0, learns=[4])
+    want, last = delta.self_modifying(each, q, x, *readout, 0.2, CHUNK, 1.0, learns=[4])
     close(y, want, 1e-10)
     close({name: w[4] for name, w in state.dual.items()}, last[4], 1e-10)
     same(*({name: w[:4] for name, w in of.dual.items()} for of in (state, begun)))
@@ -91,11 +89,11 @@ def test_no_token_changes_what_came_before_it_and_its_input_changes_what_comes_a
 
 
 @pytest.mark.slow
-def test_a_restart_at_a_chunk_begins_anew():
+def test_a_reset_at_a_chunk_start_is_a_new_stream():
     weights, (q, x, momentum, readout) = case()
     init, update = memories()
     mask = np.isin(np.arange(TOKENS), [6, 8])  # 6 is no chunk's start
-    y, _, _ = update(init(weights), q, x, momentum, readout, Restart(mask, init(weights)))
+    y, _, _ = update(init(weights), q, x, momentum, readout, Reset(mask, init(weights)))
     parts = [update(init(weights), q[r], x[r], momentum[r], readout)[0] for r in (slice(0, 8), slice(8, TOKENS))]
     close(y, np.concatenate(parts), 1e-10)
 

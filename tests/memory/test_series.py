@@ -8,8 +8,6 @@ import pytest
 from titans_jax.data import SCENARIOS, generate_repeating_with_anomalies
 from titans_jax.memory import PRESETS, presets, series_memory, series_rule
 
-ALIKE = {"retnet", "gla", "mamba2", "rwkv7"}  # but for their gates, of which these tests have one kind
-
 
 @pytest.fixture(scope="module")
 def memory():
@@ -102,7 +100,7 @@ def test_the_anomalies_of_scenario_1_stand_out_from_all_other_steps():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ALIKE])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in presets.ALIASES])
 def test_any_rule_reads_a_series(name):
     memory = series_memory(PRESETS[name](8), input_dim=2)
     series = jnp.stack([jnp.sin(jnp.arange(40.0)), jnp.cos(jnp.arange(40.0))], axis=1)

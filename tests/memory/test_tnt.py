@@ -10,9 +10,10 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.laws import close, same
-from tests.memory import oracles
-from titans_jax.memory import Gates, Restart, Span, miras, presets
-from titans_jax.memory.tnt import first_weights, tnt
+from tests.memory.situations import absolute
+from tests.oracles import recurrences
+from titans_jax.memory import Gates, Reset, miras, presets
+from titans_jax.memory.tnt import TNTState, tnt, tnt_weights
 
 DIM, CHUNK, SHARD, LOCAL, TOKENS = 4, 8, 4, (2, 4), 15
 RULE = presets.titans(DIM, expansion=2)
@@ -25,15 +26,15 @@ def _float64() -> Iterator[None]:
 
 
 @functools.cache
-def memory(local: tuple[int, ...] = LOCAL) -> Any:
-    made = tnt(RULE, chunk=CHUNK, local_chunks=local, shard=SHARD)
+def memory(local: tuple[int, ...] = LOCAL, to_origin: bool = False) -> Any:
+    made = tnt(presets.titans(DIM, expansion=2, to_origin=to_origin), chunk=CHUNK, local_chunks=local, shard=SHARD)
     return made._replace(update=jax.jit(made.update, compiler_options=QUICK))
 
 
 @functools.cache
-def start(local: tuple[int, ...] = LOCAL) -> Any:
-    weights = jax.tree.map(np.asarray, first_weights(RULE, jax.random.key(0), len(local)))
-    return jax.device_get(memory(local).init(jax.tree.map(lambda w: w.astype(np.float64), weights)))
+def start(local: tuple[int, ...] = LOCAL, to_origin: bool = False) -> TNTState:
+    weights = jax.tree.map(np.asarray, tnt_weights(RULE, jax.random.key(0), len(local)))
+    return jax.device_get(memory(local, to_origin).init(jax.tree.map(lambda w: w.astype(np.float64), weights)))
 
 
 def sequence(tokens: int = TOKENS, seed: int = 0) -> tuple[Any, ...]:
@@ -48,38 +49,47 @@ def part(tree: Any, rows: slice) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
 
 
-def under(weights: Any, prefix: str) -> Any:
-    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+def by_hand(
+    state: TNTState, tokens: Any, local: tuple[int, ...] = LOCAL, to_origin: bool = False
+) -> tuple[np.ndarray, Any]:
+    """The global memory at its anchors, and the local ones shard by shard, all by `recurrences.titans`.
 
-
-def by_hand(state: Any, tokens: Any, local: tuple[int, ...] = LOCAL) -> tuple[np.ndarray, Any]:
-    """The global memory at its anchors, and the local ones shard by shard, all by `oracles.titans`."""
+    Returns y, and the last weights of the local memories and Pi.
+    """
     q, k, v, gates = tokens
-    y, last = np.zeros_like(q), {}
-    whole = under(state.dual, "global_")
+    y, last, pi = np.zeros_like(q), {}, None
+    titans = functools.partial(recurrences.titans, to_origin=to_origin)
+    whole = absolute(state.whole)
     for at in range(0, len(q), CHUNK):
         before = (q[:at], k[:at], v[:at], *part(gates, slice(at))[:3])
-        anchor = oracles.titans(whole, *before, CHUNK, 1.0)[1] if at else whole
-        y[at : at + CHUNK] += [oracles.residual_mlp(anchor, x) for x in q[at : at + CHUNK]]
+        anchor = titans(whole, *before, CHUNK, 1.0)[1] if at else whole
+        y[at : at + CHUNK] += [recurrences.residual_mlp(anchor, x) for x in q[at : at + CHUNK]]
     for at in range(0, len(q), SHARD):
         q1, k1, v1, gates1 = part(tokens, slice(at, at + SHARD))
         seen = np.tril(q1 @ k1.T) @ k1
-        last["pi"] = k1.T @ k1
+        pi = k1.T @ k1
         for i, chunk in enumerate(local):
-            weights = under(state.dual, f"local_{i}_")
-            y1, weights = oracles.titans(weights, seen, k1, v1, *gates1[:3], chunk, 1.0)
+            y1, last[i] = titans(absolute(state.local[i]), seen, k1, v1, *gates1[:3], chunk, 1.0)
             y[at : at + SHARD] += y1
-            last |= {f"local_{i}_{name}": w for name, w in weights.items()}
-    return y, last
+    return y, (tuple(last.values()), pi)
 
 
-@pytest.mark.parametrize("local", [LOCAL, pytest.param((1,), marks=pytest.mark.slow)], ids=["two", "stage 2"])
-def test_it_is_its_memories_one_by_one(local):
+def near(state: TNTState) -> Any:
+    """What `by_hand` has of the last state."""
+    return tuple(absolute(s) for s in state.local), state.pi
+
+
+HOW = [(LOCAL, False), pytest.param((1,), False, marks=pytest.mark.slow), ((2,), True)]
+
+
+@pytest.mark.parametrize("local, to_origin", HOW, ids=["two", "stage 2", "to_origin"])
+def test_it_is_its_memories_one_by_one(local, to_origin):
     """Stage 2 is the same weights with a smaller local chunk."""
-    y, state, info = memory(local).update(start(local), *sequence())
-    want, last = by_hand(start(local), sequence(), local)
+    first = start(local, to_origin)
+    y, state, info = memory(local, to_origin).update(first, *sequence())
+    want, last = by_hand(first, sequence(), local, to_origin)
     close(y, want, 1e-9)
-    close({name: state.dual[name] for name in last}, last, 1e-9)
+    close(near(state), last, 1e-9)
     assert int(state.step) == TOKENS and info.surprise.shape == (TOKENS,)
 
 
@@ -89,9 +99,8 @@ def test_the_local_path_ignores_the_earlier_shard():
     y, state, _ = memory().update(start(), *tokens)
     y1, state1, _ = memory().update(start(), *mixed)
     same(y1[SHARD:], y[SHARD:])  # the global memory is still at its first anchor
-    near = lambda state: {name: w for name, w in state.dual.items() if not name.startswith("global_")}
     same(near(state1), near(state))
-    assert all((state1.dual[n] != state.dual[n]).any() for n in state.dual if n.startswith("global_"))
+    assert all((state1.whole.dual[n] != w).any() for n, w in state.whole.dual.items())
 
 
 @pytest.mark.slow
@@ -101,30 +110,28 @@ def test_the_projection_is_linear_attention_of_keys_to_keys():
     ones = Gates(*np.ones((3, SHARD)))
     sums = miras(presets.linear_attention(DIM), chunk=3, clip=None)
     seen, _, _ = sums.update(sums.init({"w": np.zeros((DIM, DIM))}), q, k, k, ones)
-    alone, y = miras(RULE, chunk=2), 0.0
-    for prefix in ("local_0_",):
-        weights = under(start((2,)).dual, prefix)
-        y += alone.update(alone.init(weights), seen, k, v, gates)[0]
-    whole = miras(RULE, chunk=CHUNK)
-    y += whole.read(whole.init(under(start((2,)).dual, "global_")), q)
+    alone, whole = miras(RULE, chunk=2), miras(RULE, chunk=CHUNK)
+    y, _, _ = alone.update(alone.init(start((2,)).local[0].dual), seen, k, v, gates)
+    y += whole.read(whole.init(start((2,)).whole.dual), q)
     close(memory((2,)).update(start((2,)), q, k, v, gates)[0], y, 1e-10)
 
 
 @pytest.mark.slow
-def test_any_split():
-    tokens = sequence()
-    whole = jax.device_get(memory().update(start(), *tokens)[:2])
+@pytest.mark.parametrize("to_origin", [False, True], ids=["to zero", "to_origin"])
+def test_any_split(to_origin):
+    tokens, first, how = sequence(), start(LOCAL, to_origin), memory(LOCAL, to_origin)
+    whole = jax.device_get(how.update(first, *tokens)[:2])
     for lengths in ([1] * TOKENS, [5, 5, 5], [1, 1, 1, 5, 1, 5, 1]):
-        state, ys, at = start(), [], 0
+        state, ys, at = first, [], 0
         for n in lengths:
-            y, state, _ = memory().update(state, *part(tokens, slice(at, at + n)))
+            y, state, _ = how.update(state, *part(tokens, slice(at, at + n)))
             ys.append(y)
             at += n
         close((np.concatenate(ys), state), whole, 1e-10, f"{lengths}: ")
     q = tokens[0][:1]
-    read = memory().read(state, q)
+    read = how.read(state, q)
     frozen = Gates(np.zeros(1), np.zeros(1), np.ones(1))
-    y, _, _ = memory().update(state, q, np.zeros((1, DIM)), q, frozen)  # a key of zeros writes nothing
+    y, _, _ = how.update(state, q, np.zeros((1, DIM)), q, frozen)  # a key of zeros writes nothing
     assert at % SHARD, "inside a shard"
     close(y, read, 1e-6)
 
@@ -134,15 +141,18 @@ def test_rows_that_are_no_tokens_are_passed_over():
     tokens = sequence(5)
     y, state, _ = memory().update(start(), *tokens)
     laid = jax.tree.map(lambda x: np.concatenate([x, np.ones((3, *x.shape[1:]))]), tokens)
-    y1, state1, _ = memory().update(start(), *laid, span=Span(0, 5))
+    y1, state1, _ = memory().update(start(), *laid, valid=np.arange(8) < 5)
+    close((y1[:5], state1), (y, state), 1e-10)
+    known = tnt(RULE, chunk=CHUNK, local_chunks=LOCAL, shard=SHARD)
+    y1, state1, _ = jax.jit(functools.partial(known.update, valid=np.arange(8) < 5))(start(), *laid)
     close((y1[:5], state1), (y, state), 1e-10)
 
 
 @pytest.mark.slow
-def test_a_restart_begins_anew():
+def test_a_reset_is_a_new_stream():
     tokens = sequence()
     mask = np.arange(TOKENS) == CHUNK
-    y, _, _ = memory().update(start(), *tokens, reset=Restart(mask, start()))
+    y, _, _ = memory().update(start(), *tokens, reset=Reset(mask, start()))
     alone, _, _ = memory().update(start(), *part(tokens, slice(CHUNK, TOKENS)))
     close(y[CHUNK:], alone, 1e-10)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from titans_jax.memory import PRESETS, Architecture, Gates, Rule, architecture, miras, presets, unit_rate
-from titans_jax.memory.base import dense
+from titans_jax.memory.types import dense
 
 NETWORKS: dict[str, Callable[[int], Architecture]] = {
     "linear": architecture.linear,
@@ -46,7 +46,7 @@ def same_token_again(rule: Rule, rate: float, chunks: int, momentum: float = 0.0
     k, v = jax.random.normal(jax.random.key(1), (2, 1, 16)).repeat(tokens, 1)
     k /= jnp.linalg.norm(k[0])
     q, rates = k, jnp.full(tokens, rate)
-    if (m := rule.learner.writes) > 1:
+    if (m := rule.learner.writes_per_token) > 1:
         k, v, rates = (jnp.repeat(x[:, None], m, 1) for x in (k, v, rates))
     gates = Gates(rates, jnp.full(tokens, momentum), jnp.ones(tokens))
     memory = miras(rule, chunk=chunk, clip=None)
@@ -65,9 +65,9 @@ def test_a_matrix_learns_a_chunk_of_one_token_in_one_go(momentum: float) -> None
         assert second < 1e-2 * first
 
 
-# but not what first erases: where the anchor erases what was there, it does so twice, and comes half the way
+# "delta_decay" is left out: it subtracts what was there twice, and comes half the way
 RULES = {name: PRESETS[name](16) for name in PRESETS}
-CORRECTING = [name for name, rule in RULES.items() if rule.bias.curvature and rule.learner.gradient != "erasing"]
+CORRECTING = [name for name, rule in RULES.items() if rule.bias.curvature and rule.learner.grad_at != "delta_decay"]
 FEW = ("titans", "moneta", "deltanet")  # each compiles its own
 
 

@@ -1,10 +1,10 @@
-"""More published recurrences by hand, as in `oracles`: windows, several writes, least squares, Muon, LaCT."""
+"""More published recurrences by hand, as in `recurrences`: windows, several writes, least squares, Muon, LaCT."""
 
 import math
 
 import numpy as np
 
-from tests.memory.oracles import decay, end_chunk, gelu, gelu_slope, layer_norm, layer_norm_back, matrix_memory
+from tests.oracles.recurrences import decay, end_chunk, gelu, gelu_slope, layer_norm, layer_norm_back, matrix_memory
 
 
 @matrix_memory

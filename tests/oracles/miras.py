@@ -1,4 +1,4 @@
-"""MIRAS' recurrences (arXiv 2504.13173) by hand in float64 numpy, as `oracles`: the biases' gradients, the links.
+"""MIRAS' recurrences (arXiv 2504.13173) by hand in float64 numpy, as in `recurrences`: biases and links.
 
 Equation numbers are the paper's. A bias here is its gradient by the prediction, (r, threshold) -> [D], r = M(k) - v.
 Every oracle starts at the dual A_0 and returns y and the last dual.
@@ -6,7 +6,7 @@ Every oracle starts at the dual A_0 and returns y and the last dual.
 
 import numpy as np
 
-from tests.memory.oracles import decay, end_chunk, residual_mlp, residual_mlp_back
+from tests.oracles.recurrences import decay, end_chunk, residual_mlp, residual_mlp_back
 
 A = 10.0  # of the smooth sign
 

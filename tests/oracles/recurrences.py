@@ -96,12 +96,12 @@ def end_chunk(weights, base, traces, clip):
     return {name: base[name] + moved[name] for name in weights}, [cut(trace, clip) for trace in traces]
 
 
-def titans(weights, q, k, v, rate, momentum, keep, chunk, clip=None, order=1, home=False):
+def titans(weights, q, k, v, rate, momentum, keep, chunk, clip=None, order=1, to_origin=False):
     """Eq 13-15, gradients at the chunk's start: S = momentum S - rate g, W = keep W + S; of order 2, S drives S2.
 
-    With a home, it is W - W_0 that decays.
+    to_origin: W - W_0 decays.
     """
-    start = weights if home else {name: np.zeros_like(w) for name, w in weights.items()}
+    start = weights if to_origin else {name: np.zeros_like(w) for name, w in weights.items()}
     traces = [{name: np.zeros_like(w) for name, w in weights.items()} for _ in range(order)]
     base, ys = weights, []
     for t in range(len(k)):

@@ -1,8 +1,8 @@
-"""Delta gradient descent written out by hand in float64 numpy, as in `oracles`: the matrix, and x + gelu(x W1) W2."""
+"""Delta gradient descent by hand in float64 numpy, as in `recurrences`: the matrix, and x + gelu(x W1) W2."""
 
 import numpy as np
 
-from tests.memory.oracles import end_chunk, gelu, gelu_slope
+from tests.oracles.recurrences import end_chunk, gelu, gelu_slope
 
 
 def diagonal(keep, size):
@@ -37,9 +37,9 @@ def gradient(weights, x, target):
     }
 
 
-def dgd(weights, q, k, v, rate, momentum, keep, chunk, clip=None, home=False):
-    """The matrix decay on w1 alone. With a home, keep takes W - W_0 and the erasing W itself."""
-    start = weights if home else {name: np.zeros_like(w) for name, w in weights.items()}
+def dgd(weights, q, k, v, rate, momentum, keep, chunk, clip=None, to_origin=False):
+    """The matrix decay on w1 alone. to_origin: keep takes W - W_0 and the erasing W itself."""
+    start = weights if to_origin else {name: np.zeros_like(w) for name, w in weights.items()}
     anchor, ys = weights, []
     for t in range(len(k)):
         g, D = gradient(anchor, k[t], v[t]), len(k[t])
