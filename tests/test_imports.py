@@ -15,22 +15,22 @@ PACKAGE = ROOT / "titans_jax"
 
 # leaves import no other part
 LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "pages", "plots"}
-MIDDLE = {"nn", "config", "decode", "streaming", "inner_loop", "interop"}
+MIDDLE = {"nn", "config", "decode", "inner_loop", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
     **{leaf: set() for leaf in LEAVES},
     "nn": {"memory", "sharding"},
     "config": {"nn", "memory", "optim", "data"},
     "decode": {"nn", "memory"},
-    "streaming": {"nn"},
     "inner_loop": {"nn", "memory"},
     "interop": {"nn", "memory"},
+    "series": {"memory", "plots"},
     "evaluation": LEAVES | MIDDLE,
     "training": LEAVES | MIDDLE | {"evaluation"},
     "export": LEAVES | MIDDLE | {"training"},
     "needle": LEAVES | MIDDLE | {"training", "export"},
     "speed": LEAVES | MIDDLE | {"training"},
-    "cli": LEAVES | MIDDLE | {"evaluation", "training", "export", "needle", "speed"},
+    "cli": LEAVES | MIDDLE | {"evaluation", "series", "training", "export", "needle", "speed"},
     "__main__": {"cli", "pages"},
     "train.py": {"pages", "config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from titans_jax import metrics, streaming
+from titans_jax import metrics
 from titans_jax.checkpoint import CheckpointError
 from titans_jax.data import BYTES, load_documents, token_blocks
+from titans_jax.decode import streaming
+from titans_jax.decode.streaming import StreamState
 from titans_jax.evaluation import Following, curves, evaluate, load_state
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
-from titans_jax.streaming import StreamState
 from titans_jax.training import define
 
 pytestmark = pytest.mark.usefixtures("in_a_hurry")
@@ -36,7 +37,7 @@ def model() -> LM:
 
 
 def begin(folder, model, start: StreamState | None = None, **settings) -> Following:
-    start = streaming.begin(model, BYTES.separator) if start is None else start
+    start = streaming.init(model, BYTES.separator) if start is None else start
     return Following(folder, model, start, BYTES.byte_lengths, SETTINGS | settings)
 
 
@@ -99,7 +100,7 @@ def test_a_text_that_has_grown_is_read_on_where_it_ended(model, tmp_path):
 
 
 def test_a_saved_state_forks(model, whole, tmp_path):
-    like = streaming.begin(model, BYTES.separator)
+    like = streaming.init(model, BYTES.separator)
     ends = []
     for name, text in (("one", b"it was the whale"), ("two", b"a quite other text"), ("again", b"it was the whale")):
         ends.append(follow(begin(tmp_path / name, model, load_state(whole.folder, model, like)), text).total.nll)
@@ -112,17 +113,17 @@ def test_a_saved_state_forks(model, whole, tmp_path):
 def test_the_state_of_another_model_is_refused(model, whole, tmp_path):
     other = model_of(1)
     with pytest.raises(ValueError, match="holds the state of another model"):
-        load_state(whole.folder, other, streaming.begin(other, BYTES.separator))
+        load_state(whole.folder, other, streaming.init(other, BYTES.separator))
     with pytest.raises(ValueError, match="holds a stream with model"):
         begin(whole.folder, other)
     with pytest.raises(ValueError, match="holds a stream with segment 16, not 8"):
         begin(whole.folder, model, segment=8)
     with pytest.raises(CheckpointError, match="is no folder of a stream"):
-        load_state(tmp_path, model, streaming.begin(model, BYTES.separator))
+        load_state(tmp_path, model, streaming.init(model, BYTES.separator))
 
 
 def test_what_is_not_finite_is_counted_and_no_mean_is_given(model, tmp_path):
-    start = streaming.begin(model, BYTES.separator)
+    start = streaming.init(model, BYTES.separator)
     spoilt = start._replace(model=jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, start.model))
     following = begin(tmp_path, model)
     following.state = spoilt

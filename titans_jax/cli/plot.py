@@ -5,9 +5,8 @@ from pathlib import Path
 
 from titans_jax import metrics
 from titans_jax.cli.options import first_line
-from titans_jax.data import SCENARIOS
-from titans_jax.evaluation import run_scenario
-from titans_jax.memory import PRESETS, series_memory, series_rule
+from titans_jax.memory import PRESETS
+from titans_jax.series import SCENARIOS, run_scenario, series_memory, series_rule
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

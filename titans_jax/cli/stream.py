@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 
 import jax
 
-from titans_jax import config, data, metrics, plots, streaming, training
+from titans_jax import config, data, metrics, plots, training
 from titans_jax.cli.options import output, positive, which
 from titans_jax.config import Experiment
+from titans_jax.decode import streaming
 from titans_jax.evaluation import Following, curves, load_state
 from titans_jax.nn import LM
 from titans_jax.training.guards import stop_requested
@@ -82,7 +83,7 @@ def _open(options: argparse.Namespace, folder: Path) -> tuple[Following, dict[st
     """The model at the beginning of the text, or where it was saved, and what is said of it in result.json."""
     experiment, model, facts = _load(options)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
-    start = streaming.begin(model, tokenizer.separator)
+    start = streaming.init(model, tokenizer.separator)
     if options.source:
         start = load_state(options.source, model, start)
     if not options.resume:

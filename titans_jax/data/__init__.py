@@ -3,7 +3,6 @@
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
 from titans_jax.data.blocks import Place, token_blocks
 from titans_jax.data.corpus import load_documents, load_parts, provenance
-from titans_jax.data.series import SCENARIOS, Scenario, generate_frequency_shift, generate_repeating_with_anomalies
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
 from titans_jax.data.text import (
     DataConfig,
@@ -23,15 +22,11 @@ __all__ = [
     "DataConfig",
     "Needles",
     "Place",
-    "SCENARIOS",
-    "Scenario",
     "Split",
     "Tokenizer",
     "cache_folder",
     "check_ids",
     "copy",
-    "generate_frequency_shift",
-    "generate_repeating_with_anomalies",
     "held_out_batches",
     "held_out_stream",
     "load_documents",

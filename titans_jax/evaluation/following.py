@@ -19,11 +19,12 @@ import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
 
-from titans_jax import metrics, streaming
+from titans_jax import metrics
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.data import Place
+from titans_jax.decode import streaming
+from titans_jax.decode.streaming import Scores, StreamState
 from titans_jax.nn import LM
-from titans_jax.streaming import Scores, StreamState
 
 Block = tuple[NDArray[np.int32], Place]
 

@@ -19,7 +19,6 @@ from titans_jax.memory.base import (
 )
 from titans_jax.memory.presets import PRESETS
 from titans_jax.memory.scan import begin
-from titans_jax.memory.series import SeriesMemory, SeriesRecord, SeriesState, series_memory, series_rule
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -33,9 +32,6 @@ __all__ = [
     "Restart",
     "Retention",
     "Rule",
-    "SeriesMemory",
-    "SeriesRecord",
-    "SeriesState",
     "Span",
     "State",
     "Weights",
@@ -49,7 +45,5 @@ __all__ = [
     "miras",
     "presets",
     "retention",
-    "series_memory",
-    "series_rule",
     "unit_rate",
 ]

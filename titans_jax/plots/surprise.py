@@ -29,7 +29,7 @@ def surprise_dashboard(
     """Draws a series, its surprise, the momentum of surprise, what each step wrote, and the memory's size.
 
     series: [T], or [T, D] of which each channel is a line. record: arrays surprise and momentum [T], and weights, a
-    mapping of the memory's layers [T, in, out] after each step, such as `memory.SeriesRecord` with snapshots. mask:
+    mapping of the memory's layers [T, in, out] after each step, such as `series.SeriesRecord` with snapshots. mask:
     [T] bool, the steps to mark, each a `mark`. Panel 4 shows |W_t - W_{t-1}| of the first 12 weights of the first
     layer, panel 5 the sum of the layers' norms. Writes `path` and the JSON beside it; returns the figure. Raises
     ValueError if lengths do not fit or there are no weights, ImportError without matplotlib.
