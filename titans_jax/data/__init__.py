@@ -1,7 +1,7 @@
 """Text and made-up sequences as batches of numpy arrays; knows no model."""
 
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
-from titans_jax.data.blocks import Place, token_blocks
+from titans_jax.data.blocks import Position, token_blocks
 from titans_jax.data.corpus import load_documents, load_parts, provenance
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
 from titans_jax.data.text import (
@@ -21,7 +21,7 @@ __all__ = [
     "BYTES",
     "DataConfig",
     "Needles",
-    "Place",
+    "Position",
     "Split",
     "Tokenizer",
     "cache_folder",

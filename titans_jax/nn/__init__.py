@@ -1,7 +1,21 @@
 """The shell: blocks of one signature, and the language model, in flax.nnx as plain pytrees."""
 
 from titans_jax.nn.config import CMSConfig, MemoryConfig, ModelConfig
+from titans_jax.nn.introspect import Attended, Introspection, Remembered
 from titans_jax.nn.memory import Look, MemoryLayer, MemoryState
 from titans_jax.nn.model import BLOCKS, LM, LMState
 
-__all__ = ["BLOCKS", "CMSConfig", "LM", "LMState", "Look", "MemoryConfig", "MemoryLayer", "MemoryState", "ModelConfig"]
+__all__ = [
+    "BLOCKS",
+    "Attended",
+    "CMSConfig",
+    "Introspection",
+    "LM",
+    "LMState",
+    "Look",
+    "MemoryConfig",
+    "MemoryLayer",
+    "MemoryState",
+    "ModelConfig",
+    "Remembered",
+]

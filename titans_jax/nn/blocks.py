@@ -15,6 +15,7 @@ from titans_jax import sharding
 from titans_jax.memory import Span, Weights
 from titans_jax.nn.attention import Attention, Values
 from titans_jax.nn.config import ModelConfig
+from titans_jax.nn.introspect import Introspection, attended, remembered
 from titans_jax.nn.layers import RMSNorm, SwiGLU
 from titans_jax.nn.memory import Look, MemoryLayer
 
@@ -65,6 +66,19 @@ class Block(nnx.Module):
         x = stream.x + self.mlp(self.mlp_norm(stream.x))
         return stream._replace(x=x), state, look
 
+    @property
+    def view(self) -> int:
+        """How many tokens the attention sees, the newest included; 0 without attention."""
+        return 0
+
+    def memory_state(self, state: Any) -> Any:
+        """The `MemoryState` in the layer's state; None without a memory."""
+        return None
+
+    def introspect(self, stream: Stream, before: Any, after: Any, info: Look | None) -> Introspection:
+        """What the layer did with the one token of a call, from the call's stream, its two states and its info."""
+        return Introspection()
+
 
 class Transformer(Block):
     """x + Attn(norm(x))."""
@@ -82,6 +96,15 @@ class Transformer(Block):
         y, state, values = self.attention(self.norm(stream.x), state, stream.age, stream.values, aligned=stream.aligned)
         return stream._replace(x=stream.x + y, values=values), state, None
 
+    @property
+    def view(self) -> int:
+        """Of the attention."""
+        return self.attention.view
+
+    def introspect(self, stream: Stream, before: Any, after: Any, info: Look | None) -> Introspection:
+        """The attention."""
+        return Introspection(attended(self.attention, self.norm(stream.x), before, stream.age, stream.values))
+
 
 class LMM(Block):
     """x + M(norm(x)): the memory alone."""
@@ -98,6 +121,15 @@ class LMM(Block):
         """The memory alone."""
         y, state, look, learned = _remember(self.memory, self.norm(stream.x), stream, state)
         return stream._replace(x=stream.x + y, learned=learned), state, look
+
+    def memory_state(self, state: Any) -> Any:
+        """All of it."""
+        return state
+
+    def introspect(self, stream: Stream, before: Any, after: Any, info: Any) -> Introspection:
+        """The memory."""
+        old, new = self.memory_state(before), self.memory_state(after)
+        return Introspection(memory=remembered(self.memory, self.norm(stream.x), stream.age, old, new, info))
 
 
 class MAL(LMM):
@@ -120,6 +152,21 @@ class MAL(LMM):
             self.attention_norm(stream.x), cache, stream.age, stream.values, aligned=stream.aligned
         )
         return stream._replace(x=stream.x + y, values=values), (memory, cache), look
+
+    @property
+    def view(self) -> int:
+        """Of the attention."""
+        return self.attention.view
+
+    def memory_state(self, state: Any) -> Any:
+        """The first of the two."""
+        return state[0]
+
+    def introspect(self, stream: Stream, before: Any, after: Any, info: Any) -> Introspection:
+        """The memory, and attention over what it gave."""
+        x = self.attention_norm(LMM.mix(self, stream, before[0])[0].x)
+        attention = attended(self.attention, x, before[1], stream.age, stream.values)
+        return super().introspect(stream, before, after, info)._replace(attention=attention)
 
 
 class MAG(LMM):
@@ -145,6 +192,20 @@ class MAG(LMM):
         m, memory, look, learned = _remember(self.memory, x, stream, memory)
         y = stream.x + attended
         return stream._replace(x=y + self.combine(y, m), values=values, learned=learned), (memory, cache), look
+
+    @property
+    def view(self) -> int:
+        """Of the attention."""
+        return self.attention.view
+
+    def memory_state(self, state: Any) -> Any:
+        """The first of the two."""
+        return state[0]
+
+    def introspect(self, stream: Stream, before: Any, after: Any, info: Any) -> Introspection:
+        """The attention and the memory."""
+        attention = attended(self.attention, self.norm(stream.x), before[1], stream.age, stream.values)
+        return super().introspect(stream, before, after, info)._replace(attention=attention)
 
 
 class Gating(nnx.Module):

@@ -14,6 +14,7 @@ from titans_jax.memory.self_modifying import MEMORIES, Readout, SelfModifying, s
 from titans_jax.nn.blocks import Block, Stream, Transformer
 from titans_jax.nn.cms import CMS, CMSState
 from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.nn.introspect import Introspection, memory_change
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, by_head, l2_normalise, logit, merged, param
 from titans_jax.nn.memory import (
     FRESH,
@@ -140,6 +141,10 @@ class Nested(Block):
         stream, mixed, look = self.mix(stream, state.mixed)
         return stream._replace(x=self.cms(stream.x, state.kernels)), state._replace(mixed=mixed), look
 
+    def introspect(self, stream: Stream, before: CMSState, after: CMSState, info: Look | None) -> Introspection:
+        """The mixing; the levels' MLPs are not shown."""
+        return super().introspect(stream, before.mixed, after.mixed, info)
+
 
 class Hope(Nested):
     """HOPE: x + the self-modifying memory of norm(x), then the CMS."""
@@ -156,6 +161,14 @@ class Hope(Nested):
         """The memory alone."""
         y, state, look = self.memory(self.norm(stream.x), state, stream.age, stream.reset)
         return stream._replace(x=stream.x + y), state, look
+
+    def memory_state(self, state: CMSState) -> MemoryState:
+        """The five memories."""
+        return state.mixed
+
+    def introspect(self, stream: Stream, before: CMSState, after: CMSState, info: Any) -> Introspection:
+        """The memories, which make their own keys and values."""
+        return Introspection(memory=memory_change(before.mixed, after.mixed, info))
 
 
 class HopeAttention(Nested, Transformer):

@@ -24,6 +24,7 @@ from titans_jax.memory.scan import covers, grid, real_rows, select, where_any, w
 from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty, on_grid
 from titans_jax.nn.blocks import Block, Gating, Stream
 from titans_jax.nn.config import ModelConfig
+from titans_jax.nn.introspect import Attended, Introspection, by_distance, norms, read_weights, remembered
 from titans_jax.nn.layers import RMSNorm
 from titans_jax.nn.memory import Look, MemoryLayer, MemoryState, Retrieve
 
@@ -154,9 +155,8 @@ class MAC(Block):
         keys = _append(state.near.keys, read, own, at, span)
         values = _append(state.near.values, split(self.projections.value(h)), tokens.value, at, span)
         near = state.near._replace(keys=keys, values=values)
-        y = tokens.x + self.projections.out(self.attend(tokens.query, tokens.age, near, at))
-        given = self.memory_norm(y)
-        reads, memory, look, learned = self.memory.write(given, memory, tokens.age, span=span, residual=residual)
+        y, written = self._attended(tokens.x, self.attend(tokens.query, tokens.age, near, at))
+        reads, memory, look, learned = self.memory.write(written, memory, tokens.age, span=span, residual=residual)
         return MACState(memory, snapshot, near), (y, reads, look, learned)
 
     def attend(self, query: Array, age: Array, near: KV, at: Array) -> Array:
@@ -171,6 +171,35 @@ class MAC(Block):
         mask = jnp.concatenate([mask, mask], -1)
         q, k, v, mask = (x[:, None] for x in (query, by_token(near.keys), by_token(near.values), mask))
         return self.projections.attend(q, k, v, mask, row)[:, 0].reshape(B, T, H * D)
+
+    def _attended(self, x: Array, values: Array) -> tuple[Array, Array]:
+        """y of Eq 23, and what the memory is written with, of x and of what attention read [B, T, H D]."""
+        y = x + self.projections.out(values)
+        return y, self.memory_norm(y)
+
+    @property
+    def view(self) -> int:
+        """A segment."""
+        return self.config.segment
+
+    def memory_state(self, state: MACState) -> MemoryState:
+        """The memory."""
+        return state.memory
+
+    def introspect(self, stream: Stream, before: MACState, after: MACState, info: Any) -> Introspection:
+        """The attention over the segment, and the memory."""
+        at = before.memory.memory.step % self.view
+        q, k, _, _ = self.projections.qkv(self.norm(stream.x), stream.values)
+
+        def attend(values: Array) -> Array:
+            return self.attend(q, stream.age, after.near._replace(values=values), at).reshape(q.shape)
+
+        (weights,) = read_weights(attend, after.near.values)
+        distance = at - jnp.arange(self.view)
+        read, tokens = (by_distance(half, distance, self.view) for half in jnp.split(weights, 2, -1))
+        _, written = self._attended(stream.x, attend(after.near.values).reshape(*stream.x.shape[:2], -1))
+        memory = remembered(self.memory, written, stream.age, before.memory, after.memory, info)
+        return Introspection(Attended(tokens, read, norms(k[:, 0])), memory)
 
 
 def _append(slots: Array, read: Array, own: Array, at: Array, span: Span | None) -> Array:

@@ -11,13 +11,14 @@ from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
 from titans_jax.plots.speed import speed_bars, speed_lines
-from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
+from titans_jax.plots.state import ablation_bars, memory_state, norms, positions_curve
 from titans_jax.plots.stream import stream_picture
 from titans_jax.plots.style import available
 from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
 
 __all__ = [
+    "ablation_bars",
     "attention_maps",
     "available",
     "compare_contexts",
@@ -39,7 +40,6 @@ __all__ = [
     "needle_memory",
     "norms",
     "positions_curve",
-    "relevance_bars",
     "speed_bars",
     "speed_lines",
     "stream_picture",

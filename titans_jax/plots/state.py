@@ -88,8 +88,8 @@ def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figur
         return write(figure, path, {"median": medians})
 
 
-def relevance_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws what it costs to do without a layer's parts, as `evaluation.relevance` found it. Writes `path` and JSON.
+def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws what it costs to do without a layer's parts, as `evaluation.ablate` found it. Writes `path` and JSON.
 
     Costs below NOTHING are drawn as 0; the JSON has them as they are.
     """
