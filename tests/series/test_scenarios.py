@@ -137,3 +137,14 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["plot", "surprise", "--scenario", "5"])
     assert exit_.value.code == 2
+
+
+def test_the_picture_of_learning(tmp_path, capsys):
+    assert cli.main(["plot", "learning", "--output", str(tmp_path / "learns.png")]) == 0
+    assert "mean surprise of 20 values" in capsys.readouterr().out
+    assert (tmp_path / "learns.png").stat().st_size < 150_000  # it is shown in README
+    numbers = json.loads((tmp_path / "learns.json").read_text())
+    first, before, after, last = (
+        np.mean(numbers["surprise"][at : at + 20]) for at in (0, numbers["shift"] - 20, numbers["shift"], 260)
+    )
+    assert first > 5 * before and after > 3 * before and last < before / 5

@@ -14,7 +14,7 @@ from titans_jax.plots.speed import speed_bars, speed_lines
 from titans_jax.plots.state import ablation_bars, memory_state, norms, positions_curve
 from titans_jax.plots.stream import stream_picture
 from titans_jax.plots.style import available
-from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
+from titans_jax.plots.surprise import learning_picture, surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "head_comparison",
     "head_grid",
     "layer_analysis",
+    "learning_picture",
     "loss_curve",
     "memory_activity",
     "memory_picture",

@@ -2,7 +2,7 @@
 
 from titans_jax.series.generators import generate_frequency_shift, generate_repeating_with_anomalies
 from titans_jax.series.memory import SeriesMemory, SeriesRecord, SeriesState, series_memory, series_rule
-from titans_jax.series.scenarios import SCENARIOS, Scenario, draw_reading, run_scenario
+from titans_jax.series.scenarios import SCENARIOS, Scenario, draw_learning, draw_reading, run_scenario
 from titans_jax.series.surprise import THRESHOLD, anomaly_scores, percentile_of_others, precision_recall
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SeriesRecord",
     "SeriesState",
     "anomaly_scores",
+    "draw_learning",
     "draw_reading",
     "generate_frequency_shift",
     "generate_repeating_with_anomalies",

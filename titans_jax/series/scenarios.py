@@ -108,6 +108,17 @@ def draw_reading(
     return record
 
 
+def draw_learning(path: str | os.PathLike[str], seed: int = 42) -> SeriesRecord:
+    """Draw a memory that learns a wave, is surprised when the wave changes, and learns the new one.
+
+    path: the picture. seed: of the memory's first weights. Returns the record of the reading.
+    """
+    series, [shift] = generate_frequency_shift(280, 0.05, 0.2, 150)
+    record = _read(series_memory(series_rule()), series[:, None], momentum=0.9, forget_rate=0.001, seed=seed)
+    plots.learning_picture(series, record.prediction[:, 0], record.surprise, int(shift), path)
+    return record
+
+
 def run_scenario(
     name: str, folder: Path, *, memory: SeriesMemory | None = None, seed: int = 42
 ) -> dict[str, float | None]:
