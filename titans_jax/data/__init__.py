@@ -1,4 +1,4 @@
-"""Text and made-up sequences as batches of numpy arrays; knows no model."""
+"""Text and made-up sequences as batches of numpy arrays; independent of models."""
 
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
 from titans_jax.data.blocks import Position, token_blocks

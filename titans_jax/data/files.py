@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file that becomes `path` when the block ends well: others see the old one or the whole new one.
+    """Opens a file that replaces `path` when the block ends: readers see the old file or the whole new one.
 
-    The folder is made if need be. If the block raises, nothing is left.
+    The folder is created if needed. If the block raises, `path` stays unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

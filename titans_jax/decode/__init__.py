@@ -1,4 +1,4 @@
-"""Generation at constant cost a token and with a state of one size."""
+"""Generation and endless streams, at constant cost per token and with a state of one size."""
 
 from titans_jax.decode.generation import Stop, generate
 from titans_jax.decode.rows import first_state, prefill, stream

@@ -1,6 +1,7 @@
-"""Pictures, each with its numbers in a JSON file beside it.
+"""Pictures. Each function writes `path`, writes its numbers to a JSON file beside it, and returns the figure.
 
-Needs matplotlib, the optional extra `plot`. Only its object interface is used: no window, no global state.
+Needs matplotlib, the optional extra `plot`; without it every function raises ImportError. Only its object interface is
+used: no window, no global state.
 """
 
 from titans_jax.plots.activity import memory_activity, memory_updates

@@ -1,4 +1,4 @@
-"""Pictures of a memory that reads a series: the dashboard of one reading, and several readings side by side."""
+"""Pictures of a memory that reads a series: a dashboard, a memory that learns, and readings side by side."""
 
 import os
 from collections.abc import Mapping
@@ -28,11 +28,16 @@ def surprise_dashboard(
 ) -> "Figure":
     """Draws a series, its surprise, the momentum of surprise, what each step wrote, and the memory's size.
 
-    series: [T], or [T, D] of which each channel is a line. record: arrays surprise and momentum [T], and weights, a
-    mapping of the memory's layers [T, in, out] after each step, such as `series.SeriesRecord` with snapshots. mask:
-    [T] bool, the steps to mark, each a `mark`. Panel 4 shows |W_t - W_{t-1}| of the first 12 weights of the first
-    layer, panel 5 the sum of the layers' norms. Writes `path` and the JSON beside it; returns the figure. Raises
-    ValueError if lengths do not fit or there are no weights, ImportError without matplotlib.
+    Panel 4 has |W_t - W_{t-1}| of the first 12 weights of the first layer, panel 5 the sum of the layers' norms.
+
+    Args:
+      series: [T], or [T, D] with a line for each channel.
+      record: surprise and momentum [T], and weights, a mapping of the memory's layers [T, in, out] after each step,
+        such as `series.SeriesRecord` with snapshots.
+      mask: [T] bool, the steps to mark; mark is what they are.
+
+    Raises:
+      ValueError: lengths differ, or there are no weights.
     """
     values, surprise, momentum = (np.asarray(x, np.float32) for x in (series, record.surprise, record.momentum))
     T = len(values)
@@ -68,7 +73,6 @@ def learning_picture(
     """Draws a memory that learns a wave, is surprised when the wave changes, and learns the new one.
 
     series: [T]. prediction: [T], of each value, made before it was read. surprise: [T]. shift: the step of the change.
-    Writes `path` and the JSON beside it; returns the figure. Raises ImportError without matplotlib.
     """
     series, prediction, surprise = (np.asarray(x, np.float32) for x in (series, prediction, surprise))
     T, window = len(series), 10
@@ -105,10 +109,9 @@ def surprise_grid(
     title: str = "",
     ylabel: str = "",
 ) -> "Figure":
-    """Draws several readings [T] of one series, by their names, on one scale, two beside each other.
+    """Draws several readings [T] of one series on one scale, two in a row.
 
-    mask: [T] bool, the steps to mark. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
-    there is none or lengths do not fit, ImportError without matplotlib.
+    readings: by name. mask: [T] bool, the steps to mark. Raises ValueError without readings, or if lengths differ.
     """
     lines = {name: np.asarray(line, np.float32) for name, line in readings.items()}
     lengths = {len(line) for line in lines.values()}
