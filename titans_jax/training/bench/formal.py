@@ -47,7 +47,7 @@ def compare_formal(
     for name in names:
         if name not in FORMAL_MODELS:
             raise ValueError(f"no model named {name!r}; known are {', '.join(FORMAL_MODELS)}")
-    languages = [data.tasks.known_task(language) for language in languages]
+    languages = [data.tasks.check_task(language) for language in languages]
     length = base.data.sequence
     shown = {}
     with metrics.progress(base.train.steps * len(names) * len(languages) * seeds, "formal") as bar:
