@@ -45,9 +45,18 @@ import jax.numpy as jnp
 import numpy as np
 from IPython.display import Image
 
-from titans_jax.data import SCENARIOS, generate_frequency_shift, generate_repeating_with_anomalies
-from titans_jax.evaluation import FOUND, anomaly_scores, draw_reading, precision_recall, run_scenario
-from titans_jax.memory import series_memory, series_rule
+from titans_jax.series import (
+    SCENARIOS,
+    THRESHOLD,
+    anomaly_scores,
+    draw_reading,
+    generate_frequency_shift,
+    generate_repeating_with_anomalies,
+    precision_recall,
+    run_scenario,
+    series_memory,
+    series_rule,
+)
 
 np.set_printoptions(precision=2, suppress=True)
 folder = Path("outputs/memory_and_surprise")
@@ -98,7 +107,7 @@ Image(folder / "dashboard.png", width=1000)
 # %%
 def found(series, first, memory=memory, **how):
     reading, _ = memory.process(memory.init(jax.random.key(42)), jnp.asarray(series)[:, None], **how)
-    return (anomaly_scores(reading.surprise) > FOUND) & (np.arange(len(series)) >= first)
+    return (anomaly_scores(reading.surprise) > THRESHOLD) & (np.arange(len(series)) >= first)
 
 
 others = ~mask & (np.arange(60) >= 6)  # once the pattern has been seen twice

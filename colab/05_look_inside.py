@@ -46,7 +46,7 @@ from IPython.display import Image
 
 from titans_jax import config, data, plots, training
 from titans_jax.decode import generate
-from titans_jax.evaluation import CUTS, read, relevance
+from titans_jax.evaluation import CUTS, ablate, read
 from titans_jax.evaluation.statistics import head_numbers, learned, square
 
 folder = Path(tempfile.mkdtemp())
@@ -173,12 +173,12 @@ Image(folder / "norms.png", width=1000)
 # without attention, it is a memory that is written with the layer's input.
 
 # %%
-costs = relevance(model, batch)
+costs = ablate(model, batch)
 for cut, numbers in costs.items():
     loss = "  ".join(f"{cost:+.4f}" for cost in numbers["loss"])
     print(f"without {cut:<10} loss by layer {loss}   ({CUTS[cut]})")
-plots.relevance_bars(costs, folder / "relevance.png")
-Image(folder / "relevance.png", width=1000)
+plots.ablation_bars(costs, folder / "ablation.png")
+Image(folder / "ablation.png", width=1000)
 
 # %% [markdown]
 # ## While it writes

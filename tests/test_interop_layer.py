@@ -108,7 +108,7 @@ def test_a_layers_state_dicts_return_unchanged():
         (1, "3.bias", np.ones(DIM), "3.bias is not zero"),
         (0, "to_learned_v_mix.0.weight", np.ones((HEADS, DIM)), "to_learned_v_mix.0.weight is of a layer that"),
         (0, "rotary_emb.freqs", np.ones(SIZE // 2), "rotary_emb.freqs are not"),
-        (0, "to_qkv.weight", np.ones((33, DIM)), "to_qkv: 33 rows are no queries"),
+        (0, "to_qkv.weight", np.ones((33, DIM)), "to_qkv: 33 rows cannot be queries"),
     ],
 )
 def test_refuses_a_layer_that_computes_something_else(part, name, array, message):
@@ -121,7 +121,7 @@ def test_refuses_a_layer_that_computes_something_else(part, name, array, message
 def test_refuses_persistent_tokens():
     params = interop.layer_from_titans_pytorch(*random_layer(), heads=HEADS)
     params["attention"]["projections"]["persistent"] = np.ones((2, DIM))
-    with pytest.raises(ValueError, match="persistent: titans-pytorch computes something else"):
+    with pytest.raises(ValueError, match="persistent: titans-pytorch computes it differently"):
         interop.layer_to_titans_pytorch(params, heads=HEADS)
 
 

@@ -1,8 +1,91 @@
-"""Sequence models whose memory is a small network, trained while it reads."""
+"""Sequence models with a neural memory: a small network inside the model that learns while the model reads.
 
+The library implements Titans, MIRAS, TNT, ATLAS, HOPE and their relatives in JAX. One engine runs every memory, with
+matrix products over chunks of tokens; a state of fixed size carries a stream of any length.
+
+A memory alone, in jax:
+
+    rule = titans_jax.presets.titans(64)                        # or any of titans_jax.PRESETS
+    memory = titans_jax.miras(rule, chunk=16)
+    state = memory.init(rule.architecture.init(jax.random.key(0)))
+    y, state, info = memory.update(state, q, k, v, titans_jax.Gates(rate, momentum, keep))
+
+A language model, in flax:
+
+    model = titans_jax.LM(titans_jax.ModelConfig(block="mac"), rngs=nnx.Rngs(0))
+    logits, state, info = model(tokens, model.init_state(batch))    # training, prefill and decoding
+    titans_jax.generate(model, prompts, length=100, key=jax.random.key(0))
+
+On the command line: `python train.py NAME`, `titans-jax --help`.
+
+Packages, lower ones first:
+
+    memory       rules (architecture, bias, retention, learner) and the engines that run them; depends on jax alone
+    nn           blocks (MAC, MAG, MAL, LMM, HOPE, transformer) and the language model
+    optim        M3 and the other optimizers of the papers
+    data         text, made-up tasks and tokenizers as batches of numpy arrays
+    decode       generation, and endless streams
+    plots        pictures, each with its numbers as JSON
+    series       memories of real-valued series: prediction, surprise, anomalies
+    interop      weights of titans-pytorch, both ways
+    evaluation   held-out text, needles in haystacks, ablations, reports
+    training     the training loop, checkpoints and the loss
+    export       safetensors with a model card, and StableHLO
+    needle       Titan-Min: a model that finds a needle among random tokens
+    bench        measurements of speed, memory and quality
+    cli          the commands
+"""
+
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from titans_jax.config import Experiment
+    from titans_jax.decode import generate
+    from titans_jax.memory import PRESETS, Gates, Memory, Rule, State, miras, presets
+    from titans_jax.nn import LM, MemoryConfig, MemoryLayer, ModelConfig
+    from titans_jax.optim import m3
 
 try:
     __version__ = version("titans-jax")
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+checkout"
+
+_EXPORTS = {
+    "config": ("Experiment",),
+    "decode": ("generate",),
+    "memory": ("PRESETS", "Gates", "Memory", "Rule", "State", "miras", "presets"),
+    "nn": ("LM", "MemoryConfig", "MemoryLayer", "ModelConfig"),
+    "optim": ("m3",),
+}
+_HOME = {name: f"titans_jax.{package}" for package, names in _EXPORTS.items() for name in names}
+
+__all__ = [
+    "LM",
+    "PRESETS",
+    "Experiment",
+    "Gates",
+    "Memory",
+    "MemoryConfig",
+    "MemoryLayer",
+    "ModelConfig",
+    "Rule",
+    "State",
+    "__version__",
+    "generate",
+    "m3",
+    "miras",
+    "presets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import an exported name when it is first used, so that `import titans_jax` itself is fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

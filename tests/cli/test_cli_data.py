@@ -60,7 +60,7 @@ def test_the_list_has_every_form(capsys):
     ("arguments", "message"),
     [
         (["show", "moby-dik"], "did you mean 'moby-dick'?"),
-        (["show", "moby-dick", "--split", "test"], "there is no part 'test' in it, only train"),
+        (["show", "moby-dick", "--split", "test"], "it has no part 'test', only train"),
         (["show", "moby-dick", "--held-out", "2"], "data.held_out=2.0 must be in [0, 1)"),
         (["tokens", "moby-dick", "--tokenizer", "byte"], "did you mean 'bytes'?"),
         (["bpe", "moby-dick", "--vocab-size", "10"], "at least 257"),

@@ -31,8 +31,8 @@ def test_a_report_of_everything(tmp_path, capsys):
     total = sum(loss * tokens for loss, tokens in zip(positions["loss"], positions["tokens"], strict=True))
     assert total / sum(positions["tokens"]) == pytest.approx(result["loss"], rel=1e-4)
     assert len(report["samples"]) == 2 and all(sample["written"] for sample in report["samples"])
-    assert set(report["relevance"]) == {"learning", "reading", "context", "attention"}
-    assert all(cost > 0 for cost in report["relevance"]["reading"]["divergence"])
+    assert set(report["ablation"]) == {"learning", "reading", "context", "attention"}
+    assert all(cost > 0 for cost in report["ablation"]["reading"]["divergence"])
     assert report["memory"]["ends"] == [0, 16, 32] and len(report["memory"]["change_rank"]) == 2
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     pictures = sorted(path.name for path in [*folder.glob("*.png"), *folder.glob("*.gif")])

@@ -43,11 +43,11 @@ def test_a_grid_is_tested_kept_and_drawn(trained, tmp_path, capsys, monkeypatch)
     grid = ["--lengths", "180,192,400", "--depths", "0,1", "--samples", "2", "--output-dir", str(out)]
     tested = []
 
-    def cells(model, hay, needle, *, length, depths, samples, seed, heard):
+    def cells(model, hay, needle, *, length, depths, samples, seed, on_tokens):
         tested.append(length)
         if tested == [180, 192]:
             raise KeyboardInterrupt
-        heard(length * samples * len(depths))
+        on_tokens(length * samples * len(depths))
         cell = {"accuracy": 0.5, "log_likelihood": -1.0, "samples": samples}
         return [{"depth": depth, "exact": depth, **cell} for depth in depths]
 

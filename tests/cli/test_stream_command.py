@@ -95,7 +95,7 @@ def test_a_stream_may_begin_with_the_state_of_another(whole, tmp_path):
     [
         (["--segment", "8"], 2, "holds a stream with segment 16, not 8"),
         (["--train.seed", "1", "--no-resume", "--from", "WHOLE", "--output-dir", "new"], 2, "state of another model"),
-        (["--from", "nowhere", "--output-dir", "new"], 3, "nowhere is no folder of a stream"),
+        (["--from", "nowhere", "--output-dir", "new"], 3, "nowhere is not the folder of a stream"),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_one_line(whole, text, tmp_path, changes, code, message, capsys, monkeypatch):
@@ -115,7 +115,7 @@ def test_texts_that_cannot_be_read(whole, tmp_path, capsys):
         assert cli.main(["stream", str(path), *SMALL, "--output-dir", str(tmp_path / f"{path.name}.out")]) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["stream", str(other), *SMALL, "--output-dir", str(whole)]) == 2
-    assert "the text is not the one that was read" in capsys.readouterr().err
+    assert "the text differs from the one that was read" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["stream", str(other)])
     assert "one of the arguments --checkpoint --config is required" in capsys.readouterr().err

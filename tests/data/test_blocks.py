@@ -1,11 +1,11 @@
-"""Tokens of a text that is never whole in memory: the same as those of the whole text, from any place on."""
+"""Tokens of a text that is never whole in memory: the same as those of the whole text, from any position on."""
 
 import io
 
 import numpy as np
 import pytest
 
-from titans_jax.data import BYTES, Place, token_blocks, train_bpe
+from titans_jax.data import BYTES, Position, token_blocks, train_bpe
 
 TEXT = (
     "Call me Ishmael. Some years ago\t — never mind how long  precisely — having «little» or no money,\n\n"
@@ -33,8 +33,8 @@ class Slow(io.RawIOBase):
         return piece
 
 
-def tokens_of(raw: bytes, tokenizer, size: int, place: Place | None = None, piece: int = 16):
-    return list(token_blocks(Slow(raw), tokenizer, size, place, piece=piece))
+def tokens_of(raw: bytes, tokenizer, size: int, position: Position | None = None, piece: int = 16):
+    return list(token_blocks(Slow(raw), tokenizer, size, position, piece=piece))
 
 
 @pytest.mark.parametrize("text", [TEXT, UNBROKEN])
@@ -56,24 +56,24 @@ def test_what_has_no_spaces_comes_back_all_the_same(bpe):
     assert bpe.decode(np.concatenate([block for block, _ in found])) == UNBROKEN
 
 
-def test_reading_goes_on_at_any_place(bpe):
+def test_reading_goes_on_at_any_position(bpe):
     for tokenizer in (BYTES, bpe):
         whole = tokens_of(TEXT.encode(), tokenizer, 5)
-        for i, (_, place) in enumerate(whole):
-            rest = tokens_of(TEXT.encode(), tokenizer, 5, place)
+        for i, (_, position) in enumerate(whole):
+            rest = tokens_of(TEXT.encode(), tokenizer, 5, position)
             assert [(block.tolist(), at) for block, at in rest] == [(b.tolist(), at) for b, at in whole[i + 1 :]]
 
 
 def test_a_file_that_has_grown_is_read_on():
-    place = tokens_of(b"abcdef", BYTES, 4)[-1][1]
-    assert [block.tolist() for block, _ in tokens_of(b"abcdefgh", BYTES, 4, place)] == [[103, 104]]
+    position = tokens_of(b"abcdef", BYTES, 4)[-1][1]
+    assert [block.tolist() for block, _ in tokens_of(b"abcdefgh", BYTES, 4, position)] == [[103, 104]]
 
 
 @pytest.mark.parametrize("other", ["x" + TEXT[1:], TEXT[:60] + "x" + TEXT[61:], TEXT[:40], ""])
 def test_another_text_is_refused(other):
-    place = tokens_of(TEXT.encode(), BYTES, 70)[0][1]
-    with pytest.raises(ValueError, match="the text is not the one that was read"):
-        tokens_of(other.encode(), BYTES, 70, place)
+    position = tokens_of(TEXT.encode(), BYTES, 70)[0][1]
+    with pytest.raises(ValueError, match="the text differs from the one that was read"):
+        tokens_of(other.encode(), BYTES, 70, position)
 
 
 @pytest.mark.parametrize("at", [0, 40])

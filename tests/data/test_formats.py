@@ -84,7 +84,7 @@ def test_code_is_not_taken_for_parts(tmp_path):
 
 
 def test_a_part_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="corpus 'moby-dick': there is no part 'test' in it, only train"):
+    with pytest.raises(ValueError, match="corpus 'moby-dick': it has no part 'test', only train"):
         load_sides(DataConfig(split="test"))
 
 
@@ -106,5 +106,5 @@ def test_rows_that_are_documents_stay_apart(tmp_path):
 def test_a_table_without_text_says_what_it_has(tmp_path):
     path = tmp_path / "some.parquet"
     parquet.write_table(pyarrow.table({"body": ["x"], "title": ["y"]}), path)
-    with pytest.raises(ValueError, match=r"some.parquet: there is no column 'text', only body, title"):
+    with pytest.raises(ValueError, match=r"some.parquet: it has no column 'text', only body, title"):
         load_documents(str(path))

@@ -45,7 +45,7 @@ def test_a_dataset_of_hugging_face_has_its_parts_and_is_asked_for_once(fetched):
 
 def test_what_hugging_face_does_not_give_is_one_line(fetched):
     _, gives = fetched
-    with pytest.raises(ValueError, match="corpus 'hf:none' cannot be had: ConnectionError: no route to host$"):
+    with pytest.raises(ValueError, match="corpus 'hf:none' cannot be loaded: ConnectionError: no route to host$"):
         load_documents("hf:none")
     gives |= {"train": Table(body=["x"])}
     with pytest.raises(ValueError, match="corpus 'hf:bodies': train has no column 'text', only body"):
@@ -96,6 +96,6 @@ def test_a_dataset_of_tfds_is_read_by_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_dataset_of_tfds_is_one_line():
-    with pytest.raises(ValueError, match="corpus 'tfds:lm1c' cannot be had: DatasetNotFoundError") as error:
+    with pytest.raises(ValueError, match="corpus 'tfds:lm1c' cannot be loaded: DatasetNotFoundError") as error:
         load_documents("tfds:lm1c")
     assert "\n" not in str(error.value)

@@ -135,7 +135,7 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(bpe, tmp_path):
         str(broken): "not a tokenizers JSON",
         str(lossy): "not a lossless byte-level",
         str(empty): "not a lossless byte-level",
-        str(tmp_path): "holds neither tokenizer.json nor vocab.json and merges.txt",
+        str(tmp_path): "has neither tokenizer.json nor vocab.json and merges.txt",
     }
     for spec, message in cases.items():
         with pytest.raises(ValueError, match=message) as error:

@@ -8,9 +8,9 @@ import pytest
 
 from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
-from titans_jax.evaluation import Answers, Hay, Needle, find_needles, score_answers
-from titans_jax.evaluation.answers import no_room
+from titans_jax.evaluation import Hay, Needle, TargetScores, find_needles, score_targets
 from titans_jax.evaluation.haystack import row_size
+from titans_jax.evaluation.loglikelihood import no_room
 from titans_jax.nn import ModelConfig
 from titans_jax.training import define
 
@@ -36,7 +36,7 @@ def test_a_score_is_what_one_call_and_greedy_decoding_say(model):
     logits = jax.jit(lambda model, tokens: model(tokens, model.init_state(3))[0])(model, tokens[:, :-1])
     each = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[:, 1:, None], -1)[..., 0]
     for segment in (512, 10):
-        scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask, segment=segment)
+        scores = score_targets(model, tokens[:, :-1], tokens[:, 1:], mask, segment=segment)
         np.testing.assert_allclose(scores.log_likelihood, (each * mask).sum(1), rtol=1e-5)
         assert scores.tokens.tolist() == [4, 2, 0] and scores.correct[0] == 4
         assert scores.exact.tolist() == [True, False, True]  # the last has nothing to get wrong
@@ -75,17 +75,17 @@ def test_the_length_is_in_tokens_of_the_tokenizer(tmp_path):
 
 
 def test_each_cell_is_of_its_depth(model, monkeypatch):
-    def right_when_near(model, inputs, targets, mask, *, segment=512, heard=lambda tokens: None):
-        heard(inputs.size)
+    def right_when_near(model, inputs, targets, mask, *, segment=512, on_tokens=lambda count: None):
+        on_tokens(inputs.size)
         texts = [bytes(line.astype(np.uint8)) for line in inputs[:, 1:]]
         near = np.array([len(text) - text.index(b"KEY ") < 60 for text in texts])
         counted = mask.sum(1).astype(int)
-        return Answers(np.where(near, -1.0, -9.0), np.where(near, counted, 1), counted)
+        return TargetScores(np.where(near, -1.0, -9.0), np.where(near, counted, 1), counted)
 
-    monkeypatch.setattr("titans_jax.evaluation.haystack.score_answers", right_when_near)
+    monkeypatch.setattr("titans_jax.evaluation.haystack.score_targets", right_when_near)
     read = []
     cells = find_needles(
-        model, Hay(["hay hay hay"], BYTES), NEEDLE, length=100, depths=[0, 0.9], samples=3, heard=read.append
+        model, Hay(["hay hay hay"], BYTES), NEEDLE, length=100, depths=[0, 0.9], samples=3, on_tokens=read.append
     )
     assert cells == [
         {"depth": 0.0, "exact": 0.0, "accuracy": pytest.approx(1 / 3), "log_likelihood": -9.0, "samples": 3},
@@ -96,9 +96,11 @@ def test_each_cell_is_of_its_depth(model, monkeypatch):
 
 def test_rows_of_a_seed_are_the_same_and_every_depth_has_the_same_keys(model):
     hay = Hay(["hay hay hay"], BYTES)
-    given = dict(length=48, depths=[0, 1], samples=2)
-    cells = find_needles(model, hay, NEEDLE, **given)
-    assert cells == find_needles(model, hay, NEEDLE, **given) != find_needles(model, hay, NEEDLE, **given, seed=1)
+    arguments = dict(length=48, depths=[0, 1], samples=2)
+    cells = find_needles(model, hay, NEEDLE, **arguments)
+    assert (
+        cells == find_needles(model, hay, NEEDLE, **arguments) != find_needles(model, hay, NEEDLE, **arguments, seed=1)
+    )
     assert all(-40 < cell["log_likelihood"] < -5 for cell in cells)
 
 

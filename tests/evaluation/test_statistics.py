@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from titans_jax.evaluation.inside import Attended, Reading
+from titans_jax.evaluation.introspect import Reading
 from titans_jax.evaluation.statistics import effective_rank, head_numbers, learned, square
+from titans_jax.nn import Attended
 
 
 def test_heads_by_hand():

@@ -146,7 +146,7 @@ def test_the_runner_reads_a_bpe(trained, stablehlo, tmp_path, capsys):
 def test_an_unknown_platform_is_refused(trained, capsys):
     options = ["--to", "stablehlo", "--platforms", "cpu,gpu", "--checkpoint", str(trained[0])]
     assert cli.main(["export", *options]) == 2
-    assert "no platform 'gpu'; known are cpu, cuda, tpu" in capsys.readouterr().err
+    assert "unknown platform 'gpu'; it must be one of cpu, cuda, tpu" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Law 11: every preset is the published recurrence it says it is; see `tests.oracles` for those, written out by hand."""
+"""Law 11: every preset is the published recurrence it says it is; those are in `tests.oracles`, by hand."""
 
 import ast
 import sys

@@ -52,10 +52,8 @@ def test_reads_are_those_of_the_recurrence(name: str, read_at: str, implementati
     """The oracle's weights after the tokens before t, or before t's chunk; also where the clip binds, in any split."""
     rule, oracle, network = RULES[name]
     case = row(situations(Member(name, rule)), 4)
-    weights = jax.tree.map(np.asarray, rule.architecture.init(jax.random.key(0)))
-    weights = {
-        n: w.astype(np.float64) + 0.1 * np.random.default_rng(0).normal(size=w.shape) for n, w in weights.items()
-    }
+    rng, initial = np.random.default_rng(0), rule.architecture.init(jax.random.key(0))
+    weights = {n: np.asarray(w) + 0.1 * rng.normal(size=w.shape) for n, w in initial.items()}
 
     def after(tokens: int) -> Any:
         q, k, v, gates = jax.tree.map(lambda x: x[:tokens], tuple(case)[1:])
@@ -76,17 +74,8 @@ def test_reads_are_those_of_the_recurrence(name: str, read_at: str, implementati
 
 
 # A row for each engine, learner, link and window; each compiles two programs with gradients.
-ROWS = (
-    "titans",
-    "gated_deltanet",
-    "memora",
-    "swla",
-    "ttt_linear",
-    "titans_order2",
-    "dgd_linear",
-    "lact",
-    "dgd_to_origin",
-)
+ROWS = ("titans", "gated_deltanet", "memora", "swla", "ttt_linear", "titans_order2", "dgd_linear", "lact")
+ROWS += ("titans_to_origin", "dgd_to_origin")
 SERVED = [
     pytest.param(m, i, marks=() if in_fast_lane(m) and m.row in ("gated_deltanet", "swla") else pytest.mark.slow)
     for m in MEMBERS

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from tests.laws import close
 from titans_jax.memory import Gates, Learner, learner
 from titans_jax.memory.types import Architecture
@@ -77,7 +78,7 @@ def gates(rows: int = 6) -> Gates:
     """Ordinary ones, and exact zeros and ones."""
     rng = np.random.default_rng(0)
     made = rng.uniform(0, 1, (3, rows))
-    made[:, 1], made[:, 2] = 0, 1
+    made[:, 1:2], made[:, 2:3] = 0, 1
     return Gates(*made)
 
 
@@ -104,6 +105,9 @@ def test_steps_are_linear(name: str) -> None:
         close(step(both), want, 1e-13, f"row {t}: ")
 
 
+unrolled = jax.jit(unroll, static_argnums=0, compiler_options=QUICK)
+
+
 @pytest.mark.parametrize("rows, window", [(1, 1), (6, 1), (8, 1), (6, 3)])
 @pytest.mark.parametrize("name", ["gradient_descent", "momentum3", "large_chunk", "averaged_offsets"])
 def test_unrolled_steps_are_the_steps_one_by_one(name: str, rows: int, window: int) -> None:
@@ -122,7 +126,7 @@ def test_unrolled_steps_are_the_steps_one_by_one(name: str, rows: int, window: i
             before["decayed"].append((F @ z)[0] if valid[t] else z[0])
             z = F @ z + G * g[t : t + c].sum() if valid[t] else z
             duals.append(z[0])
-        u = unroll(made, jax.tree.map(jnp.asarray, gates(rows)), None if valid.all() else jnp.asarray(valid))
+        u = unrolled(made, gates(rows), None if valid.all() else valid)
         got = u.initial_weight @ z0 + u.grad_weight @ g
         close((got, u.last_initial @ z0 + u.last_grad @ g), (np.array(duals), z), 1e-12)
         for grad_at, want in before.items():
@@ -135,12 +139,13 @@ def test_a_keep_per_channel_is_a_keep_for_each_channel() -> None:
     """Its mean where a weight has no channel."""
     keep = np.random.default_rng(3).uniform(size=(6, 3))
     given = jax.tree.map(jnp.asarray, gates()._replace(keep=keep))
-    plan = coefficients(learner.momentum(), given, None)
+    made = learner.momentum()
+    plan = jax.jit(lambda gates: coefficients(made, gates, None), compiler_options=QUICK)(given)
     network = Architecture(lambda key: {}, lambda linear, x: x, {"w1": "in"})
     axis, u = plan.of(network, "w1")
     assert axis == "in" and plan.of(network, "w2")[0] is None
     for i in range(3):
-        alone = unroll(learner.momentum(), given._replace(keep=given.keep[:, i]), None)
+        alone = unrolled(made, given._replace(keep=given.keep[:, i]), None)
         close(jax.tree.map(lambda x, i=i: x[..., i], u), alone, 1e-15)
-    mean = unroll(learner.momentum(), given._replace(keep=given.keep.mean(-1)), None)
+    mean = unrolled(made, given._replace(keep=given.keep.mean(-1)), None)
     close(plan.of(network, "w2")[1], mean, 1e-15)

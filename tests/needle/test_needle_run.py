@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch
     ("arguments", "code", "message"),
     [
         (["train", "--epochz", "3"], 2, "no option --epochz; did you mean --epochs?"),
-        (["run", "--dim", "20"], 2, "dim: 20 is no multiple of heads 8"),
+        (["run", "--dim", "20"], 2, "dim: 20 is not a multiple of heads 8"),
         (["eval", "--ckpt", "nowhere"], 3, "nowhere is no folder of checkpoints"),
         (["infer", "--seq", "1 2"], 2, "give either --ckpt, a run's folder, or --script, an exported program"),
         (["infer", "--script", "x", "--seq", "1 128"], 2, "each from 1 to 127"),

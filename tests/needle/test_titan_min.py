@@ -13,7 +13,7 @@ from flax import nnx
 from titans_jax import needle
 from titans_jax.memory import Gates, State
 from titans_jax.needle import standalone
-from titans_jax.needle.model import SurprisedMemory, TitanBlock
+from titans_jax.needle.model import SurpriseGatedMemory, TitanBlock
 
 TINY = needle.NeedleConfig(
     dim=16,
@@ -107,7 +107,7 @@ def mixed(block, x, l2, activation):
 
 def test_a_token_is_written_where_the_memory_errs_enough():
     memory = jax.eval_shape(
-        lambda: SurprisedMemory(dataclasses.replace(TINY, surprise_threshold=0.8), rngs=nnx.Rngs(0))
+        lambda: SurpriseGatedMemory(dataclasses.replace(TINY, surprise_threshold=0.8), rngs=nnx.Rngs(0))
     )
     v = jax.random.normal(jax.random.key(0), (1, 1, 3, 8))
     known = jnp.array([0.1, 0.3, 1.9])[:, None]  # share of the value that the memory says: it errs by 0.9, 0.7, 0.9
@@ -144,7 +144,7 @@ def test_what_is_exported_answers_alike_where_the_package_is_not(model, answers,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 20, "heads": 3}, "dim: 20 is no multiple of heads 3"),
+        ({"dim": 20, "heads": 3}, "dim: 20 is not a multiple of heads 3"),
         ({"surprise_threshold": -1.0}, "surprise_threshold: -1.0; it must be 0 or more"),
         ({"epochs": 0}, "epochs: 0; it must be above 0"),
         ({"lengths": ()}, "lengths"),

@@ -104,10 +104,10 @@ def test_relevance_and_positions(tmp_path):
         "reading": {"divergence": [0.5, None], "loss": [0.25, None]},
         "attention": {"divergence": [None, 1.0], "loss": [None, -0.5]},
     }
-    figure = plots.relevance_bars(found, tmp_path / "relevance.png")
+    figure = plots.ablation_bars(found, tmp_path / "ablation.png")
     heights = np.array([[bar.get_height() for bar in axes.patches] for axes in figure.axes])
     np.testing.assert_array_equal(heights, [[0.5, np.nan, np.nan, 1.0], [0.25, np.nan, np.nan, -0.5]])
-    assert numbers(tmp_path / "relevance.png") == found
+    assert numbers(tmp_path / "ablation.png") == found
     curve = {"first": [0, 4], "last": [3, 7], "loss": [2.0, 1.5], "standard_error": [None, 0.1], "accuracy": [0.2, 0.4]}
     figure = plots.positions_curve(curve, tmp_path / "positions.png")
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), [[1.5, 2.0], [5.5, 1.5]])

@@ -59,7 +59,7 @@ def test_a_loss_that_is_zero_from_the_start_is_drawn_without_a_warning(tmp_path)
 def test_loss_where_bits_are_not_known(tmp_path):
     log = [{"step": 1, "split": "train", "loss": 3.0}, {"step": 2, "split": "train", "loss": math.nan}]
     figure = plots.loss_curve(log, tmp_path / "a.png")
-    assert figure.axes[0].get_ylabel() == "loss (nats a token)"
+    assert figure.axes[0].get_ylabel() == "loss (nats per token)"
     assert json.loads((tmp_path / "a.json").read_text())["train"] == {"step": [1, 2], "loss": [3.0, None]}
     with pytest.raises(ValueError, match="none of split 'train' or 'held_out' has a loss"):
         plots.loss_curve([{"step": 1, "split": "memory", "loss": 3.0}], tmp_path / "b.png")

@@ -1,12 +1,12 @@
 """What a model or a program needs, counted before anything is compiled: parameters, bytes, FLOPs, steps in sequence.
 
 `chunk_flops` counts the least matrix products of a chunked memory from its shapes, in the notation of
-`titans_jax.memory.base`. |W| is the sum of in x out over the memory's matrices, |W_1| that of those that read the key
+`titans_jax.memory.types`. |W| is the sum of in x out over the memory's matrices, |W_1| that of those that read the key
 itself. A product of [m, k] and [k, n] counts 2 m k n. One token, one head, forward:
 
     keys       2 |W|                     the network on the key, at the chunk's anchor
     delta      2 (|W| - |W_1|)           its cotangents; none is needed for the key
-    reads      2 |W| s                   the query through each of the s parts of W_t: the dual, each trace, home
+    reads      2 |W| s                   the query through each of the s parts of W_t: the dual, each trace, the origin
     scores     2 b (in + out)            of each matrix: how the query's input meets the chunk's inputs [b, b], and what
                                          their deltas then add
     carry      2 |W| (1 + traces)        the chunk's rank-one gradients into the dual and each trace
@@ -88,15 +88,20 @@ def chunk_flops(rule: Rule, chunk: int) -> float | None:
     True
     """
     learner, network, retention = rule.learner, rule.architecture, rule.retention
-    plain = learner.gradient == "anchor" and learner.size is None and network.write is None and retention.identity
-    if not plain or learner.window > 1 or learner.writes > 1:
+    plain = (
+        learner.grad_at == "chunk_start"
+        and learner.orthogonalise is None
+        and network.write is None
+        and retention.identity
+    )
+    if not plain or learner.window > 1 or learner.writes_per_token > 1:
         return None
     shapes = {name: w.shape for name, w in jax.eval_shape(network.init, jax.random.key(0)).items()}
     whole = sum(math.prod(shape) for shape in shapes.values())
     first = sum(math.prod(shapes[name]) for name, axis in network.channels.items() if axis == "in")
-    sources = 1 + learner.traces + retention.home
+    parts = 1 + learner.traces + retention.to_origin
     scores = 2 * chunk * sum(sum(shape) for shape in shapes.values())
-    return float(2 * whole + 2 * (whole - first) + 2 * whole * sources + scores + 2 * whole * (1 + learner.traces))
+    return float(2 * whole + 2 * (whole - first) + 2 * whole * parts + scores + 2 * whole * (1 + learner.traces))
 
 
 def matmul_flops(jaxpr: Any) -> int:

@@ -18,7 +18,7 @@ from titans_jax.results import Column, Row, markdown
 _LMM = ("--model.block", "lmm", "--model.memory.max-rate", "1")
 FORMAL_MODELS: dict[str, tuple[str, ...]] = {
     "hope": (),
-    "hope-held": ("--model.memory.held",),
+    "hope-frozen": ("--model.memory.frozen",),
     "transformer": ("--model.block", "transformer"),
     "transformer-2": ("--model.block", "transformer", "--model.depth", "2"),
     "deltanet-flip": (*_LMM, "--model.memory.rule", "deltanet", "--model.memory.max-rate", "2"),
@@ -31,7 +31,7 @@ FORMAL_MODELS: dict[str, tuple[str, ...]] = {
 To count modulo 2, a write must change the sign of what a memory holds under its key, which it multiplies by
 keep - rate. The rate may reach 2 in deltanet-flip and in hope (16 times the unit rate of a chunk of 8). Where it
 reaches 1, deltanet can still do it, with a keep of 0; gated_deltanet cannot, as it multiplies by keep (1 - rate).
-HOPE writes with one key and rate to the memories that give keys and rates; in hope-held these are not written.
+HOPE writes with one key and rate to the memories that give keys and rates; in hope-frozen these are not written.
 """
 
 COMMONEST = "always the commonest label"
@@ -49,7 +49,7 @@ def compare_formal(
     for name in names:
         if name not in FORMAL_MODELS:
             raise ValueError(f"no model named {name!r}; known are {', '.join(FORMAL_MODELS)}")
-    languages = [data.tasks.known_task(language) for language in languages]
+    languages = [data.tasks.check_task(language) for language in languages]
     length, shown = base.data.sequence, {}
     with metrics.progress(base.train.steps * len(names) * len(languages) * seeds, "formal") as bar:
         for language in languages:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from titans_jax.bench import interleave, memory
 from titans_jax.bench.clock import Timer
@@ -12,8 +13,8 @@ from titans_jax.bench.interleave import Subject, device_timer
 from titans_jax.bench.memory import CHUNK, Shape
 from titans_jax.bench.processes import once, peak_bytes, reset_peak
 from titans_jax.bench.report import Report, Rows
-from titans_jax.memory import Span, miras, presets
-from titans_jax.memory.base import state_axes
+from titans_jax.memory import miras, presets
+from titans_jax.memory.types import state_axes
 
 LENGTHS = (1024, 4096, 16384, 65536, 262144)
 SHAPE = Shape(4, 64)
@@ -45,7 +46,7 @@ def streaming(length: int) -> Timer:
     made = miras(rule, chunk=CHUNK)
 
     def one(state: Any, given: Any) -> Any:
-        return made.update(state, *given, span=Span(0, BLOCK))
+        return made.update(state, *given, valid=np.ones(BLOCK, bool))
 
     def step(state: Any, given: Any) -> Any:
         y, state, _ = jax.vmap(one, (axes, 0), (0, axes, 0))(state, jax.tree.map(lambda x: x[0], given))

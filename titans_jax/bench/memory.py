@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from titans_jax import sharding
 from titans_jax.bench.clock import Timer
 from titans_jax.bench.counts import chunk_flops
 from titans_jax.bench.interleave import Subject, device_timer
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Memory, Rule, Span, Weights, miras, unit_rate
-from titans_jax.sharding import ROWS
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Gates, Memory, Rule, Weights, miras, unit_rate
+from titans_jax.sharding import BATCH_HEADS
 
 CHUNK, MOMENTUM, KEEP = 64, 0.9, 0.99
 
@@ -48,7 +49,7 @@ class Tokens(NamedTuple):
 
 def tokens(rule: Rule, shape: Shape, length: int, *, chunk: int = CHUNK) -> Tokens:
     """Random tokens of one sequence: unit queries and keys, gates as a layer's at its start."""
-    each, writes = (1, shape.heads, length), rule.learner.writes
+    each, writes = (1, shape.heads, length), rule.learner.writes_per_token
     written = each if writes == 1 else (*each, writes)
     keys, sizes = jax.random.split(jax.random.key(0), 3), (each, written, written)
     q, k, v = (jax.random.normal(key, (*size, shape.dim)) for key, size in zip(keys, sizes, strict=True))
@@ -84,10 +85,10 @@ def forward(memory: Memory, weights: Weights, tokens: Tokens) -> Array:
     length = tokens.q.shape[2]
 
     def one(weights: Weights, tokens: Tokens) -> Array:
-        y, _, _ = memory.update(memory.init(weights), *tokens, span=Span(0, length))
+        y, _, _ = memory.update(memory.init(weights), *tokens, valid=np.ones(length, bool))
         return y
 
-    return sharding.by_row(one, (weights, tokens), (ROWS[1:], ROWS), ROWS)
+    return sharding.vmap_batch_heads(one, (weights, tokens), (BATCH_HEADS[1:], BATCH_HEADS), BATCH_HEADS)
 
 
 def gradient(memory: Memory) -> Any:

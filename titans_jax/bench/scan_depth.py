@@ -12,8 +12,7 @@ from titans_jax.bench.memory import Shape, Tokens
 from titans_jax.bench.processes import once, processes
 from titans_jax.bench.report import Report, Rows
 from titans_jax.memory import Memory, Weights, miras, presets
-from titans_jax.memory.tnt import first_weights as tnt_weights
-from titans_jax.memory.tnt import tnt
+from titans_jax.memory.tnt import tnt, tnt_weights
 
 CHUNK, GLOBAL = 16, 2048
 """Tokens of a chunk of Titans and of TNT's local memory; of TNT's global chunk and its shards."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from titans_jax import data
@@ -16,7 +17,6 @@ from titans_jax.bench.interleave import Subject, device_timer
 from titans_jax.bench.report import Report, Rows
 from titans_jax.config import Experiment
 from titans_jax.data import DataConfig
-from titans_jax.memory import Span
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.nn.config import MEMORY_BLOCKS
 from titans_jax.nn.memory import MemoryLayer
@@ -52,7 +52,7 @@ def memory_layer(length: int, batch: int, **changes: Any) -> Timer:
 
     def loss(params: Any, x: Any) -> Any:
         layer = nnx.merge(graphdef, params)
-        y, *_ = layer(x, layer.init_state(batch), age, span=Span(0, length))
+        y, *_ = layer(x, layer.init_state(batch), age, valid=np.ones(length, bool))
         return (y * cotangent).sum()
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))

@@ -52,7 +52,7 @@ def subjects(start: Start, python: str, batch: int) -> dict[str, Subject]:
     long, short = dict(length=1024, batch=batch), dict(length=256, batch=batch)
     return {
         "memory": ours("steps:memory_layer", 1024 * batch, **long),
-        ALIKE: ours("steps:memory_layer", 1024 * batch, conv=0, home=False, **long),
+        ALIKE: ours("steps:memory_layer", 1024 * batch, conv=0, to_origin=False, **long),
         EXACT: theirs("memory", 256 * batch, chunk=1, **short),
         COARSE: theirs("memory", 1024 * batch, chunk=64, **long),
         "MAC training step": ours("steps:training_step", 1024 * batch, block=MAC, **long),

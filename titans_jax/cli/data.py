@@ -65,7 +65,7 @@ def tokens(options: argparse.Namespace) -> None:
     with metrics.progress(sum(map(len, sides)), "tokenise", unit="documents") as bar:
         for name, documents in zip(("train", "held_out"), sides, strict=True):
             if documents:
-                stream = data.tokenise(documents, tokenizer, folder, told=bar.advance)
+                stream = data.tokenise(documents, tokenizer, folder, on_documents=bar.advance)
                 count, size = len(stream.tokens) - 1, sum(len(document.encode()) for document in documents)
                 first = stream.tokens[1:13].tolist()
                 result |= {f"{name}_tokens": count, f"{name}_bytes": size, f"{name}_bytes_a_token": size / count}

@@ -12,8 +12,8 @@ from titans_jax import data, files, metrics, plots, results, training
 from titans_jax.bench.report import Rows
 from titans_jax.cli.options import positive, which
 from titans_jax.data.tasks.passkey import NOISE
-from titans_jax.evaluation.answers import no_room
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
+from titans_jax.evaluation.loglikelihood import no_room
 
 LENGTHS = "512,1024,2048,4096,8192,16384,32768,65536"
 DEPTHS = "0,0.25,0.5,0.75,1"
@@ -82,11 +82,11 @@ def _test(
                 bar.advance(sizes[length] * each)
 
             def make(length: int = length) -> results.Row:
-                def heard(tokens: int) -> None:
-                    bar.advance(tokens, tokens=tokens)
+                def on_tokens(count: int) -> None:
+                    bar.advance(count, tokens=count)
 
-                given: dict[str, Any] = {name: getattr(options, name) for name in ("depths", "samples", "seed")}
-                return {"cells": find_needles(model, hay, needle, length=length, heard=heard, **given)}
+                settings: dict[str, Any] = {name: getattr(options, name) for name in ("depths", "samples", "seed")}
+                return {"cells": find_needles(model, hay, needle, length=length, on_tokens=on_tokens, **settings)}
 
             found[length] = rows.get(keys[length], make)["cells"]
     return found

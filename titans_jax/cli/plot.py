@@ -3,34 +3,42 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from titans_jax import metrics, results
 from titans_jax.cli.options import first_line
-from titans_jax.data import SCENARIOS
-from titans_jax.evaluation import run_scenario
-from titans_jax.memory import PRESETS, series_memory, series_rule
+from titans_jax.memory import PRESETS
+from titans_jax.series import SCENARIOS, draw_learning, run_scenario, series_memory, series_rule
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Which picture, and of what."""
+    """Add the kinds of pictures and their options."""
     kinds = parser.add_subparsers(title="pictures", required=True, metavar="KIND")
-    surprise = kinds.add_parser("surprise", help=first_line(plot_surprise), description=plot_surprise.__doc__)
+    surprise, learning = (
+        kinds.add_parser(name, help=first_line(draw), description=draw.__doc__)
+        for name, draw in (("surprise", plot_surprise), ("learning", plot_learning))
+    )
     titles = "; ".join(f"{name}: {scenario.title}" for name, scenario in SCENARIOS.items())
     surprise.add_argument("--scenario", choices=["all", *SCENARIOS], default="all", help=f"{titles} (default all)")
     rule = "one of `titans-jax rules`, of 16 channels (default: titans without a layer norm)"
     surprise.add_argument("--rule", choices=list(PRESETS), metavar="NAME", help=rule)
-    surprise.add_argument("--seed", type=int, default=42, help="of the memory's first weights (default 42)")
     folder = Path("outputs", "plot_surprise")
-    surprise.add_argument("--output-dir", type=Path, default=folder, help="where they go (default %(default)s)")
+    surprise.add_argument("--output-dir", type=Path, default=folder, help="for the pictures (default %(default)s)")
     surprise.set_defaults(draw=plot_surprise)
+    file = Path("outputs", "memory_learns.png")
+    learning.add_argument("--output", type=Path, default=file, metavar="FILE", help="the picture (default %(default)s)")
+    learning.set_defaults(draw=plot_learning)
+    for kind in (surprise, learning):
+        kind.add_argument("--seed", type=int, default=42, help="of the memory's first weights (default 42)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw what a memory does: surprise, momentum and forgetting over a series."""
+    """Draw how a memory learns a series: its predictions, surprise, momentum and forgetting."""
     options.draw(options)
 
 
 def plot_surprise(options: argparse.Namespace) -> None:
-    """Read made-up series with a memory that learns as it reads, and draw where it is surprised."""
+    """Draw where made-up series surprise a memory that learns while it reads."""
     folder: Path = options.output_dir
     memory = series_memory(PRESETS[options.rule](16) if options.rule else series_rule())
     names = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
@@ -43,3 +51,14 @@ def plot_surprise(options: argparse.Namespace) -> None:
     files = [f"scenario_{name}.png" for name in names]
     print("\n".join(f"{SCENARIOS[name].title}: {folder / file}" for name, file in zip(names, files, strict=True)))
     print(f"{'written':<14} {folder}/: {', '.join(files)}, each with its numbers in .json, and result.json")
+
+
+def plot_learning(options: argparse.Namespace) -> None:
+    """Draw a memory that learns a wave, is surprised when the wave changes, and learns the new one."""
+    surprise = np.asarray(draw_learning(options.output, options.seed).surprise)
+    first, before, after, last = (
+        float(part[:20].mean()) for part in (surprise, surprise[130:], surprise[150:], surprise[-20:])
+    )
+    print(f"mean surprise of 20 values: {first:.2f} at first, {before:.2f} before the wave changes, {after:.2f} after, "
+          f"{last:.2f} at the end")  # fmt: skip
+    print(f"written: {options.output} and its numbers in {options.output.with_suffix('.json').name}")

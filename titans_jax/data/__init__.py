@@ -1,9 +1,8 @@
-"""Text and made-up sequences as batches of numpy arrays; knows no model."""
+"""Text and made-up sequences as batches of numpy arrays; independent of models."""
 
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
-from titans_jax.data.blocks import Place, token_blocks
+from titans_jax.data.blocks import Position, token_blocks
 from titans_jax.data.corpus import load_documents, load_parts, provenance
-from titans_jax.data.series import SCENARIOS, Scenario, generate_frequency_shift, generate_repeating_with_anomalies
 from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
 from titans_jax.data.text import (
     DataConfig,
@@ -22,16 +21,12 @@ __all__ = [
     "BYTES",
     "DataConfig",
     "Needles",
-    "Place",
-    "SCENARIOS",
-    "Scenario",
+    "Position",
     "Split",
     "Tokenizer",
     "cache_folder",
     "check_ids",
     "copy",
-    "generate_frequency_shift",
-    "generate_repeating_with_anomalies",
     "held_out_batches",
     "held_out_stream",
     "load_documents",

@@ -1,7 +1,7 @@
-"""From a token stream to batches: rows are laid out beforehand, so any batch can be made at once from its number.
+"""From a token stream to batches. The rows are laid out in advance, so any batch can be made from its number.
 
-Batch k depends on (config, seed, k) alone. Hosts take slices of it, so a run may go on with another number of hosts and
-see the same data, and an iterator's state is one number.
+Batch k depends on (config, seed, k) alone, and each host takes a slice of it: a run may resume on another number of
+hosts with the same data, and the state of an iterator is one number.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ Batch = dict[str, NDArray]
 
 
 class Layout(NamedTuple):
-    """Where the targets of a stream go: pieces of the stream, in rows.
+    """How the targets of a stream are divided: pieces of the stream, in rows.
 
     Attributes:
       begin: int64 [P], the piece's first input in the stream.
@@ -43,20 +43,20 @@ class Layout(NamedTuple):
 
 
 def stream_layout(targets: int, sequence: int) -> Layout:
-    """Returns the stream cut into rows of `sequence` targets, the last one shorter: every target once, in order."""
+    """Cuts a stream into rows of `sequence` targets, the last one shorter: every target once, in order."""
     begin = np.arange(0, targets, sequence)
     return Layout(begin, np.minimum(sequence, targets - begin), np.zeros_like(begin), np.arange(len(begin) + 1))
 
 
 def document_layout(starts: NDArray[np.int64], sequence: int, align: int = 1) -> Layout:
-    """Returns documents packed first-fit into rows: every target once, no piece across two documents.
+    """Packs documents first-fit into rows: every target once, no piece across two documents.
 
-    A document of more than `sequence` targets is cut into pieces. Each piece goes to the first of the open rows with
-    room for it, at a multiple of `align`; of more than 256 open rows the oldest is closed, which keeps the time linear.
+    A document of more than `sequence` targets is cut into pieces. Each piece goes to the first open row with room for
+    it, at a multiple of `align`. At most 256 rows are open, so that the time is linear: the oldest closes first.
 
     Args:
       starts: [n + 1], where the separators are, as `TokenStream.starts`.
-      sequence: targets a row, a multiple of align.
+      sequence: targets per row, a multiple of align.
       align: pieces start at multiples of it.
     """
     pieces: list[tuple[int, int, int, int]] = []  # row, column, begin, length
@@ -80,7 +80,7 @@ def document_layout(starts: NDArray[np.int64], sequence: int, align: int = 1) ->
 
 
 class Loader:
-    """Makes batches of a stream's rows; pickled, it leaves the tokens on disk.
+    """Makes batches of a stream's rows; a pickle leaves the tokens on disk.
 
     Args:
       stream: the tokens.
@@ -88,7 +88,7 @@ class Loader:
     """
 
     def __init__(self, stream: TokenStream, config: DataConfig) -> None:
-        """Lays the stream's rows out."""
+        """Lays out the rows."""
         self.stream, self.sequence, self.resets = stream, config.sequence, config.packing == "documents"
         if self.resets:
             self.layout = document_layout(stream.starts, config.sequence, config.align)
@@ -97,7 +97,7 @@ class Loader:
         self.rows = self.layout.rows
 
     def load(self, rows: ArrayLike) -> Batch:
-        """Returns the batch of these rows; a row number past the last gives a row of padding.
+        """Returns the batch of these rows; a row number past the last one gives padding.
 
         Returns: inputs, targets int32 [b, T]; mask float32 [b, T], 0 on padding (whose tokens are separators); reset
         bool [b, T], True where a packed document (or a piece of one) starts.
@@ -111,8 +111,8 @@ class Loader:
                 continue
             for piece in range(self.layout.first[row], self.layout.first[row + 1]):
                 begin, length, column = (field[piece] for field in self.layout[:3])
-                tokens, place = self.stream.tokens[begin : begin + length + 1], slice(column, column + length)
-                inputs[i, place], targets[i, place], mask[i, place] = tokens[:-1], tokens[1:], 1
+                tokens, span = self.stream.tokens[begin : begin + length + 1], slice(column, column + length)
+                inputs[i, span], targets[i, span], mask[i, span] = tokens[:-1], tokens[1:], 1
                 reset[i, column] = self.resets
         return {"inputs": inputs, "targets": targets, "mask": mask, "reset": reset}
 
@@ -120,16 +120,16 @@ class Loader:
 def train_batches(
     config: DataConfig, *, seed: int, shard_index: int = 0, shard_count: int = 1
 ) -> grain.DatasetIterator[Batch]:
-    """Returns the endless iterator of training batches; its get_state and set_state resume exactly.
+    """Returns an endless iterator of training batches; its get_state and set_state resume exactly.
 
-    Every epoch goes through all rows once in a new order; a batch may span two epochs. Shard i of n gets rows
-    [i*b, (i+1)*b) of the same global batches whatever n is, b = config.batch / n. With workers = 0 the state is
-    {"next_index": batches given}.
+    Every epoch has all rows once, in a new order; a batch may span two epochs. Shard i of n gets rows [i*b, (i+1)*b) of
+    the global batches, b = config.batch / n; the global batches do not depend on n. With workers = 0 the state is
+    {"next_index": number of batches so far}.
 
     Args:
-      config: which text, in which shape.
-      seed: the order of the rows, in [0, 2**32).
-      shard_index, shard_count: which host this is, of how many.
+      config: which text, and how it becomes batches.
+      seed: of the order of the rows, in [0, 2**32).
+      shard_index, shard_count: this host, and the number of hosts.
 
     Returns: an iterator of dicts as `Loader.load` makes, [config.batch / shard_count, config.sequence] each.
 
@@ -141,9 +141,9 @@ def train_batches(
     mine = _shard(config.batch, shard_index, shard_count)
     loader = _loader(config, held_out=False)
     rows = grain.MapDataset.range(loader.rows).seed(seed).shuffle().repeat()
-    # Endless rows leave no remainder; asked to keep it, grain counts 2**63 batches of one row and fails.
+    # drop_remainder: there is none, but without it grain counts 2**63 batches of one row and fails.
     batches = rows.batch(config.batch, drop_remainder=True).map(lambda numbers: loader.load(numbers[mine]))
-    # Making a batch costs less than handing it between threads.
+    # No threads: making a batch costs less than passing it between them.
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
         if not flags.FLAGS.is_parsed():
@@ -153,9 +153,9 @@ def train_batches(
 
 
 def steps_an_epoch(config: DataConfig) -> int:
-    """The training batches in which every row comes once. Raises ValueError as `load_streams`, and for a task."""
+    """The number of training batches per epoch. Raises ValueError as `load_streams`, and for a task."""
     if config.task:
-        raise ValueError(f"data.task={config.task}: it has rows without end and no epochs; give train.steps")
+        raise ValueError(f"data.task={config.task}: a task has endless rows and no epochs; give train.steps")
     return -(-_loader(config, held_out=False).rows // config.batch)
 
 
@@ -164,13 +164,13 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """Returns the batches of the held-out text, in order: each target has mask 1 once over all batches.
 
-    Row j reads the j-th part of the text, and goes on in the next batch where it stopped in this one: an evaluation may
-    start every batch anew, or carry the state and read each part as one long text.
+    Row j reads the j-th part of the text, and continues in the next batch. So an evaluation may reset at every batch,
+    or carry the state and read each part as one long text.
 
     Args:
       config: as for training; equal corpus, held_out and split make the two disjoint.
-      limit: at most so many batches; None for all.
-      shard_index, shard_count: which host this is, of how many.
+      limit: the most batches; None for all.
+      shard_index, shard_count: this host, and the number of hosts.
 
     Raises:
       ValueError: nothing is held out, limit is below 1, or the batch does not divide over the shards.
@@ -186,8 +186,8 @@ def held_out_batches(
 
 def _loader(config: DataConfig, *, held_out: bool) -> Loader | TaskRows:
     if config.task:
-        train, kept = load_sides(config)
-        hay = "\n".join(kept if held_out and kept else train)
+        train, test = load_sides(config)
+        hay = "\n".join(test if held_out and test else train)
         return TaskRows(config.task, config.sequence, load_tokenizer(config.tokenizer), hay, held_out=held_out)
     stream = held_out_stream(config) if held_out else load_streams(config)[0]
     if stream is None:

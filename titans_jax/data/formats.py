@@ -1,4 +1,4 @@
-"""The documents that files hold: a text, WikiText's articles, the rows of JSON lines or of Parquet."""
+"""The documents in files: a text, WikiText's articles, the rows of JSON lines or of Parquet."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ _BLANK = (" \n", "\n\n")
 
 
 def part_of(path: Path) -> str | None:
-    """The part that a file's name says it holds, "train", "valid" or "test", as WikiText and the hubs name them.
+    """The part in a file's name, "train", "valid" or "test", as WikiText and the hubs name them; None without one.
 
     >>> [part_of(Path(name)) for name in ("wiki.valid.raw", "train-00000-of-00002.parquet", "test.py")]
     ['valid', 'train', None]
@@ -23,12 +23,12 @@ def part_of(path: Path) -> str | None:
 
 
 def part_name(name: str) -> str:
-    """What this library calls a part: the validation part is "valid"."""
+    """This library's name of a part: the validation part is "valid"."""
     return "valid" if name == "validation" else name
 
 
 def documents(paths: Sequence[Path]) -> list[str]:
-    """The documents of files that follow one another; files that are no UTF-8 text are passed over.
+    """The documents of files, in order; files that are not UTF-8 text are ignored.
 
     `.parquet` and `.jsonl`: the column `text`, see `from_rows`. `.raw` and `.tokens`: `articles`. Every other file is
     one document.
@@ -48,7 +48,7 @@ def documents(paths: Sequence[Path]) -> list[str]:
 
 
 def from_rows(rows: Iterable[str]) -> list[str]:
-    """The documents of a table's rows: a document each, but WikiText's, which are lines, are put together to articles.
+    """The documents of a table's rows: one each, except that WikiText's rows, which are lines, are joined to articles.
 
     >>> from_rows([" = One = \\n", "", " first \\n", "", " = Two = \\n", "", " second \\n"])
     [' = One = \\n \\n first \\n \\n', ' = Two = \\n \\n second \\n']
@@ -60,7 +60,7 @@ def from_rows(rows: Iterable[str]) -> list[str]:
 
 
 def articles(text: str) -> list[str]:
-    """WikiText cut before each ` = Title = `: together the articles are the text, each character once.
+    """WikiText cut before each ` = Title = `; joined, the articles are the text.
 
     >>> articles(" \\n = One = \\n \\n first \\n = = Part = = \\n \\n more \\n \\n = Two = \\n \\n second \\n")
     [' \\n = One = \\n \\n first \\n = = Part = = \\n \\n more \\n \\n', ' = Two = \\n \\n second \\n']
@@ -72,7 +72,7 @@ def articles(text: str) -> list[str]:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file, line ends untouched; None if it is not UTF-8."""
+    """The text of a file, with its line ends; None if it is not UTF-8."""
     raw = path.read_bytes()
     if b"\0" in raw[:8192]:
         return None
@@ -89,7 +89,7 @@ def _parquet(path: Path) -> Iterator[str]:
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'titans-jax[hf]'") from None
     file = parquet.ParquetFile(path)
     if "text" not in file.schema_arrow.names:
-        raise ValueError(f"{path}: there is no column 'text', only {', '.join(file.schema_arrow.names)}")
+        raise ValueError(f"{path}: it has no column 'text', only {', '.join(file.schema_arrow.names)}")
     for batch in file.iter_batches(columns=["text"]):
         yield from (text or "" for text in batch.column("text").to_pylist())
 

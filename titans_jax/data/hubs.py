@@ -1,4 +1,4 @@
-"""Corpora of the hubs, fetched by their own libraries where a network is, read from their caches where none is."""
+"""Corpora of the hubs: their own libraries download them, or read them from a cache without a network."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ def hugging_face(name: str) -> Parts:
     """The parts of a dataset of Hugging Face: "NAME" or "NAME:CONFIG", or a folder that `save_to_disk` wrote.
 
     Raises:
-      ValueError: the library is not installed, the dataset cannot be had, or it has no column `text`.
+      ValueError: the library is not installed, the dataset cannot be loaded, or it has no column `text`.
     """
     try:
         import datasets
@@ -27,7 +27,7 @@ def hugging_face(name: str) -> Parts:
     try:
         found: Any = datasets.load_from_disk(folder) if folder.is_dir() else datasets.load_dataset(path, config or None)
     except Exception as error:  # whatever the library, or the network below it, raises
-        raise _unobtainable(f"hf:{name}", error) from None
+        raise _not_loaded(f"hf:{name}", error) from None
     tables = found if isinstance(found, dict) else {"train": found}
     for part, table in tables.items():
         if "text" not in table.column_names:
@@ -44,7 +44,7 @@ def tfds(name: str) -> Parts:
     """The parts of a dataset of TensorFlow Datasets, "NAME" or "NAME/CONFIG", from $TFDS_DATA_DIR or its default.
 
     Raises:
-      ValueError: the dataset is unknown, cannot be had, or has no text feature, or several and none is called "text".
+      ValueError: the dataset cannot be loaded, or has no text feature, or several and none is called "text".
     """
     import tensorflow_datasets
 
@@ -53,11 +53,11 @@ def tfds(name: str) -> Parts:
         builder = tensorflow_datasets.builder(name, data_dir=directory, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:  # whatever the library, or the network below it, raises
-        raise _unobtainable(f"tfds:{name}", error) from None
+        raise _not_loaded(f"tfds:{name}", error) from None
     features = builder.info.features
     texts = [key for key in features if isinstance(features[key], tensorflow_datasets.features.Text)]
     if "text" not in texts and len(texts) != 1:
-        raise ValueError(f"corpus 'tfds:{name}': which is the text? its features are {', '.join(features)}")
+        raise ValueError(f"corpus 'tfds:{name}': no feature is clearly the text; it has {', '.join(features)}")
     key = "text" if "text" in texts else texts[0]
 
     def read(part: str) -> list[str]:
@@ -67,6 +67,6 @@ def tfds(name: str) -> Parts:
     return {part_name(part): functools.partial(read, part) for part in builder.info.splits}
 
 
-def _unobtainable(spec: str, error: Exception) -> ValueError:
+def _not_loaded(spec: str, error: Exception) -> ValueError:
     reason = next(iter(str(error).splitlines()), "")
-    return ValueError(f"corpus {spec!r} cannot be had: {type(error).__name__}: {reason}")
+    return ValueError(f"corpus {spec!r} cannot be loaded: {type(error).__name__}: {reason}")

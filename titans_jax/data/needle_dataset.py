@@ -1,4 +1,4 @@
-"""The needle samples as a TFDS dataset of array records, which no TensorFlow is needed to write or read."""
+"""The needle samples as a TFDS dataset of array records; TensorFlow itself is not needed."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from titans_jax.data.synthetic import NEEDLE_VOCAB, Needles, needle_splits
 
 @dataclasses.dataclass
 class NeedleSetting(tfds.core.BuilderConfig):
-    """sizes: samples to train, validate and test. lengths: tokens of a sample. seed: as of `needle_splits`."""
+    """sizes: samples to train, validate and test. lengths: tokens of a sample. seed: see `needle_splits`."""
 
     sizes: tuple[int, int, int] = (8000, 1000, 1000)
     lengths: tuple[int, ...] = (64, 128, 256)
@@ -20,7 +20,7 @@ class NeedleSetting(tfds.core.BuilderConfig):
 
 
 class TitansNeedle(tfds.core.GeneratorBasedBuilder):
-    """Samples of `needle_splits`: tokens without padding, and where among them the needle is.
+    """Samples of `needle_splits`: tokens without padding, and the position of the needle.
 
     Made by `TitansNeedle(data_dir=..., file_format="array_record").download_and_prepare()`, read by
     `tfds.data_source("titans_needle", split="train", data_dir=..., builder_kwargs={"file_format": "array_record"})`.

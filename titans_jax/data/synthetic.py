@@ -1,4 +1,4 @@
-"""Sequences made up to test a memory: a needle to find, a string to copy, pairs to recall. Pure functions of a seed."""
+"""Made-up sequences that test a memory: a needle to find, a string to copy, pairs to recall; functions of a seed."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ PAD, NEEDLE, NEEDLE_VOCAB = 0, 127, 128
 
 
 class Needles(NamedTuple):
-    """Needle samples: `tokens` int32 [count, max(lengths)], `length` int32 [count], `position` int32 [count]."""
+    """Needle samples. tokens: int32 [count, max(lengths)]. length, position: int32 [count]."""
 
     tokens: NDArray[np.int32]
     length: NDArray[np.int32]
@@ -17,14 +17,14 @@ class Needles(NamedTuple):
 
 
 def needles(seed: int, count: int, lengths: tuple[int, ...] = (64, 128, 256)) -> Needles:
-    """Returns random sequences that each hide one NEEDLE; the label is where.
+    """Makes random sequences with one NEEDLE each; the label is its position.
 
     Args:
       seed: the samples are a function of it, of `count` and of `lengths`.
       count: number of samples.
-      lengths: each sample's length is drawn from these; what follows it is PAD.
+      lengths: each sample's length is drawn from these.
 
-    Returns: tokens with 1..126 as hay, NEEDLE = 127 once a row at `position` < `length`, and PAD = 0 from `length` on.
+    Returns: tokens 1..126 as hay, NEEDLE = 127 once per row at `position` < `length`, and PAD = 0 from `length` on.
 
     Raises:
       ValueError: count or a length is below 1.
@@ -43,7 +43,7 @@ def needles(seed: int, count: int, lengths: tuple[int, ...] = (64, 128, 256)) ->
 def needle_splits(
     seed: int = 42, sizes: tuple[int, ...] = (8000, 1000, 1000), lengths: tuple[int, ...] = (64, 128, 256)
 ) -> tuple[Needles, ...]:
-    """Returns disjoint sets of needle samples, by default 8,000 to train, 1,000 to validate and 1,000 to test.
+    """Makes disjoint sets of needle samples, by default 8,000 to train, 1,000 to validate and 1,000 to test.
 
     Raises:
       ValueError: a size or a length is below 1.
@@ -58,17 +58,18 @@ def needle_splits(
 
 
 def recall(seed: int, batch: int, *, pairs: int, queries: int, symbols: int = 64) -> dict[str, NDArray]:
-    """Returns associative recall: pairs key, value are shown, then keys are asked for again in random order.
+    """Makes associative recall: pairs of a key and a value, then some of the keys again, in random order.
 
-    The task of Zoology (Arora et al. 2023, MQAR): only a memory that binds each value to its key gets above chance.
+    The task MQAR of Zoology (Arora et al. 2023): it needs a memory that binds each value to its key.
 
     Args:
       seed: the batch is a function of it and of the sizes.
       batch: rows.
-      pairs: pairs shown in a row, with distinct keys; queries: how many of them are asked for, each once.
+      pairs: pairs in a row, with distinct keys.
+      queries: how many of the keys come again, each once.
       symbols: keys are 1..symbols, values symbols+1..2*symbols; 0 is not used, so the vocabulary is 2*symbols + 1.
 
-    Returns: a batch as of `train_batches`, T = 2*(pairs + queries) - 1; the mask is 1 where a value is asked for.
+    Returns: a batch as of `train_batches`, T = 2*(pairs + queries) - 1; the mask is 1 on the values of the queries.
 
     Raises:
       ValueError: not 1 <= queries <= pairs <= symbols, or batch < 1.
@@ -89,12 +90,13 @@ def recall(seed: int, batch: int, *, pairs: int, queries: int, symbols: int = 64
 
 
 def copy(seed: int, batch: int, *, length: int, gap: int = 0, symbols: int = 64) -> dict[str, NDArray]:
-    """Returns strings to be repeated: a random string, `gap` tokens of filler, a go mark, the string again.
+    """Makes strings to copy: a random string, `gap` tokens of filler, a go mark, the string again.
 
     Args:
       seed: the batch is a function of it and of the sizes.
       batch: rows.
-      length: tokens to remember; gap: filler tokens (id 0) between the string and the go mark (id symbols + 1).
+      length: tokens to remember.
+      gap: filler tokens (id 0) between the string and the go mark (id symbols + 1).
       symbols: the string is made of 1..symbols, so the vocabulary is symbols + 2.
 
     Returns: a batch as of `train_batches`, T = 2*length + gap tokens; the mask is 1 on the repetition.

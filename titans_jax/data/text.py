@@ -1,12 +1,11 @@
 """From documents to token ids on disk: the configuration, the held-out split, the cache.
 
-The tokens of a set of documents are one stream, `sep d_1 sep d_2 ... sep d_n sep`: a separator begins every document,
-so its first token has something to be predicted from, and ends it, so its end is predicted too. A stream of N + 1
-tokens has N targets: every token of every document and n ends.
+The tokens of a set of documents are one stream, `sep d_1 sep d_2 ... sep d_n sep`. The separator before a document is
+the input for its first token; the one after it is a target, so that the model learns where documents end. A stream of
+N + 1 tokens has N targets: every token of every document and n ends.
 """
 
 import contextlib
-import difflib
 import hashlib
 import os
 import tempfile
@@ -18,8 +17,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_jax.data.choices import unknown
 from titans_jax.data.corpus import load_documents, load_parts
-from titans_jax.data.tasks import known_task
+from titans_jax.data.tasks import check_task
 from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
 from titans_jax.files import replacing
 
@@ -29,24 +29,23 @@ Split = Literal["tail", "documents", "test"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, in which shape.
+    """Which text, and how it becomes batches.
 
     Attributes:
       corpus: "moby-dick", "python", the path of a text file or a folder, hf:NAME or tfds:NAME; see `corpus`.
-      task: a made-up task to read instead of the corpus, see `tasks`; the corpus is then what things are hidden in.
+      task: a made-up task in place of the corpus, see `tasks`; text tasks hide their facts in the corpus.
       tokenizer: "bytes", the path of a BPE tokenizer's JSON (see `train_bpe`), or a folder with GPT-2's vocabulary.
-      sequence: targets a row.
-      batch: rows a step, over all hosts.
-      packing: "stream" cuts the stream every `sequence` tokens and never resets: what a row starts with may be the
-        middle of a document, and documents follow one another with a separator between. "documents" fills rows with
-        whole documents (longer ones are cut), resets at each and aligns it.
-      held_out: the fraction of the characters that is kept from training; 0 keeps nothing.
-      split: "tail" holds out the end of the corpus (cutting a document at a line's end); "documents" holds out whole
-        documents, chosen by the hash of their text, so that order and neighbours do not matter. A corpus that comes
-        with a valid part, such as WikiText, is trained on its train part and held_out, if not 0, is all of valid; its
-        test part is read with "test" alone, in place of valid.
-      align: in "documents", each starts at a multiple of it: give the memory's chunk, and no chunk straddles two.
-      workers: processes that load data; 0 loads in this one. An iterator's state is bound to the number.
+      sequence: targets per row.
+      batch: rows per step, over all hosts.
+      packing: "stream" cuts the stream every `sequence` tokens, also inside documents, and never resets.
+        "documents" fills rows with whole documents (longer ones are cut), and resets at the start of each.
+      held_out: the fraction of the characters that training does not see; 0 holds out nothing.
+      split: "tail" holds out the end of the corpus (it cuts a document at a line's end); "documents" holds out whole
+        documents by the hash of their text, independent of their order. A corpus with a valid part, such as WikiText,
+        trains on its train part, and all of valid is held out if held_out is not 0; "test" reads its test part in
+        place of valid.
+      align: in "documents", each starts at a multiple of it; with the memory's chunk, no chunk has two documents.
+      workers: processes that load data; 0 loads in this one. A saved iterator needs the same number.
       cache_dir: folder for tokens; None is ~/.cache/titans_jax (a folder below the system's temporary one if that
         cannot be written).
 
@@ -68,9 +67,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.task:
-            known_task(self.task)
-        _one_of("packing", self.packing, get_args(Packing))
-        _one_of("split", self.split, get_args(Split))
+            check_task(self.task)
+        for name, choices in (("packing", get_args(Packing)), ("split", get_args(Split))):
+            if (value := getattr(self, name)) not in choices:
+                raise unknown(f"data.{name}={value!r}", str(value), choices)
         for name, least in (("sequence", 1), ("batch", 1), ("align", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least {least}")
@@ -81,7 +81,7 @@ class DataConfig:
 
 
 class TokenStream:
-    """A stream of token ids on disk, read through a memory map; pickled as its path, so processes share the pages.
+    """A stream of token ids on disk, read through a memory map; a pickle has only its path, so processes share pages.
 
     Attributes:
       tokens: uint16 or uint32 [N + 1].
@@ -101,7 +101,7 @@ class TokenStream:
 
 
 def split_documents(documents: Sequence[str], held_out: float, split: Split = "tail") -> tuple[list[str], list[str]]:
-    """Returns the documents to train on and those held out; together they are the text, each character once.
+    """Splits documents into those to train on and those held out; together they have each character once.
 
     Args:
       documents: the corpus, no document empty.
@@ -117,52 +117,49 @@ def split_documents(documents: Sequence[str], held_out: float, split: Split = "t
     if not held_out:
         return list(documents), []
     wanted = round(held_out * sum(map(len, documents)))
-    train, kept = _split_tail(documents, wanted) if split == "tail" else _split_hashed(documents, wanted)
-    if not train or not kept:
-        side = "held-out" if not kept else "training"
+    train, test = _split_tail(documents, wanted) if split == "tail" else _split_hashed(documents, wanted)
+    if not train or not test:
+        side = "held-out" if not test else "training"
         raise ValueError(f"held_out={held_out}, split={split!r}: {len(documents)} documents leave no {side} text")
-    return train, kept
+    return train, test
 
 
 def _split_tail(documents: Sequence[str], wanted: int) -> tuple[list[str], list[str]]:
-    kept: list[str] = []
+    tail: list[str] = []
     for index in range(len(documents) - 1, -1, -1):
         document = documents[index]
         if len(document) > wanted:
             exact = len(document) - wanted
             cut = document.rfind("\n", max(0, exact - wanted // 2 - 1), exact) + 1 or exact
             parts = document[:cut], document[cut:]
-            return [*documents[:index], parts[0]], [part for part in (parts[1], *kept) if part]
-        kept.insert(0, document)
+            return [*documents[:index], parts[0]], [part for part in (parts[1], *tail) if part]
+        tail.insert(0, document)
         wanted -= len(document)
-    return [], kept
+    return [], tail
 
 
 def _split_hashed(documents: Sequence[str], wanted: int) -> tuple[list[str], list[str]]:
     order = sorted(range(len(documents)), key=lambda index: hashlib.sha256(documents[index].encode()).digest())
     before = np.cumsum([0, *(len(documents[index]) for index in order)])[:-1]
-    kept = {index for index, start in zip(order, before, strict=True) if start < wanted}
-    sides = [index not in kept for index in range(len(documents))]
-    return (
-        [d for d, train in zip(documents, sides, strict=True) if train],
-        [d for d, train in zip(documents, sides, strict=True) if not train],
-    )
+    chosen = {index for index, start in zip(order, before, strict=True) if start < wanted}
+    train = [document for index, document in enumerate(documents) if index not in chosen]
+    return train, [documents[index] for index in sorted(chosen)]
 
 
 def load_streams(config: DataConfig) -> tuple[TokenStream, TokenStream | None, Tokenizer]:
-    """Returns the training stream, the held-out stream (None for held_out = 0) and the tokenizer, cached on disk.
+    """Returns the training stream, the held-out stream (None for held_out = 0) and the tokenizer; cached on disk.
 
     Raises:
       ValueError: the corpus or the tokenizer is unknown or empty, the split leaves one side empty, or it is "test" and
         the corpus has no test part.
     """
     tokenizer, cache = load_tokenizer(config.tokenizer), cache_folder(config.cache_dir)
-    train, kept = load_sides(config)
-    return tokenise(train, tokenizer, cache), tokenise(kept, tokenizer, cache) if kept else None, tokenizer
+    train, test = load_sides(config)
+    return tokenise(train, tokenizer, cache), tokenise(test, tokenizer, cache) if test else None, tokenizer
 
 
 def load_sides(config: DataConfig) -> tuple[list[str], list[str]]:
-    """Returns the documents to train on and those held out, as `DataConfig.split` says. Raises ValueError likewise."""
+    """Returns the documents to train on, and those held out; raises ValueError as `load_streams`."""
     train, own = load_documents(config.corpus), _own_part(config)
     if own is None:
         return split_documents(train, config.held_out, config.split)
@@ -170,15 +167,15 @@ def load_sides(config: DataConfig) -> tuple[list[str], list[str]]:
 
 
 def held_out_stream(config: DataConfig) -> TokenStream | None:
-    """Returns the held-out stream of `load_streams`; of a corpus with parts of its own, without reading the others."""
+    """Returns the held-out stream of `load_streams`; a corpus with a held-out part is not read further."""
     if (own := _own_part(config)) is None:
         return load_streams(config)[1]
-    kept = load_documents(config.corpus, own)
-    return tokenise(kept, load_tokenizer(config.tokenizer), cache_folder(config.cache_dir))
+    documents = load_documents(config.corpus, own)
+    return tokenise(documents, load_tokenizer(config.tokenizer), cache_folder(config.cache_dir))
 
 
 def _own_part(config: DataConfig) -> str | None:
-    """The part of the corpus' own making that is held out; None if it has none, or nothing is."""
+    """The corpus' own held-out part; None if it has none, or nothing is held out."""
     if config.split == "test":
         return "test"
     return "valid" if config.held_out and "valid" in load_parts(config.corpus) else None
@@ -189,13 +186,13 @@ def tokenise(
     tokenizer: Tokenizer,
     cache_dir: str | os.PathLike[str],
     *,
-    told: Callable[[int], object] = lambda count: None,
+    on_documents: Callable[[int], object] = lambda count: None,
 ) -> TokenStream:
     """Returns the token stream of documents, from the cache if it is there.
 
-    The file's name is the hash of the text and the tokenizer, and it appears in one step, complete: any number of
-    processes may ask at once, and one that is killed leaves nothing that is taken for the whole. `told` is called with
-    the number of documents that have just become tokens.
+    The file's name is the hash of the text and the tokenizer. It is written in one step, so many processes may ask at
+    once, and a killed one leaves no partial file. `on_documents` is called with the number of newly tokenised
+    documents.
 
     Raises:
       ValueError: there is no document, or the tokenizer made an id outside its vocabulary.
@@ -205,8 +202,8 @@ def tokenise(
     path = Path(cache_dir, _key(documents, tokenizer))
     try:
         return TokenStream(path)
-    except (OSError, EOFError, ValueError):  # not there, or cut short by a full disk: made again
-        _write(path, documents, tokenizer, told)
+    except (OSError, EOFError, ValueError):  # missing, or truncated by a full disk
+        _write(path, documents, tokenizer, on_documents)
     return TokenStream(path)
 
 
@@ -218,7 +215,7 @@ def _key(documents: Sequence[str], tokenizer: Tokenizer) -> str:
     return f"{tokenizer.name}-{digest.hexdigest()[:32]}"
 
 
-def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer, told: Callable[[int], object]) -> None:
+def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer, on_documents: Callable[[int], object]) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     separator = np.asarray([tokenizer.separator], dtype)
     pieces, starts = [separator], [0]
@@ -227,7 +224,7 @@ def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer, told: Cal
         for ids in some:
             pieces += [check_ids(ids, tokenizer.vocab_size).astype(dtype), separator]
             starts.append(starts[-1] + len(ids) + 1)
-        told(len(some))
+        on_documents(len(some))
     _replace(Path(f"{path}.starts.npy"), np.asarray(starts, np.int64))
     _replace(Path(f"{path}.tokens.npy"), np.concatenate(pieces))
 
@@ -247,10 +244,3 @@ def cache_folder(cache_dir: str | None) -> Path:
         if os.access(folder, os.W_OK):
             return folder
     return Path(tempfile.gettempdir(), f"titans_jax-{os.getuid()}")
-
-
-def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"data.{field}={value!r}: {hint}known are {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""Text to token ids and back: bytes, or a byte-level BPE, trained here or brought along, such as GPT-2's.
+"""Text to token ids and back: bytes, or a byte-level BPE, trained here or loaded, such as GPT-2's.
 
-Both are lossless on any str, and know how many bytes of text each id stands for, so that a loss in nats a token becomes
-bits a byte whatever the vocabulary.
+Both are lossless on any str. Both have the number of bytes that each id stands for, which turns a loss in nats per
+token into bits per byte for any vocabulary.
 """
 
 import difflib
@@ -21,12 +21,12 @@ from titans_jax.files import replacing
 
 
 class Tokenizer(Protocol):
-    """What a tokenizer has to offer; `BYTES` and those of `load_tokenizer` do.
+    """The interface of a tokenizer, such as `BYTES` and those of `load_tokenizer`.
 
     Attributes:
       name: identifies the vocabulary: equal names give equal ids.
       vocab_size: every id is below it.
-      separator: the id that begins and ends a document; no text encodes to it.
+      separator: the id before and after a document; no text encodes to it.
       byte_lengths: int32 [vocab_size], the bytes of UTF-8 that an id adds to the text; 0 for the separator.
     """
 
@@ -46,18 +46,18 @@ class Tokenizer(Protocol):
         """Returns the ids of each text; faster than one by one."""
 
     def to_bytes(self, ids: ArrayLike) -> bytes:
-        """Returns the bytes of ids, separators left out, for text that comes in parts. Raises ValueError as decode."""
+        """Returns the bytes of ids without separators, for text in parts. Raises ValueError as decode."""
 
     def decode(self, ids: ArrayLike) -> str:
-        """Returns the text of ids: separators left out, broken UTF-8 as U+FFFD. Raises ValueError for a foreign id."""
+        """Returns the text of ids without separators, broken UTF-8 as U+FFFD. Raises ValueError for an unknown id."""
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """One id a byte of UTF-8, 256 in all.
+    """One id per byte of UTF-8, 256 in all.
 
-    The separator is 255 and costs no id: the byte 0xFF occurs in no UTF-8 text. A power of two also divides over any
-    mesh.
+    The separator is 255: the byte 0xFF occurs in no UTF-8 text, so no extra id is needed, and a vocabulary of 256
+    divides evenly over a mesh.
 
     >>> BYTES.encode("Ahab").tolist(), BYTES.decode([65, 104, 255, 97, 98])
     ([65, 104, 97, 98], 'Ahab')
@@ -83,27 +83,27 @@ class ByteTokenizer:
         return [self.encode(text) for text in texts]
 
     def to_bytes(self, ids: ArrayLike) -> bytes:
-        """Returns the bytes of ids, separators left out. Raises ValueError for a foreign id."""
+        """Returns the bytes of ids without separators. Raises ValueError for an unknown id."""
         array = check_ids(ids, self.vocab_size)
         return array[array != self.separator].astype(np.uint8).tobytes()
 
     def decode(self, ids: ArrayLike) -> str:
-        """Returns the text of ids: separators left out, broken UTF-8 as U+FFFD. Raises ValueError for a foreign id."""
+        """Returns the text of ids without separators, broken UTF-8 as U+FFFD. Raises ValueError for an unknown id."""
         return self.to_bytes(ids).decode(errors="replace")
 
 
 BYTES = ByteTokenizer()
 
-# Cases, accents both ways, spaces, and every byte that UTF-8 has: what a normaliser or a partial alphabet would change.
+# Cases, accents in both forms, spaces, every byte of UTF-8: a normaliser or a partial alphabet changes some of them.
 _PROBE = "Ab  \u00c5 A\u030a \u2460\t" + "".join(
     map(chr, [*range(0x800), *range(0x800, 0xD800, 0x400), *range(0xE000, 0x110000, 0x1000)])
 )
 
 
 class BPETokenizer:
-    """Byte-level BPE by the `tokenizers` library, read from its JSON; the separator is one more id, the last.
+    """Byte-level BPE by the `tokenizers` library, read from its JSON.
 
-    The separator is unknown to the JSON, so no text, whatever is written in it, can encode to it.
+    The separator is one more id, the last; the JSON does not have it, so no text can encode to it.
     """
 
     def __init__(self, json_text: str) -> None:
@@ -123,13 +123,13 @@ class BPETokenizer:
         byte_of = _byte_of_character()
         self._pieces = [b""] * self.vocab_size
         for token, index in vocabulary.items():
-            # An added token is written as itself, all others with one character a byte.
+            # An added token is stored as its text, all others with one character per byte.
             self._pieces[index] = token.encode() if token in added else bytes(byte_of.get(char, 0) for char in token)
         self.byte_lengths: NDArray[np.int32] = np.asarray([len(piece) for piece in self._pieces], np.int32)
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
         self.name: str = f"bpe-{self.vocab_size}-{digest}"
         if self.decode(self.encode(_PROBE)) != _PROBE:
-            raise ValueError("not a lossless byte-level tokenizer: text does not come back from its ids unchanged")
+            raise ValueError("not a lossless byte-level tokenizer: decoding the ids of a text does not give the text")
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Returns the ids of a text, int32 [tokens]."""
@@ -141,16 +141,16 @@ class BPETokenizer:
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def to_bytes(self, ids: ArrayLike) -> bytes:
-        """Returns the bytes of ids, separators left out. Raises ValueError for a foreign id."""
+        """Returns the bytes of ids without separators. Raises ValueError for an unknown id."""
         return b"".join(self._pieces[index] for index in check_ids(ids, self.vocab_size).ravel().tolist())
 
     def decode(self, ids: ArrayLike) -> str:
-        """Returns the text of ids: separators left out, broken UTF-8 as U+FFFD. Raises ValueError for a foreign id."""
+        """Returns the text of ids without separators, broken UTF-8 as U+FFFD. Raises ValueError for an unknown id."""
         return self.to_bytes(ids).decode(errors="replace")
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The way byte-level vocabularies are written since GPT-2: printable Latin-1 as itself, the rest from U+0100 on."""
+    """GPT-2's code of bytes as characters: printable Latin-1 as itself, the rest from U+0100 on."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(shown))
     return {chr(byte): byte for byte in shown} | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
@@ -160,11 +160,11 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """Returns a tokenizer by name or path.
 
     Args:
-      spec: "bytes"; the path of a byte-level tokenizers JSON, such as `train_bpe` writes; or a folder that holds a
+      spec: "bytes"; the path of a byte-level tokenizers JSON, such as `train_bpe` writes; or a folder with a
         `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt` (`encoder.json` and `vocab.bpe` as first published).
 
     Raises:
-      ValueError: no such name or file, or the file holds no byte-level tokenizer.
+      ValueError: the name or file does not exist, or the file has no byte-level tokenizer.
 
     >>> load_tokenizer("bytes").vocab_size
     256
@@ -184,7 +184,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
 
 def _folder_json(folder: Path) -> str:
-    """The tokenizers JSON of a folder, put together where it holds a vocabulary and its merges."""
+    """The tokenizers JSON of a folder, made from a vocabulary and merges where the folder has those."""
     whole = folder / "tokenizer.json"
     if whole.is_file():
         return whole.read_text(encoding="utf-8")
@@ -195,11 +195,11 @@ def _folder_json(folder: Path) -> str:
                 return _byte_level(tokenizers.models.BPE.from_file(*map(str, paths))).to_str()
             except Exception as error:  # the library raises plain Exception
                 raise ValueError(f"{vocabulary} and {merges}: {str(error).splitlines()[0]}") from None
-    raise ValueError("the folder holds neither tokenizer.json nor vocab.json and merges.txt")
+    raise ValueError("the folder has neither tokenizer.json nor vocab.json and merges.txt")
 
 
 def _byte_level(model: tokenizers.models.BPE) -> tokenizers.Tokenizer:
-    """Merges over bytes, within what GPT-2 takes for words."""
+    """Merges over bytes, inside GPT-2's words."""
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -210,8 +210,8 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike
     """Trains byte-level BPE (Sennrich et al. 2016, over bytes as in GPT-2), writes it to `path` and returns it.
 
     Args:
-      documents: the text to learn from; give it the training side of `split_documents` alone.
-      vocab_size: ids wanted, the separator included; at least 257. A small text may yield fewer.
+      documents: the training side of `split_documents`.
+      vocab_size: at least 257, with the separator. A small text may give fewer ids.
       path: the JSON file to write, replaced in one step.
 
     Raises:
@@ -232,10 +232,10 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike
 
 
 def check_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
-    """Returns the ids as an array if all lie in [0, vocab_size); an id out of range would be read as another one's row.
+    """Returns the ids as an array, if all are in [0, vocab_size); JAX would silently clamp an id out of range.
 
     Raises:
-      ValueError: an id is out of range (the first one is named), or they are not integers.
+      ValueError: an id is out of range, or they are not integers.
 
     >>> check_ids([1, 300], 256)
     Traceback (most recent call last):

@@ -1,6 +1,6 @@
-"""Generation at constant cost a token and with a state of one size."""
+"""Generation and endless streams, at constant cost per token and with a state of one size."""
 
-from titans_jax.decode.generate import Stop, generate
+from titans_jax.decode.generation import Stop, generate
 from titans_jax.decode.rows import first_state, prefill, stream
 from titans_jax.decode.sampling import Sampling, draw, filters, keep_min_p, keep_top_k, keep_top_p
 from titans_jax.decode.slots import Request, serve

@@ -1,4 +1,4 @@
-"""Rows of one length, all at the same step: a prompt is read in segments, then one token is written at a time.
+"""Sequences of one length, all at the same step: a prompt is read in segments, then one token is written at a time.
 
 B rows of a batch, T tokens, V vocabulary.
 """
@@ -22,7 +22,7 @@ from titans_jax.nn.model import ByLayer
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def advance(graphdef: Any, params: Any, state: Any, tokens: Array) -> tuple[Array, Any]:
-    """Read tokens [B, T], all that came before being a multiple of T; the logits [B, V] that follow, and the state."""
+    """Read tokens [B, T] after a multiple of T tokens; returns the next token's logits [B, V], and the state."""
     logits, state, _ = nnx.merge(graphdef, params)(tokens, state, aligned=True)
     return logits[:, -1], state
 
@@ -33,11 +33,11 @@ def _begin(graphdef: Any, params: Any, batch: int) -> Any:
 
 
 DEEPEST = 8
-"""Layers of the deepest model that writes with each of them written out: one takes about a second to compile."""
+"""The deepest model whose layers are unrolled for writing: each takes about a second to compile."""
 
 
-def writer(model: LM) -> tuple[LM | ByLayer, Callable[[Any], Any]]:
-    """The model as it writes token by token, and what makes of a state that has read a prompt one that it takes."""
+def unrolled(model: LM) -> tuple[LM | ByLayer, Callable[[Any], Any]]:
+    """The model with its layers unrolled, which writes faster; and what converts a state of `model` for it."""
     if model.config.depth > DEEPEST:
         return model, lambda state: state
     return model.by_layer(), partial(_by_layer, *nnx.split(model))
@@ -49,9 +49,9 @@ def _by_layer(graphdef: Any, params: Any, state: Any) -> Any:
 
 
 def first_state(graphdef: Any, params: Any, batch: int) -> Any:
-    """The state of so many rows before their first token, to be given away to a call.
+    """The state of `batch` sequences before their first token, in arrays that a call may donate.
 
-    A copy, because a first state may share arrays with the parameters.
+    It is a copy, because a first state may share arrays with the parameters.
     """
     return jax.tree.map(partial(jnp.array, copy=True), _begin(graphdef, params, batch))
 
@@ -62,17 +62,17 @@ def _draw(logits: Array, keys: Array, index: Array, rules: Filters) -> Array:
 
 
 def check_tokens(tokens: NDArray[np.int32], vocabulary: int) -> None:
-    """Raise ValueError for a prompt's token outside the vocabulary, at least one token being there."""
+    """Raise ValueError if a prompt, of at least one token, has a token outside the vocabulary."""
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         wrong = tokens[(tokens < 0) | (tokens >= vocabulary)][0]
-        raise ValueError(f"the prompt holds token {wrong}, outside the model's vocabulary of {vocabulary}")
+        raise ValueError(f"the prompt has token {wrong}, outside the model's vocabulary of {vocabulary}")
 
 
 def prefill(model: LM, tokens: ArrayLike, *, segment: int = 64) -> tuple[Array, Any]:
-    """Read prompts of one length, int32 [B, T]: the logits [B, V] that follow them and the state to go on from.
+    """Read prompts of one length, int32 [B, T]; returns the next token's logits [B, V], and the state.
 
-    The prompt is read `segment` tokens at a time and its remainder one by one, so prompts of every length share two
-    compiled shapes. Raises ValueError for a prompt that is empty or holds a token outside the vocabulary.
+    The prompts are read `segment` tokens at a time and the remainder one by one, so prompts of every length share two
+    compiled shapes. Raises ValueError for a prompt that is empty or has a token outside the vocabulary.
     """
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2 or 0 in tokens.shape:
@@ -90,13 +90,13 @@ def prefill(model: LM, tokens: ArrayLike, *, segment: int = 64) -> tuple[Array, 
 def stream(
     model: LM, tokens: ArrayLike, sampling: Sampling, *, keys: Array | None = None, segment: int = 64
 ) -> Iterator[Array]:
-    """Go on from prompts of one length [B, T] for ever: one array of tokens int32 [B] at a time.
+    """Continue prompts of one length [B, T] without end: yields one array of tokens int32 [B] at a time.
 
-    keys [B] is one key a row, so that a row's tokens do not depend on the rows beside it; None only at temperature 0.
+    keys: [B], one key per sequence, so that its tokens do not depend on the others; None only at temperature 0.
     """
     logits, state = prefill(model, tokens, segment=segment)
-    one_by_one, as_written = writer(model)
-    state, (graphdef, params) = as_written(state), nnx.split(one_by_one)
+    fast, convert = unrolled(model)
+    state, (graphdef, params) = convert(state), nnx.split(fast)
     if keys is None:
         if sampling.temperature != 0:
             raise ValueError("sampling needs a key; give one, or temperature=0")

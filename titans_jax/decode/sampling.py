@@ -1,4 +1,4 @@
-"""How a token is drawn from logits, for every row by its own rules. B rows, V vocabulary."""
+"""Drawing a token from logits, with options of its own for every row. B rows, V vocabulary."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: temperature first, then the filters, each on what the one before left.
+    """How a token is drawn: temperature first, then the filters in this order.
 
-    temperature: 0 takes the likeliest token. top_k: only the k likeliest. top_p: the fewest tokens that hold this
-    much probability. min_p: only tokens at least this many times as likely as the likeliest.
+    temperature: 0 takes the likeliest token.
+    top_k: only the k likeliest tokens.
+    top_p: only the fewest tokens whose probabilities reach this sum.
+    min_p: only tokens at least this many times as likely as the likeliest.
     """
 
     temperature: float = 1.0
@@ -36,7 +38,7 @@ class Sampling:
 
 
 class Filters(NamedTuple):
-    """The rules of B rows as arrays [B]: those of `Sampling`, where what is not asked for lets everything through."""
+    """The options of B rows as arrays [B]; an option of `Sampling` that is None becomes a value without effect."""
 
     temperature: NDArray[np.float32]
     top_k: NDArray[np.int32]
@@ -45,7 +47,7 @@ class Filters(NamedTuple):
 
 
 def filters(rows: Sequence[Sampling]) -> Filters:
-    """The rules of each row."""
+    """The options of each row as arrays."""
 
     def column(name: str, all_: float, dtype: type) -> NDArray:
         values = [getattr(row, name) for row in rows]
@@ -80,7 +82,7 @@ def keep_top_p(logits: Array, p: Array | float) -> Array:
     sorted_ = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
     before = jnp.cumsum(sorted_, axis=-1) - sorted_
     rank = jnp.argsort(order, axis=-1)
-    # The likeliest token stays even where rounding says that nothing is needed.
+    # The likeliest token stays even if p rounds to 0.
     return jnp.where((jnp.take_along_axis(before, rank, axis=-1) < p) | (rank == 0), logits, -jnp.inf)
 
 
@@ -94,18 +96,18 @@ def keep_min_p(logits: Array, p: Array | float) -> Array:
 
 
 def draw(logits: Array, keys: Array, rules: Filters) -> Array:
-    """One token a row, int32 [B], from logits [B, V], a key a row [B], which temperature 0 does not use, and rules.
+    """Draw a token for each row, int32 [B].
 
-    What no row asks for, sorting above all, is not computed.
+    logits: [B, V]. keys: [B]; temperature 0 does not use its key. A filter that no row has is not computed.
     """
     temperature, top_k, top_p, min_p = (jnp.asarray(rule)[:, None] for rule in rules)
     vocabulary = logits.shape[-1]
 
     def drawn(logits: Array) -> Array:
-        left = logits / jnp.where(temperature > 0, temperature, 1)
-        left = lax.cond((top_k < vocabulary).any(), lambda x: keep_top_k(x, top_k), lambda x: x, left)
-        left = lax.cond((top_p < 1).any(), lambda x: keep_top_p(x, top_p), lambda x: x, left)
-        tokens = jax.vmap(jax.random.categorical)(keys, keep_min_p(left, min_p))
+        scaled = logits / jnp.where(temperature > 0, temperature, 1)
+        scaled = lax.cond((top_k < vocabulary).any(), lambda x: keep_top_k(x, top_k), lambda x: x, scaled)
+        scaled = lax.cond((top_p < 1).any(), lambda x: keep_top_p(x, top_p), lambda x: x, scaled)
+        tokens = jax.vmap(jax.random.categorical)(keys, keep_min_p(scaled, min_p))
         return jnp.where(temperature[:, 0] > 0, tokens, likeliest(logits)).astype(jnp.int32)
 
     def likeliest(logits: Array) -> Array:

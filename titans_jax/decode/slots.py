@@ -1,8 +1,8 @@
-"""Many texts at once, none waiting for another: slots, each with a memory and a position of its own.
+"""Continuous batching: many texts at once, each in a slot with its own state and position.
 
-A text takes a slot as soon as another leaves it. Its whole segments are read first, one a round, while the other slots
-write on; what is left of it goes through the same compiled step that writes, given where others draw. So texts of every
-length share two programs, one for segments and one for the step, and cost the others one segment's time a round.
+A text takes a slot as soon as one is free. Each round first reads one whole segment of every new prompt; then one
+compiled step advances all other slots by a token, which is the prompt's next one or a drawn one. So texts of every
+length share two programs, and a new text delays the others by one segment per round.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,16 +17,18 @@ from flax import nnx
 from jax import Array, lax
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.decode.rows import advance, check_tokens, first_state, writer
+from titans_jax.decode.rows import advance, check_tokens, first_state, unrolled
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
 
 
 class Request(NamedTuple):
-    """A text to go on from.
+    """A text to continue.
 
-    prompt: int [T], T >= 1. length: tokens wanted. key: for any temperature but 0; the i-th token is drawn with
-    fold_in(key, i). stop: called with each token as it is drawn; True ends the text, that token included.
+    prompt: int [T], T >= 1.
+    length: how many tokens to write.
+    key: needed unless the temperature is 0; token i is drawn with fold_in(key, i).
+    stop: called with each new token; True ends the text with that token.
     """
 
     prompt: ArrayLike
@@ -38,7 +40,7 @@ class Request(NamedTuple):
 
 @dataclass
 class _Text:
-    """A request in its slot. ahead: what is left of its prompt. state: while it is read in segments, its own."""
+    """A request in its slot. ahead: the unread part of its prompt. state: its own while it is read in segments."""
 
     number: int
     request: Request
@@ -48,24 +50,22 @@ class _Text:
 
 
 def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 64) -> Iterator[tuple[int, int]]:
-    """Yield (number of the request, token) as tokens are drawn, of up to `slots` requests at a time.
+    """Yield (number of the request, token) as tokens are drawn, for up to `slots` requests at a time.
 
-    Requests are taken from the iterable as slots become free, in order. A text's tokens do not depend on those beside
-    it, but for rounding.
-
-    Raises ValueError, as it is taken, for a prompt that is empty or holds a token outside the vocabulary, a negative
-    length, or sampling without a key.
+    Requests start in order, as slots become free. A text's tokens do not depend on the other texts, except for
+    rounding. Raises ValueError, when the request starts, for a prompt that is empty or has a token outside the
+    vocabulary, a negative length, or sampling without a key.
     """
     graphdef, params = nnx.split(model)
-    start, coming = first_state(graphdef, params, 1), enumerate(requests)
+    start, waiting = first_state(graphdef, params, 1), enumerate(requests)
     texts: list[_Text | None] = [None] * slots
-    one_by_one, as_written = writer(model)
-    writing = nnx.split(one_by_one)
+    fast, convert = unrolled(model)
+    writing = nnx.split(fast)
     (states, keys, logits), unused = _empty(*writing, slots), jax.random.key(0)
     while True:
         for slot, text in enumerate(texts):
             if text is None:
-                texts[slot] = text = _taken(model, coming, start)
+                texts[slot] = text = _next_text(model, waiting, start)
             if text is None or text.state is None:
                 continue
             if len(text.ahead) > segment:
@@ -73,29 +73,29 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
                 text.ahead = text.ahead[segment:]
             else:
                 key = unused if text.request.key is None else text.request.key
-                states, keys = _put(*writing, states, keys, np.int32(slot), as_written(text.state), key)
+                states, keys = _put(*writing, states, keys, np.int32(slot), convert(text.state), key)
                 text.state = None
         if not any(texts):
             return
         running = {slot: text for slot, text in enumerate(texts) if text is not None and text.state is None}
         if running:
-            given, index, rules = _orders(texts)
-            tokens, states, logits = _step(*writing, states, logits, given, keys, index, rules)
-            said = np.asarray(tokens).tolist()
+            forced, index, rules = _inputs(texts)
+            tokens, states, logits = _step(*writing, states, logits, forced, keys, index, rules)
+            drawn = np.asarray(tokens).tolist()
         for slot, text in running.items():
             if len(text.ahead):
                 text.ahead = text.ahead[1:]
                 continue
             text.drawn += 1
-            yield text.number, said[slot]
-            stopped = text.request.stop is not None and text.request.stop(said[slot])
+            yield text.number, drawn[slot]
+            stopped = text.request.stop is not None and text.request.stop(drawn[slot])
             if stopped or text.drawn == text.request.length:
                 texts[slot] = None
 
 
-def _taken(model: LM, coming: Iterator[tuple[int, Request]], start: Any) -> _Text | None:
-    """The next request that wants a token, before its first; None if there is no more."""
-    for number, request in coming:
+def _next_text(model: LM, waiting: Iterator[tuple[int, Request]], start: Any) -> _Text | None:
+    """The next request that asks for at least one token, in its first state; None if there is none."""
+    for number, request in waiting:
         prompt = np.asarray(request.prompt, np.int32)
         _check(model, prompt, request)
         if request.length:
@@ -113,23 +113,23 @@ def _check(model: LM, prompt: NDArray[np.int32], request: Request) -> None:
         raise ValueError("sampling needs a key; give one, or temperature=0")
 
 
-def _orders(texts: list[_Text | None]) -> tuple[NDArray[np.int32], NDArray[np.int32], Filters]:
-    """For each slot: the token that is given, -1 where it is to be drawn; how many were drawn; and the rules."""
+def _inputs(texts: list[_Text | None]) -> tuple[NDArray[np.int32], NDArray[np.int32], Filters]:
+    """For each slot: the prompt's next token, -1 to draw one; how many were drawn; and the sampling options."""
     greedy = Sampling(temperature=0)
-    given = [text.ahead[0] if text and len(text.ahead) else -1 for text in texts]
+    forced = [text.ahead[0] if text and len(text.ahead) else -1 for text in texts]
     drawn = [text.drawn if text else 0 for text in texts]
     return (
-        np.array(given, np.int32),
+        np.array(forced, np.int32),
         np.array(drawn, np.int32),
         filters([text.request.sampling if text else greedy for text in texts]),
     )
 
 
 def _axes(graphdef: Any, params: Any) -> Any:
-    """For each leaf of a text's state, of one row, the axis before which the slots' axis lies in that of all slots.
+    """For each leaf of a text's state, where the state of all slots has the axis of slots.
 
-    That is the axis of the rows, so that layers stay in front, where the model has them; or -1, behind, in what
-    the rows of a batch share, such as the count of tokens.
+    It is in front of the batch axis, so that an axis of layers stays first; or -1, the last axis, for leaves without a
+    batch axis, such as the count of tokens.
     """
     model = nnx.merge(graphdef, params)
     one, two = (jax.eval_shape(lambda rows=rows: model.init_state(rows)) for rows in (1, 2))
@@ -138,7 +138,7 @@ def _axes(graphdef: Any, params: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _empty(graphdef: Any, params: Any, slots: int) -> tuple[Any, Array, Array]:
-    """States, keys and logits of so many slots before any text; where the parameters are, as what `_step` returns."""
+    """States, keys and logits of empty slots, on the parameters' devices, as `_step` returns them."""
     model = nnx.merge(graphdef, params)
 
     def every(axis: int, x: Array) -> Array:
@@ -152,7 +152,7 @@ def _empty(graphdef: Any, params: Any, slots: int) -> tuple[Any, Array, Array]:
 def _put(
     graphdef: Any, params: Any, states: Any, keys: Array, slot: Array, state: Any, key: Array
 ) -> tuple[Any, Array]:
-    """The slots' states and keys, with those of one text in its slot."""
+    """Put the state and key of one text into its slot."""
 
     def one(axis: int, every: Array, own: Array) -> Array:
         own = jnp.expand_dims(own, axis)
@@ -163,11 +163,11 @@ def _put(
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
 def _step(
-    graphdef: Any, params: Any, states: Any, logits: Array, given: Array, keys: Array, index: Array, rules: Filters
+    graphdef: Any, params: Any, states: Any, logits: Array, forced: Array, keys: Array, index: Array, rules: Filters
 ) -> tuple[Array, Any, Array]:
-    """One more token of every slot, given or drawn from its logits: tokens, states, logits."""
+    """Advance every slot by one token, from its prompt or drawn from its logits: tokens, states, logits."""
     drawn = draw(logits, jax.vmap(jax.random.fold_in)(keys, index), rules)
-    tokens = jnp.where(given >= 0, given, drawn)
+    tokens = jnp.where(forced >= 0, forced, drawn)
     model, axes = nnx.merge(graphdef, params), _axes(graphdef, params)
 
     def one(state: Any, token: Array) -> tuple[Any, Array]:

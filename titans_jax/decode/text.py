@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 
 class Text:
-    """A row's text while its tokens arrive: what is sure is handed on, half a letter or half a stop text waits.
+    """The text of a sequence while its tokens arrive; half a letter or half a stop text is kept back.
 
-    decode: token ids -> text. stop: texts before which the row ends.
+    decode: token ids -> text. stop: the text ends before the first of these.
 
     >>> text = Text(lambda ids: bytes(ids).decode(errors="replace"), stop=["end"])
     >>> [text.add(byte) for byte in "é en. end".encode()], text.ended, text.shown
@@ -22,21 +22,21 @@ class Text:
         self._waiting = ""
 
     def add(self, token: int) -> str:
-        """Take a token; the text that is sure by now and was not handed on before."""
+        """Add a token; returns the text that is now complete and was not returned before."""
         self._tokens.append(token)
         text = self.decode(self._tokens)
         if text.endswith("\ufffd") and len(self._tokens) < 4:  # perhaps the first bytes of a letter of up to four
             return ""
         self._tokens = []
-        return self._hand_on(self._waiting + text)
+        return self._release(self._waiting + text)
 
     def finish(self) -> str:
-        """What was still waiting: there are no more tokens."""
+        """Returns the text that was kept back: there are no more tokens."""
         rest = "" if self.ended else self._waiting + self.decode(self._tokens)
         self._tokens, self._waiting, self.shown = [], "", self.shown + rest
         return rest
 
-    def _hand_on(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         cuts = [text.find(stop) for stop in self.stop if stop in text]
         self.ended = bool(cuts)
         keep = min(cuts, default=len(text))

@@ -1,39 +1,30 @@
-"""How good a trained model is, and how we know; what goes on inside it."""
+"""How well a trained model predicts, recalls and answers; and what its layers do while it reads."""
 
-from titans_jax.evaluation.answers import Answers, score_answers
-from titans_jax.evaluation.following import Following, curves, load_state
+from titans_jax.evaluation.ablation import CUTS, ablate
 from titans_jax.evaluation.haystack import Hay, Needle, find_needles
-from titans_jax.evaluation.inside import Inside, Reading, read, watch
+from titans_jax.evaluation.introspect import Reading, read, watch
+from titans_jax.evaluation.loglikelihood import TargetScores, score_targets
 from titans_jax.evaluation.perplexity import RESETS, Scores, evaluate, score
 from titans_jax.evaluation.positions import by_position
-from titans_jax.evaluation.relevance import CUTS, relevance
-from titans_jax.evaluation.scenarios import draw_reading, run_scenario
-from titans_jax.evaluation.surprise import FOUND, anomaly_scores, percentile_of_others, precision_recall
+from titans_jax.evaluation.stream_evaluator import StreamEvaluator, curves, load_state
 
 __all__ = [
     "CUTS",
-    "FOUND",
-    "RESETS",
-    "Answers",
-    "Following",
     "Hay",
-    "Inside",
     "Needle",
+    "RESETS",
     "Reading",
     "Scores",
-    "anomaly_scores",
+    "StreamEvaluator",
+    "TargetScores",
+    "ablate",
     "by_position",
     "curves",
-    "draw_reading",
     "evaluate",
     "find_needles",
     "load_state",
-    "percentile_of_others",
-    "precision_recall",
     "read",
-    "relevance",
-    "run_scenario",
     "score",
-    "score_answers",
+    "score_targets",
     "watch",
 ]

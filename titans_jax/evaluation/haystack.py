@@ -1,4 +1,4 @@
-"""A needle in a haystack: a sentence hidden at a depth in a text of a length, and a question about it at the end."""
+"""A needle in a haystack: a sentence hidden at some depth of a long text, and a question about it at the end."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks.passkey import ANSWER, DIGITS, NEEDLE, QUESTION, random_key
-from titans_jax.evaluation.answers import endings, score_answers
+from titans_jax.evaluation.loglikelihood import endings, score_targets
 from titans_jax.nn import LM
 
 Cell = dict[str, float]
@@ -18,7 +18,7 @@ Cell = dict[str, float]
 
 @dataclass(frozen=True)
 class Needle:
-    """What is hidden, asked and to be answered; `{key}` stands for random digits, new in each sample."""
+    """The hidden sentence, the question and its answer; `{key}` stands for random digits, new in each sample."""
 
     text: str = NEEDLE
     question: str = QUESTION
@@ -27,33 +27,34 @@ class Needle:
 
     def __post_init__(self) -> None:
         if not self.answer:
-            raise ValueError("the answer is empty; give what should be said")
+            raise ValueError("the answer is empty; give the text that should follow the question")
         if self.digits < 1:
             raise ValueError(f"digits is {self.digits}; a key needs at least 1")
 
     def filled(self, rng: np.random.Generator) -> "Needle":
-        """The same with a key in its place."""
+        """The same with a random key in place of `{key}`."""
         key = random_key(rng, self.digits)
         text, question, answer = (part.replace("{key}", key) for part in (self.text, self.question, self.answer))
         return Needle(text, question, answer, self.digits)
 
 
 class Hay:
-    """A text as tokens, and where its words begin; it begins anew where it ends."""
+    """A text as tokens, and the positions where its words start; after its end it repeats."""
 
     def __init__(self, documents: Iterable[str], tokenizer: Tokenizer) -> None:
         words = re.findall(r"\S+\s*", "\n".join([*documents, ""]))
         if not words:
-            raise ValueError("the haystack holds no words")
+            raise ValueError("the haystack has no words")
         pieces = tokenizer.encode_batch(words)
         self.tokenizer, self.tokens = tokenizer, np.concatenate(pieces)
         self.starts = np.cumsum([0, *map(len, pieces[:-1])])
 
     def row(self, needle: Needle, length: int, depth: float, rng: np.random.Generator) -> tuple[NDArray, int]:
-        """Tokens [length + answer], of which the last so many are the answer: separator, hay, needle, hay, question.
+        """A row of tokens: separator, hay, needle, hay, question, answer.
 
-        The needle goes between two words, depth 0 to 1 of the way through the hay. Raises ValueError where needle
-        and question are longer than the row.
+        depth: from 0 to 1, how much of the hay is in front of the needle, rounded to whole words.
+        Returns the tokens [length + answer], and the length of the answer. Raises ValueError where needle and question
+        are longer than the row.
         """
         encode = self.tokenizer.encode
         hidden, asked, answer = encode(needle.text + " "), encode("\n" + needle.question), encode(needle.answer)
@@ -64,9 +65,8 @@ class Hay:
             )
         start = self.starts[rng.integers(len(self.starts))]
         hay = self.tokens[(start + np.arange(room)) % len(self.tokens)]
-        ends = (self.starts - start) % len(self.tokens) + len(self.tokens) * np.arange(room // len(self.tokens) + 1)[
-            :, None
-        ]
+        repeats = len(self.tokens) * np.arange(room // len(self.tokens) + 1)[:, None]
+        ends = (self.starts - start) % len(self.tokens) + repeats
         ends = ends[ends <= room]
         cut = ends[np.abs(ends - depth * room).argmin()]
         parts = [[self.tokenizer.separator], hay[:cut], hidden, hay[cut:], asked, answer]
@@ -82,17 +82,21 @@ def find_needles(
     depths: Sequence[float],
     samples: int,
     seed: int = 0,
-    heard: Callable[[int], object] = lambda tokens: None,
+    on_tokens: Callable[[int], object] = lambda count: None,
 ) -> list[Cell]:
-    """Test every depth of one length, in one batch; a cell for each depth.
+    """Test every depth of one length, in one batch.
 
-    length: tokens up to the answer, question included. samples: rows of each depth; every depth has the same keys and
-    the same hay. heard: called with tokens as they are read.
+    Args:
+      length: tokens in front of the answer, question included.
+      samples: rows of each depth; every depth has the same keys and the same hay.
+      on_tokens: called with the number of tokens read since the last call.
 
-    A cell holds exact (share of samples whose greedy answer is right), accuracy (of the answer's tokens, each after
-    the right ones before it), log_likelihood (mean of the answer, nats) and samples.
+    Returns:
+      a cell for each depth: exact (share of samples whose greedy answer is right), accuracy (of the answer's tokens,
+      each after the right ones before it), log_likelihood (mean of the answer, nats) and samples.
 
-    Raises ValueError where needle and question, or what full attention holds, do not fit.
+    Raises:
+      ValueError: needle and question do not fit into the length, or the rows not into full attention.
     """
     rows = []
     for depth in depths:
@@ -100,7 +104,7 @@ def find_needles(
             rng = np.random.default_rng((seed, length, sample))
             rows.append(hay.row(needle.filled(rng), length, depth, rng))
     tokens, mask = endings(rows, hay.tokenizer.separator)
-    scores = score_answers(model, tokens[:, :-1], tokens[:, 1:], mask, heard=heard)
+    scores = score_targets(model, tokens[:, :-1], tokens[:, 1:], mask, on_tokens=on_tokens)
     per_depth: list[tuple[Any, ...]] = list(
         zip(*(np.split(x, len(depths)) for x in (scores.exact, *scores)), strict=True)
     )
@@ -117,7 +121,7 @@ def find_needles(
 
 
 def row_size(hay: Hay, needle: Needle, length: int) -> int:
-    """How many tokens are read for one sample: those before the answer, and the answer but its last token.
+    """How many tokens the model reads for one sample: all but the last one of the answer.
 
     Raises ValueError where needle and question do not fit into the length.
     """

@@ -1,8 +1,7 @@
 """How well a model predicts held-out text: loss, perplexity, bits per byte and accuracy.
 
-The memory learns from the text while it is read, so the order matters: a token is scored by logits that were made
-before it was ever an input. The model reads `inputs`, and `targets` are the tokens one later: when target t is scored,
-the memory has read inputs up to t alone.
+The memory learns from the text while it reads, so the order matters: the logits that score a token were made before the
+token was an input. `targets` are `inputs` one token later: target t is scored when the memory has read inputs up to t.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,15 +22,16 @@ Batch = Mapping[str, Any]
 
 RESETS = {
     "sequence": "the memory starts from its initial weights at every sequence",
-    "stream": "the memory is carried from batch to batch: each row reads its part of the text to the end",
+    "stream": "the memory is carried from batch to batch: each row reads one part of the text",
 }
 
 
 class Scores(NamedTuple):
-    """Sums over what was read.
+    """Sums over the text.
 
-    nll (nats), correct, tokens: [batches, T], by position in the sequence. bytes: of the text that was scored. reset:
-    the policy in words.
+    nll (nats), correct, tokens: [batches, T], by position in the sequence.
+    bytes: of the scored text.
+    reset: the policy in words.
     """
 
     nll: NDArray[np.float64]
@@ -49,7 +49,7 @@ class Scores(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _score(graphdef: Any, params: Any, state: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
-    """One batch's sums [T] over its rows, and the state after it; a state of None starts from the beginning."""
+    """One batch's sums [T] over its rows, and the state after it; None is the initial state."""
     model = nnx.merge(graphdef, params)
     state = model.init_state(batch["inputs"].shape[0]) if state is None else state
     logits, state, _ = model(batch["inputs"], state, batch.get("reset"), aligned=True)
@@ -65,8 +65,9 @@ def evaluate(
     reset: str = "sequence",
     sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, Any]:
-    """Score a model as `score` does: loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes, and
-    `reset`, the policy in words.
+    """Score a model as `score` does.
+
+    Returns loss (nats per token), perplexity, bits_per_byte, accuracy, tokens, bytes and reset, the policy in words.
     """
     return score(model, batches, byte_lengths, reset=reset, sharding=sharding).summary()
 
@@ -79,10 +80,16 @@ def score(
     reset: str = "sequence",
     sharding: jax.sharding.Sharding | None = None,
 ) -> Scores:
-    """Score a model on batches of one shape, as `data.held_out_batches` gives them.
+    """Score a model on batches of one shape.
 
-    byte_lengths [vocab]: the bytes of text that each token stands for. reset: a key of RESETS. sharding: where
-    each batch goes. Raises ValueError for an unknown reset, or no token to score.
+    Args:
+      batches: as from `data.held_out_batches`.
+      byte_lengths: [vocab], the bytes of text that each token stands for.
+      reset: a key of RESETS.
+      sharding: of each batch.
+
+    Raises:
+      ValueError: the reset is unknown, or there is no token to score.
     """
     if reset not in RESETS:
         raise ValueError(f"reset is {reset!r}; it must be one of {', '.join(RESETS)}")
@@ -97,7 +104,7 @@ def score(
         scores, after = _score(graphdef, params, state, jax.device_put(needed, sharding))
         state = after if reset == "stream" else None
         sums.append(scores)
-    # Fetched together at the end, so that the device never waits; added in float64, so that no token is lost.
+    # Fetched at the end, so that the device never waits; added in float64, so that no token is lost.
     every = jax.device_get(sums)
     if not any(one["tokens"].any() for one in every):
         raise ValueError("there is no held-out token to score; give more text or a larger data.held_out")

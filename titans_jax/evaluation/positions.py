@@ -1,4 +1,4 @@
-"""How the loss and the accuracy change along a sequence: what a model makes of having read more."""
+"""Loss and accuracy by position in the sequence: whether a longer context helps."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from titans_jax.evaluation.perplexity import Scores
 def by_position(scores: Scores, parts: int = 32) -> dict[str, list[Any]]:
     """Loss and accuracy over equal stretches of the sequence, at most `parts` of them.
 
-    Returns first and last (positions, from 0), loss (nats a token), its standard error over batches, accuracy and
-    tokens, a list each; stretches without a token are left out, and the error of a single batch is None.
+    Returns a list each: first and last (positions, from 0), loss (nats per token), its standard error over batches,
+    accuracy and tokens. Stretches without a token are left out; the error of a single batch is None.
     """
     length = scores.nll.shape[1]
     edges = np.unique(np.linspace(0, length, min(parts, length) + 1).round().astype(int))
@@ -30,7 +30,7 @@ def by_position(scores: Scores, parts: int = 32) -> dict[str, list[Any]]:
 
 
 def _error(nll: Any, tokens: Any, loss: float) -> float | None:
-    """Of the ratio of two sums over batches, by the ratio's linear approximation."""
+    """The standard error of a ratio of two sums over batches, by linear approximation."""
     batches = len(nll)
     if batches < 2:
         return None

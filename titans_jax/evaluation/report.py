@@ -1,4 +1,4 @@
-"""The report on a trained model: what it scores, what it writes, and what goes on inside while it reads."""
+"""The report on a trained model: its scores, its samples, and what its layers do while it reads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,26 +11,29 @@ from titans_jax import plots
 from titans_jax.data import Tokenizer
 from titans_jax.decode import generate
 from titans_jax.evaluation import statistics
-from titans_jax.evaluation.inside import Reading, read
-from titans_jax.evaluation.page import Sample, Section, html, markdown
+from titans_jax.evaluation.ablation import CUTS, ablate
+from titans_jax.evaluation.html import Sample, Section, to_html, to_markdown
+from titans_jax.evaluation.introspect import Reading, read
 from titans_jax.evaluation.perplexity import Scores
 from titans_jax.evaluation.positions import by_position
-from titans_jax.evaluation.relevance import CUTS, relevance
 from titans_jax.metrics import Progress
 from titans_jax.nn import LM
 from titans_jax.plots.style import write_numbers
 
-PROMPT, MOVING = 64, 64  # tokens given before a sample, and written in the moving picture
-NEAR = 32  # tokens of the map that is large enough to read
-READ = 512  # tokens that are read one by one, at most: more are not legible in a picture
+PROMPT, ANIMATED = 64, 64  # tokens of a sample's prompt, and written tokens in the animation
+NEAR = 32  # tokens of the attention map with legible letters
+READ = 512  # most tokens that are read one by one: more are not legible in a picture
 STEPS = 8  # of a report's progress bar
 
 
 class Report:
-    """Makes the report in a folder, a section at a time: pictures, report.json, report.md, report.html.
+    """Makes the report, section by section: pictures, report.json, report.md, report.html.
 
-    folder: where to. model, tokenizer: what to look at. batch: held-out text as `data.held_out_batches` gives it, whose
-    first row is read token by token, READ of them. facts: what stands at the top, by name.
+    Args:
+      folder: for the files.
+      model, tokenizer: the report's subject.
+      batch: held-out text as from `data.held_out_batches`; the first READ tokens of its first row are read one by one.
+      facts: the table at the top, by name.
     """
 
     def __init__(
@@ -43,7 +46,10 @@ class Report:
         self.numbers: dict[str, Any] = dict(facts)
 
     def make(self, scores: Scores, bar: Progress, *, samples: int, length: int, temperature: float, seed: int) -> None:
-        """Everything. samples: texts of `length` tokens, drawn at this temperature. bar: of STEPS steps."""
+        """Make all sections and write the report, in STEPS steps of `bar`.
+
+        samples: how many texts of `length` tokens to draw, at this temperature.
+        """
         prompt, written = self.samples(samples, length, temperature, seed)
         bar.advance()
         reading = read(self.model, self.rows[0][:READ].tolist())
@@ -53,7 +59,7 @@ class Report:
             lambda: self.attention(reading),
             lambda: self.memory(reading),
             lambda: self.state(reading),
-            self.relevance,
+            self.ablation,
             lambda: self.animation(prompt, written),
         ):
             part()
@@ -61,7 +67,7 @@ class Report:
         self.write()
 
     def samples(self, count: int, length: int, temperature: float, seed: int) -> tuple[Any, Any]:
-        """Texts that go on from held-out text. Returns the tokens of the first prompt and of what was written."""
+        """Continue held-out text. Returns the tokens of the first prompt and of its continuation."""
         prompts, rests = [], []
         for i in range(count):
             row = self.rows[i % len(self.rows)]
@@ -80,22 +86,20 @@ class Report:
         return prompts[0], written[0]
 
     def positions(self, scores: Scores) -> None:
-        """Loss and accuracy along the sequence."""
+        """Loss and accuracy by position in the sequence."""
         found = by_position(scores)
         plots.positions_curve(found, self.folder / "positions.png")
-        text = (
-            "If reading more helps, the loss falls along the sequence. Where it stops falling, no more is made of it."
-        )
+        text = "The loss falls along the sequence as long as a longer context helps the model to predict."
         self._add("Position in the sequence", text, [("positions.png", "Loss and accuracy by position")], numbers=found)
 
     def attention(self, reading: Reading) -> None:
-        """Who looks at whom."""
-        seen = reading.attention
-        if seen is None:
+        """What each token attends to."""
+        attended = reading.attention
+        if attended is None:
             self._add("Attention", "This model has no attention.", numbers={})
             return
-        last = int(np.flatnonzero(np.isfinite(seen.key).all((1, 2)))[-1])
-        maps, heads = _maps(seen), statistics.head_numbers(seen)
+        last = int(np.flatnonzero(np.isfinite(attended.key).all((1, 2)))[-1])
+        maps, heads = _maps(attended), statistics.head_numbers(attended)
         plots.attention_maps(maps, self.folder / "attention.png")
         near = slice(-NEAR, None)
         part = {name: weights[last][:, near, near] for name, weights in maps.items()}
@@ -105,13 +109,13 @@ class Report:
         titles |= {"persistent": "weight on persistent tokens"}
         shown = {title: heads[name] for name, title in titles.items() if name != "read" or "memory" in maps}
         plots.head_comparison(shown, self.folder / "head_comparison.png")
-        far = {"tokens": np.asarray(seen.tokens).mean((1, 2)), "memory": np.asarray(seen.read).mean((1, 2))}
+        far = {"tokens": np.asarray(attended.tokens).mean((1, 2)), "memory": np.asarray(attended.read).mean((1, 2))}
         shares = {name: far[name].sum(-1) for name in maps} | {"persistent tokens": heads["persistent"].mean(1)}
         by_distance = {name: far[name][:, : len(reading.tokens)] for name in maps}
         plots.layer_analysis(by_distance, shares, heads["reach"], self.folder / "layer_analysis.png")
         text = (
-            "The weights with which each token of a held-out text read what it can see. What is missing to 1 lies on "
-            "the persistent tokens, which stand in front of every text. Distance and reach are of the weight on tokens"
+            "The attention weights of each token of a held-out text. The weights that are missing to 1 are on the "
+            "persistent tokens in front of every text. Distance and reach are of the weights on tokens"
         )
         text += " and on what the memory gave for them." if "memory" in maps else "."
         pictures = [
@@ -127,44 +131,44 @@ class Report:
         if reading.memory is None:
             self._add("Memory", "This model has no memory that is written.", numbers={})
             return
-        layers, seen = list(reading.weights[0]), _of_layers(reading)
-        look, pieces = seen.look, self._pieces(reading.tokens)
-        batched = jax.tree.map(lambda x: x[:, None], look)
+        layers, pieces = list(reading.weights[0]), self._pieces(reading.tokens)
+        info, change = jax.tree.map(lambda x: x[layers], (reading.memory.info, reading.memory.change))
+        batched = jax.tree.map(lambda x: x[:, None], info)
         plots.memory_picture(batched, self.folder / "memory.png", text=pieces)
-        size = look.weight_norm
         strips = {
-            "Surprise: loss before the write": look.surprise,
-            "Update: log10 of the norm of what the token changed": np.log10(np.maximum(seen.change, 1e-12)),
-            "Rate: the step's gate": look.rate,
-            "Momentum: how much of the last step goes on": look.momentum,
-            "Keep: how much is not forgotten": look.keep,
-            "Norm of the fast weights, % above the first token's": 100 * (size / size[..., :1] - 1),
+            "Surprise: loss before the write": info.surprise,
+            "Update: log10 of the norm of what the token changed": np.log10(np.maximum(change, 1e-12)),
+            "Rate: the gate of the step": info.rate,
+            "Momentum: how much of the last step is kept": info.momentum,
+            "Keep: how much of the memory is kept": info.keep,
+            "Norm of the fast weights, % above the first token's": 100
+            * (info.weight_norm / info.weight_norm[..., :1] - 1),
         }
         plots.memory_activity(strips, self.folder / "memory_activity.png", names=layers)
         learned = statistics.learned(reading)
-        means = look.surprise.mean(1), seen.change.mean(1)
+        means = info.surprise.mean(1), change.mean(1)
         plots.memory_updates(*means, reading.ends, learned, self.folder / "memory_updates.png")
         text = (
             "What the memories did while they read the same text, token by token. Surprise is the memory's own loss on "
-            "a token before it is written; the update is the norm of all that the token changed in the fast weights, "
-            "forgetting included. Fast weights are looked at after every chunk."
+            "a token before it is written. The update is the norm of the token's change of the fast weights, "
+            "forgetting included. Fast weights are compared after every chunk."
         )
         pictures = [
             ("memory.png", "Surprise, gradients, momentum and weights, with the most surprising letters"),
             ("memory_activity.png", "Every layer and memory over the text"),
             ("memory_updates.png", "Sizes of updates, and what the weights became"),
         ]
-        numbers = {name: x.mean((1, 2)) for name, x in look._asdict().items()}
-        numbers |= {"change": seen.change.mean((1, 2)), "ends": reading.ends, "layers": layers}
+        numbers = {name: x.mean((1, 2)) for name, x in info._asdict().items()}
+        numbers |= {"change": change.mean((1, 2)), "ends": reading.ends, "layers": layers}
         self._add("Memory", text, pictures, numbers=numbers | {n: list(x.values()) for n, x in learned.items()})
 
     def state(self, reading: Reading) -> None:
-        """What is carried from token to token."""
+        """What the model carries from token to token."""
         panels: dict[str, Any] = {}
         pictures = []
         if reading.memory is not None:
             plots.memory_state(reading.weights[0], reading.weights[-1], self.folder / "memory_state.png")
-            pictures.append(("memory_state.png", "The memories' matrices at the end, and what the text has changed"))
+            pictures.append(("memory_state.png", "The memories' matrices at the end, and their change by the text"))
             if np.isfinite(reading.memory.key).any():
                 panels = {"memory keys, before normalising": reading.memory.key, "memory values": reading.memory.value}
         if reading.attention is not None:
@@ -179,21 +183,21 @@ class Report:
         numbers = {title: np.median(x, -1) for title, x in panels.items()}
         self._add("State", text, pictures, numbers=numbers)
 
-    def relevance(self) -> None:
-        """What it costs to do without the memories."""
-        found = relevance(self.model, self.batch)
-        plots.relevance_bars(found, self.folder / "relevance.png")
-        meant = [f"Without {name}: {CUTS[name]}" for name in found]
-        text = f"One part of one layer is cut out, and the rest reads on. {'. '.join(meant)}."
-        self._add("Relevance", text, [("relevance.png", "What it costs to do without each part")], numbers=found)
+    def ablation(self) -> None:
+        """The cost of removing parts of layers."""
+        found = ablate(self.model, self.batch)
+        plots.ablation_bars(found, self.folder / "ablation.png")
+        meanings = [f"Without {name}: {CUTS[name]}" for name in found]
+        text = f"One part of one layer is removed, and the rest runs unchanged. {'. '.join(meanings)}."
+        self._add("Ablation", text, [("ablation.png", "The cost of removing each part")], numbers=found)
 
     def animation(self, prompt: Any, written: Any) -> None:
         """Attention and memory while the first sample was written."""
-        tokens = np.concatenate([prompt, written[:MOVING]])
+        tokens = np.concatenate([prompt, written[:ANIMATED]])
         reading = read(self.model, tokens.tolist())
         memory = None
         if reading.memory is not None:
-            parts = {"Surprise": reading.memory.look.surprise, "Norm of the update": reading.memory.change}
+            parts = {"Surprise": reading.memory.info.surprise, "Norm of the update": reading.memory.change}
             memory = {title: np.asarray(x).mean(1) for title, x in parts.items()}
         plots.generation(
             self._pieces(tokens),
@@ -202,17 +206,17 @@ class Report:
             attention=None if reading.attention is None else _maps(reading.attention),
             memory=memory,
         )
-        text = "The first sample as it is written: a picture for every token, means over heads where it says no other."
-        pictures = [("generation.gif", "Attention and memory while text is written")]
+        text = "The first sample while the model writes it, a frame per token. Unlabelled values are means over heads."
+        pictures = [("generation.gif", "Attention and memory while the model writes")]
         self._add("While it writes", text, pictures, numbers={"tokens": tokens})
 
     def write(self) -> None:
-        """report.json, report.md, report.html."""
+        """Write report.json, report.md and report.html."""
         facts = {name: f"{x:.4f}" if isinstance(x, float) else f"{x}" for name, x in self.facts.items()}
         title = f"Report on {self.facts['checkpoint']}"
         write_numbers(self.folder / "report.json", self.numbers)
-        (self.folder / "report.md").write_text(markdown(title, facts, self.sections), encoding="utf-8")
-        (self.folder / "report.html").write_text(html(title, facts, self.sections, self.folder), encoding="utf-8")
+        (self.folder / "report.md").write_text(to_markdown(title, facts, self.sections), encoding="utf-8")
+        (self.folder / "report.html").write_text(to_html(title, facts, self.sections, self.folder), encoding="utf-8")
 
     def _add(self, title: str, text: str, pictures: Any = (), samples: Any = (), *, numbers: Any) -> None:
         self.sections.append(Section(title, text, pictures, samples))
@@ -222,15 +226,9 @@ class Report:
         return [self.tokenizer.decode([int(token)]) for token in tokens]
 
 
-def _maps(seen: Any) -> dict[str, Any]:
-    """What attention can read, as maps [layers, heads, T, T]."""
-    maps = {"tokens": statistics.square(seen.tokens)}
-    if np.nansum(seen.read) > 0:
-        maps["memory"] = statistics.square(seen.read)
+def _maps(attended: Any) -> dict[str, Any]:
+    """The attention weights as maps [layers, heads, T, T], by what is read."""
+    maps = {"tokens": statistics.square(attended.tokens)}
+    if np.nansum(attended.read) > 0:
+        maps["memory"] = statistics.square(attended.read)
     return maps
-
-
-def _of_layers(reading: Reading) -> Any:
-    """What the layers that have a memory show."""
-    layers = list(reading.weights[0])
-    return jax.tree.map(lambda x: x[layers], reading.memory)

@@ -1,13 +1,14 @@
-"""A reading in numbers: what heads and layers attend to, and what the fast weights have learned."""
+"""Statistics of a reading: what heads and layers attend to, and what the fast weights learned."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.evaluation.inside import Attended, Reading
+from titans_jax.evaluation.introspect import Reading
+from titans_jax.nn import Attended
 
 
 def square(weights: NDArray) -> NDArray:
-    """Weights by distance [..., T, W] as maps [..., T, T]: row t, column s is what token t gave s.
+    """Weights by distance [..., T, W] -> maps [..., T, T]: row t, column s is the weight of token t on token s.
 
     >>> square(np.array([[1.0, 0.0], [0.25, 0.75]])).tolist()
     [[1.0, 0.0], [0.75, 0.25]]
@@ -20,10 +21,12 @@ def square(weights: NDArray) -> NDArray:
 
 
 def head_numbers(attended: Attended) -> dict[str, NDArray]:
-    """How the heads differ, [layers, heads], means over tokens.
+    """How the heads differ: means over tokens, [layers, heads].
 
-    distance: how far back the weight lies, in tokens. reach: exp(entropy), as many things read alike have this entropy.
-    Both are of the weight on tokens and on what memory gave for them. read, persistent: the share of those.
+    distance: how far back the weight is, in tokens.
+    reach: exp(entropy) of the weights, the effective number of things read at once.
+    Both are of the weight on tokens and on what MAC's memory gave for them.
+    read, persistent: the share of the weight on MAC's memory, and on the persistent tokens.
     """
     near = attended.tokens + attended.read
     whole = near.sum(-1)
@@ -36,7 +39,7 @@ def head_numbers(attended: Attended) -> dict[str, NDArray]:
 
 
 def effective_rank(matrix: NDArray) -> float:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli, 2007): n for n equal ones, 0 for nothing.
+    """exp of the entropy of the singular values' shares (Roy and Vetterli, 2007): n for n equal ones, 0 for zeros.
 
     >>> float(round(effective_rank(np.diag([2.0, 2.0, 0.0])), 6)), effective_rank(np.zeros((3, 2)))
     (2.0, 0.0)
@@ -49,19 +52,20 @@ def effective_rank(matrix: NDArray) -> float:
 
 
 def learned(reading: Reading) -> dict[str, dict[int, NDArray]]:
-    """What the fast weights were at each of `reading.ends`, by layer: means over heads, [ends].
+    """How the fast weights changed, by layer, at each of `reading.ends`: means over heads, [ends].
 
-    rank: effective rank, mean over a memory's matrices. change_rank: of what they have become since the beginning.
+    rank: effective rank of the weights, mean over a memory's matrices.
+    change_rank: effective rank of their change since the beginning.
     drift: norm of that change over the norm at the beginning.
     """
     found: dict[str, dict[int, NDArray]] = {"rank": {}, "change_rank": {}, "drift": {}}
     for layer, first in reading.weights[0].items():
         later = [weights[layer] for weights in reading.weights]
         changes = [{name: w - first[name] for name, w in weights.items()} for weights in later]
-        begun = _norms(first)
+        initial = _norms(first)
         found["rank"][layer] = np.array([_mean_rank(weights) for weights in later])
         found["change_rank"][layer] = np.array([_mean_rank(change) for change in changes])
-        found["drift"][layer] = np.array([(_norms(change) / np.maximum(begun, 1e-30)).mean() for change in changes])
+        found["drift"][layer] = np.array([(_norms(change) / np.maximum(initial, 1e-30)).mean() for change in changes])
     return found
 
 

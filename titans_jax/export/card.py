@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it has read, what was measured, how to load it."""
+"""The model card: the model, its training data, its scores, and how to load it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from titans_jax.nn import ModelConfig
 
 _MEASURED = {
     "bits_per_byte": "bits per byte",
-    "loss": "loss, nats a token",
+    "loss": "loss, nats per token",
     "perplexity": "perplexity",
     "accuracy": "accuracy of the next token",
     "tokens": "held-out tokens scored",
@@ -23,9 +23,9 @@ def model_card(
     corpus: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
 ) -> str:
-    """A README.md, of the run's own numbers and of no others.
+    """The text of a README.md, with the run's own numbers only.
 
-    corpus: `data.provenance` of the text it was trained on. evaluation: what held-out text gave at this step, or None.
+    corpus: `data.provenance` of the training text. evaluation: scores on held-out text at this step, or None.
     """
     model, data = experiment.model, experiment.data
     source = "\n".join(f"- {name}: {value}" for name, value in corpus.items())
@@ -39,23 +39,23 @@ pipeline_tag: text-generation
 # {experiment.name}
 
 {_kind(model)}, {parameters:,} parameters, {model.depth} layers of width {model.dim}, a vocabulary of {model.vocab_size}
-({tokens}). Exported at step {step}. Its state is of one size however long the text.
+({tokens}). Exported at step {step}. Its state has one size, however long the text is.
 
 ## Trained on
 
 {source}
 - corpus: {data.corpus}
-- held out: {held_out}, or the corpus' own validation part where it has one
+- held out: {held_out}, or the corpus' own validation part if it has one
 - read: {step:,} batches of {data.batch} x {data.sequence} tokens, seed {experiment.train.seed}
 
-The licence above is the text's. Nobody has said here under which licence the weights are.
+The licence above is that of the text. No licence of the weights is given here.
 
 ## Measured
 
 {_table(evaluation)}
 
-One run, one seed; on text of the same corpus. Nothing else was measured, what the model says is not checked, and a
-model of this size and reading should not be relied on.
+One run with one seed, on text of the same corpus. Nothing else was measured. Nobody checks what the model writes, and
+a model of this size should not be relied on.
 
 ## Load
 
@@ -82,7 +82,7 @@ def _kind(model: ModelConfig) -> str:
 
 def _table(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
-        return "Nothing: held-out text was not read at this step."
+        return "Nothing: there was no evaluation at this step."
     rows = [f"| {text} | {evaluation[name]:.6g} |" for name, text in _MEASURED.items() if name in evaluation]
     memory = [f"\nIn evaluation {evaluation['reset']}."] if "reset" in evaluation else []
     return "\n".join(["| held-out text | |", "| --- | --- |", *rows, *memory])

@@ -1,11 +1,13 @@
-"""A model as three serialised functions of arrays (jax.export, StableHLO inside), to be run without this library.
+"""A model as three serialised functions of arrays (jax.export, StableHLO inside) that run without this library.
 
-    init_state(params, rows) -> state            rows: int32 [B], of which only the length counts
+    init_state(params, rows) -> state            rows: int32 [B]; only its length is used
     prefill(params, state, tokens) -> logits, state    tokens: int32 [B, segment]
     decode(params, state, token) -> logits, state      token: int32 [B]
 
-params: arrays by name, as in model.safetensors. state: a list of arrays of one size for ever. logits: float32
-[B, vocabulary], of what follows the last token. B is any number: it is a symbol in the functions.
+params: arrays by name, as in model.safetensors.
+state: a list of arrays of constant size.
+logits: float32 [B, vocabulary], of the next token.
+B is any number: it is symbolic in the functions.
 """
 
 import functools
@@ -27,14 +29,13 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(folder: Path, model: LM, *, segment: int, platforms: Sequence[str] = PLATFORMS) -> dict[str, int]:
-    """Write the functions, a manifest, and run.py, which generates with jax alone, beside what `save_model` wrote.
+    """Write the functions, a manifest and run.py, which generates with jax alone, into the folder of `save_model`.
 
-    segment: tokens that prefill reads at once. platforms: of PLATFORMS. Returns the bytes of each function.
-
-    Raises ValueError for a platform that is not of PLATFORMS.
+    segment: tokens that prefill reads at once. platforms: some of PLATFORMS. Returns the bytes of each function.
+    Raises ValueError for another platform.
     """
     if unknown := set(platforms) - set(PLATFORMS):
-        raise ValueError(f"no platform {min(unknown)!r}; known are {', '.join(PLATFORMS)}")
+        raise ValueError(f"unknown platform {min(unknown)!r}; it must be one of {', '.join(PLATFORMS)}")
     sizes = {}
     for name, exported in functions(model, segment, platforms).items():
         raw = exported.serialize()
@@ -62,17 +63,17 @@ def functions(model: LM, segment: int, platforms: Sequence[str]) -> dict[str, ex
     def rebuilt(params: dict[str, Array]) -> LM:
         return nnx.merge(graphdef, jax.tree.unflatten(tree, [params[name] for name in names]))
 
-    def begin(params: dict[str, Array], rows: Array) -> Any:
+    def init(params: dict[str, Array], rows: Array) -> Any:
         return rebuilt(params).init_state(rows.shape[0])
 
     abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named_parameters(model).items()}
     ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    states = jax.eval_shape(begin, abstract, ids((batch,)))
+    states = jax.eval_shape(init, abstract, ids((batch,)))
 
     def advance(params: dict[str, Array], state: list[Array], tokens: Array) -> tuple[Array, list[Array]]:
         """Tokens [B, T], or [B]."""
-        given = jax.tree.unflatten(jax.tree.structure(states), state)
-        logits, after, _ = rebuilt(params)(tokens.reshape(tokens.shape[0], -1), given)
+        before = jax.tree.unflatten(jax.tree.structure(states), state)
+        logits, after, _ = rebuilt(params)(tokens.reshape(tokens.shape[0], -1), before)
         return logits[:, -1], jax.tree.leaves(after)
 
     def export_(function: Callable[..., Any], *arguments: Any) -> export.Exported:
@@ -80,7 +81,7 @@ def functions(model: LM, segment: int, platforms: Sequence[str]) -> dict[str, ex
 
     state = jax.tree.leaves(states)
     return {
-        "init_state": export_(lambda params, rows: jax.tree.leaves(begin(params, rows)), abstract, ids((batch,))),
+        "init_state": export_(lambda params, rows: jax.tree.leaves(init(params, rows)), abstract, ids((batch,))),
         "prefill": export_(advance, abstract, state, ids((batch, segment))),
         "decode": export_(advance, abstract, state, ids((batch,))),
     }

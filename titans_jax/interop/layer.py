@@ -1,10 +1,11 @@
 """A layer of titans-pytorch's MemoryAsContextTransformer without a memory, as a block of `--model.block transformer`.
 
-The same mathematics, but for the 1e-6 (theirs: the precision's own) in the norms' roots, is SegmentedAttention and then
-FeedForward, each added to the stream, with one residual stream, no long-term or persistent tokens, no value residual
-and biases of 0: here attention="segmented" with segment=segment_len or, for their sliding=True, attention="sliding"
-with window=segment_len + 1, persistent=0, positions="rope". Their rotary positions turn neighbours, ours the two halves
-of a head, so the columns of queries and keys change places.
+Their layer is SegmentedAttention, then FeedForward, each added to its input. The mathematics is the same, except for
+the epsilon of the norms (ours is 1e-6, theirs that of the precision), if their layer has one residual stream, no
+long-term or persistent tokens, no value residual, and biases of 0. Our settings are then persistent=0,
+positions="rope", and attention="segmented" with segment=segment_len, or for their sliding=True attention="sliding" with
+window=segment_len + 1. Their rotary positions rotate neighbouring channels, ours the two halves of a head, so the
+columns of queries and keys are permuted.
 """
 
 from collections.abc import Mapping
@@ -23,14 +24,14 @@ def layer_from_titans_pytorch(
 ) -> dict[str, Any]:
     """The parameters of a `nn.blocks.Transformer`, as nested dicts, from the state dicts of a layer's two modules.
 
-    Raises ValueError where the layer computes something that the block does not: see the module's docstring.
+    Raises ValueError if the block cannot compute the layer: see the module's docstring.
     """
     size = _head_size(attention["to_qkv.weight"].shape[0], heads)
     for name, array in {**attention, **feed_forward}.items():
         if (name == "persistent_memory" and array.size) or (name.endswith("bias") and array.any()):
             raise ValueError(f"{name} is not {'zero' if name.endswith('bias') else 'empty'}: a block here has none")
     if unknown := (set(attention) | set(feed_forward)) - _NAMES:
-        raise ValueError(f"{min(unknown)} is of a layer that computes something else")
+        raise ValueError(f"{min(unknown)} belongs to a layer that a block here cannot compute")
     if not np.allclose(attention["rotary_emb.freqs"], _frequencies(size)):
         raise ValueError("rotary_emb.freqs are not 10000^(-2i / head_dim)")
     query, key, value = np.split(attention["to_qkv.weight"].T, 3, axis=1)
@@ -49,13 +50,13 @@ def layer_from_titans_pytorch(
 def layer_to_titans_pytorch(params: Mapping[str, Any], *, heads: int) -> tuple[State, State]:
     """The state dicts of SegmentedAttention and FeedForward: the inverse of `layer_from_titans_pytorch`.
 
-    Raises ValueError for a block with persistent tokens, which attend without a position here and with one there, or
-    with a value residual, which depends on the token there.
+    Raises ValueError for a block with persistent tokens, which have positions there and none here, or with a value
+    residual, which depends on the token there.
     """
     projections = params["attention"]["projections"]
     for name in ("persistent", "mix"):
         if name in projections:
-            raise ValueError(f"attention.projections.{name}: titans-pytorch computes something else with it")
+            raise ValueError(f"attention.projections.{name}: titans-pytorch computes it differently")
     kernels = {name: np.asarray(projection["kernel"]) for name, projection in projections.items()}
     mlp = {name: np.asarray(part["kernel"]) for name, part in params["mlp"].items()}
     size = _head_size(3 * kernels["query"].shape[1], heads)
@@ -80,18 +81,18 @@ def layer_to_titans_pytorch(params: Mapping[str, Any], *, heads: int) -> tuple[S
 
 
 def _writable(state: Mapping[str, Any]) -> State:
-    """Arrays as torch wants them."""
+    """Copies that torch can own: contiguous and writable."""
     return {name: np.array(array, order="C") for name, array in state.items()}
 
 
 def _head_size(columns: int, heads: int) -> int:
     if columns % (6 * heads):
-        raise ValueError(f"to_qkv: {columns} rows are no queries, keys and values of {heads} heads of even size")
+        raise ValueError(f"to_qkv: {columns} rows cannot be queries, keys and values of {heads} heads of even size")
     return columns // (3 * heads)
 
 
 def _halves(heads: int, size: int) -> np.ndarray:
-    """Where each of our columns stands in theirs: first of each pair, then second of each pair, head by head."""
+    """The index of each of our columns in theirs: first of each pair, then second of each pair, head by head."""
     pairs = np.concatenate([np.arange(0, size, 2), np.arange(1, size, 2)])
     return (np.arange(heads)[:, None] * size + pairs).ravel()
 

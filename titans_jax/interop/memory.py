@@ -1,23 +1,23 @@
 """Weights of titans-pytorch's NeuralMemory, both ways, and the same layer computed by `titans_jax.memory`.
 
-NumPy arrays are all that passes between the two, and torch is not imported here:
+Weights are exchanged as NumPy arrays; torch is not imported here:
 
     weights = from_titans_pytorch({name: tensor.numpy() for name, tensor in module.state_dict().items()})
     state = {name: torch.from_numpy(array) for name, array in to_titans_pytorch(weights).items()}
-    module.load_state_dict(state, assign=True)  # by copy it fails: a new module's heads are views of one memory
+    module.load_state_dict(state, assign=True)  # copying fails: a new module's heads are views of one array
 
-titans-pytorch 0.5.5 computes the paper's recurrence, each token writing, then reading, with gradients taken where the
-last whole batch of tokens ended (its `batch_size` is our chunk), where it is built as
+titans-pytorch 0.5.5 computes the paper's recurrence: each token writes, then reads, and gradients are taken at the end
+of the last whole batch of tokens (its `batch_size` is our chunk). This holds if it is built as
 
     NeuralMemory(dim, heads=H, dim_head=dim // H, chunk_size=1, batch_size=chunk, model=MemoryMLP(dim // H, depth, 4.0),
         default_step_transform_max_lr=rate_max)
 
-and the state dict says which of these it has: `activation=SiLU()` or none, `momentum`, `qk_rmsnorm`, `pre_rmsnorm`,
-`post_rmsnorm`, `mem_model_norm_add_residual`. Not served: other activations and memories, gates shared by several
-tokens (chunk_size above 1), several momenta or keys a token, modulated rates, clamped gradients, residual weights. Its
-loss is a mean over a head's features where no `store_memory_loss_fn` is given: our `rate_max` is then theirs over
-dim // H. The paper is activation=SiLU(), qk_rmsnorm=True with both gammas at (dim // H)**-0.5 - 1 (unit vectors), no
-other norm and `store_memory_loss_fn=lambda p, t: (p - t).pow(2).sum(-1)`.
+with any of `activation=SiLU()` or none, `momentum`, `qk_rmsnorm`, `pre_rmsnorm`, `post_rmsnorm` and
+`mem_model_norm_add_residual`; the state dict shows which. Not supported: other activations and memories, gates shared
+by several tokens (chunk_size above 1), several momenta or keys per token, modulated rates, clamped gradients, residual
+weights. Its default loss (no `store_memory_loss_fn`) is a mean over a head's features: our `rate_max` is then theirs
+divided by dim // H. The paper is activation=SiLU(), qk_rmsnorm=True with both gammas at (dim // H)**-0.5 - 1 (unit
+vectors), no other norm and `store_memory_loss_fn=lambda p, t: (p - t).pow(2).sum(-1)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from jax import Array
 
 from titans_jax.memory import Architecture, Gates, Rule, Weights, bias, learner, miras, retention
 from titans_jax.memory.architecture import gelu
-from titans_jax.memory.base import Linear
+from titans_jax.memory.types import Linear
 
 
 class Dense(NamedTuple):
@@ -41,14 +41,15 @@ class Dense(NamedTuple):
 
 
 class NeuralMemoryWeights(NamedTuple):
-    """The weights of one NeuralMemory; H heads of size D, all matrices [in, out]; None for what it has not.
+    """The weights of one NeuralMemory with H heads of size D; matrices are [in, out]; None for a part it lacks.
 
-    query, key, value: [dim, H D]. rate, momentum, forget: [dim, H] and [H], before the sigmoid; keep is
-    1 - sigmoid(forget). memory: w1, ..., w_depth, each [H, in, out], where every sequence starts, with a residual norm
-    gamma [H, 1, D] too. template: the same without H, which the torch module holds and never computes with.
-    query_gamma, key_gamma, output_gamma: [H, D], the gain of the RMS norm less one. read_norm, write_norm: [dim], the
-    gain of the RMS norm of what is read with, and of what is written. gate: [dim, H] and combine: [H D, dim] of more
-    than one head.
+    query, key, value: [dim, H D].
+    rate, momentum, forget: [dim, H] and [H], before the sigmoid; keep is 1 - sigmoid(forget).
+    memory: the initial weights, w1, ..., w_depth, each [H, in, out]; with a residual norm also gamma [H, 1, D].
+    template: the same without H; the torch module has it and never uses it.
+    query_gamma, key_gamma, output_gamma: [H, D], the gain of the RMS norm minus one.
+    read_norm, write_norm: [dim], the gain of the RMS norm of the inputs of reads and of writes.
+    gate, combine: [dim, H] and [H D, dim], with more than one head.
     """
 
     query: Array
@@ -108,8 +109,8 @@ def memory_mlp(sizes: Sequence[int], residual: bool = False) -> Architecture:
 def from_titans_pytorch(state: Mapping[str, np.ndarray]) -> NeuralMemoryWeights:
     """Read the state dict of a NeuralMemory, as NumPy arrays in their own precision.
 
-    The state dict does not tell the loss, the largest rate or batch_size: see the module's docstring.
-    Raises ValueError where the arrays are not those of a NeuralMemory in one of the configurations there.
+    The state dict does not have the loss, the largest rate or batch_size: see the module's docstring.
+    Raises ValueError if the arrays are not those of a NeuralMemory in one of the configurations there.
     """
     _check(state)
     arrays: dict[str, Any] = {name: np.asarray(array) for name, array in state.items()}
@@ -131,8 +132,8 @@ def from_titans_pytorch(state: Mapping[str, np.ndarray]) -> NeuralMemoryWeights:
 def to_titans_pytorch(weights: NeuralMemoryWeights, *, activation: bool = True) -> dict[str, np.ndarray]:
     """Write the state dict that `from_titans_pytorch` reads: its exact inverse, for `load_state_dict(strict=True)`.
 
-    activation: whether the module has one, which decides how torch names the projections.
-    Raises ValueError where the weights' shapes do not belong together.
+    activation: whether the module has one; torch names the projections accordingly.
+    Raises ValueError if the weights' shapes do not fit together.
     """
     suffix = ".0" if activation else ""
     state = {f"{name}{suffix}.weight": getattr(weights, field).T for field, name in _PROJECTIONS.items()}
@@ -150,7 +151,7 @@ def to_titans_pytorch(weights: NeuralMemoryWeights, *, activation: bool = True) 
     if residual:
         state["memory_model_parameters.0"] = weights.memory["gamma"][:, 0]
         state["memory_model.norm.gamma"] = weights.template["gamma"][0]
-    arrays = {name: np.array(array, order="C") for name, array in state.items()}  # torch wants memory it may write to
+    arrays = {name: np.array(array, order="C") for name, array in state.items()}  # torch needs writable memory
     _check(arrays)
     return arrays
 
@@ -160,11 +161,13 @@ def neural_memory(
 ) -> Array:
     """What NeuralMemory returns for whole sequences (Titans Eq 11-15, gradients at the chunk's start, Eq 16-18).
 
-    q, k = norm(silu(x W)), v = silu(x W_V), without silu if not `activation`; rate = rate_max sigmoid(.); loss
-    ||M(k) - v||^2 summed over features. The heads' reads are normalised, each scaled by sigmoid(x gate), then mixed by
-    combine; one head is returned as it is. Norms act where there are weights for them.
-    x: [B, T, dim]; chunk: their batch_size; rate_max: their default_step_transform_max_lr, over D for their own loss.
-    Returns [B, T, dim]. Raises ValueError where x or chunk do not fit.
+    q, k = norm(silu(x W)), v = silu(x W_V), without silu if not `activation`; rate = rate_max sigmoid(.); the loss is
+    ||M(k) - v||^2, summed over features. The heads' reads are normalised, scaled by sigmoid(x gate), and mixed by
+    combine; a single head is returned unchanged. A norm without weights is left out.
+    x: [B, T, dim].
+    chunk: their batch_size.
+    rate_max: their default_step_transform_max_lr, divided by D for their own loss.
+    Returns [B, T, dim]. Raises ValueError if x or chunk do not fit.
     """
     heads = weights.rate.bias.shape[0]
     head = weights.query.shape[1] // heads
@@ -210,7 +213,7 @@ def _rms(x: Array) -> Array:
 
 
 def _networks(arrays: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The names of the memory's arrays, and of the template's, in torch's order: a residual norm comes first."""
+    """The names of the memory's arrays, and of the template's, in torch's order: a residual norm is first."""
     count = sum(name.startswith("memory_model_parameters.") for name in arrays)
     names = [f"memory_model_parameters.{i}" for i in range(count)]
     if "memory_model.norm.gamma" not in arrays:
@@ -223,7 +226,7 @@ def _networks(arrays: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
 
 
 def _check(arrays: Mapping[str, np.ndarray]) -> None:
-    """Compare every name and shape with those of the configuration that the names speak of."""
+    """Compare every name and shape with those of the configuration that the names imply."""
     suffix = "" if "to_queries.weight" in arrays else ".0"
     for name in ("to_adaptive_step.0.weight", f"to_queries{suffix}.weight", "memory_model_parameters.0"):
         if name not in arrays or arrays[name].ndim < 2:

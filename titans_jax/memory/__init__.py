@@ -3,7 +3,6 @@
 from titans_jax.memory import architecture, bias, features, functional, learner, presets, retention
 from titans_jax.memory.api import IMPLEMENTATIONS, miras, unit_rate
 from titans_jax.memory.presets import PRESETS
-from titans_jax.memory.series import SeriesMemory, SeriesRecord, SeriesState, series_memory, series_rule
 from titans_jax.memory.types import (
     Architecture,
     Bias,
@@ -30,9 +29,6 @@ __all__ = [
     "Reset",
     "Retention",
     "Rule",
-    "SeriesMemory",
-    "SeriesRecord",
-    "SeriesState",
     "State",
     "Weights",
     "architecture",
@@ -43,7 +39,5 @@ __all__ = [
     "miras",
     "presets",
     "retention",
-    "series_memory",
-    "series_rule",
     "unit_rate",
 ]

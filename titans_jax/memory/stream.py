@@ -84,10 +84,9 @@ def with_reset(reset: Reset | None, here: Array, state: State) -> State:
     """The reset state where `here` is true, else the state. Step and origin are those of the stream."""
     if reset is None:
         return state
-    kept = dict(step=None, origin=None)
-    return select(here, reset.state._replace(**kept), state._replace(**kept))._replace(
-        step=state.step, origin=state.origin
-    )
+    step, origin = state.step, state.origin
+    new, old = (each._replace(step=0, origin=None) for each in (reset.state, state))
+    return select(here, new, old)._replace(step=step, origin=origin)
 
 
 GROUP = 32

@@ -1,4 +1,4 @@
-"""Titan-Min: find the needle among random tokens. A model, its training, its export, its evaluation."""
+"""Titan-Min: a model that finds a needle among random tokens, with its training, evaluation and export."""
 
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import Predictions, predict, score

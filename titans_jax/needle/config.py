@@ -1,4 +1,4 @@
-"""What a needle experiment is, as data: every default in one place, every field an option of `titans-jax needle`."""
+"""The configuration of a needle experiment; every field is an option of `titans-jax needle`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from titans_jax.nn import MemoryConfig, ModelConfig
 
 @dataclass(frozen=True)
 class NeedleConfig:
-    """Titan-Min, the samples it is shown, and how it is trained on them."""
+    """Titan-Min, its samples, and its training."""
 
     dim: int = 256
     """model width"""
@@ -17,48 +17,48 @@ class NeedleConfig:
     layers: int = 2
     """blocks"""
     memory_slots: int = 4
-    """learned questions to the memory, whose answers stand in front of each segment: memory as a context"""
+    """learned queries to the memory; its answers are context in front of each segment"""
     memory_dim: int = 128
-    """size of the memory's keys and values, all its heads together"""
+    """size of the memory's keys and values, over all its heads"""
     memory_heads: int = 2
-    """memories side by side"""
+    """heads of the memory"""
     memory_rule: str = "titans"
-    """how the memory learns: a row of titans_jax.memory.PRESETS"""
+    """how the memory learns: a name in titans_jax.memory.PRESETS"""
     segment_size: int = 64
-    """tokens of a segment: attention sees no further back, and the memory's gradients are taken where one begins"""
+    """tokens of a segment: attention stays inside it, and the memory's gradients are taken at its start"""
     n_persistent: int = 8
     """learned tokens in front of each segment; 0 for none"""
     surprise_threshold: float = 0.8
-    """a token is written where the memory errs by at least this much on it, as a share of its value's size"""
+    """a token is written where the memory's error is at least this share of the norm of its value"""
     memory_lr: float = 1.0
-    """the memory's largest step; at 1 a token alone is learned in one go, and steps start at 1 / segment_size of it"""
+    """the memory's largest rate; at 1 it learns a single token in one step; rates start at 1 / segment_size of it"""
     memory: bool = True
-    """the memory; without it segments know nothing of each other, but for what the convolutions reach"""
+    """the memory; without it only the convolutions connect segments"""
     dsconv: bool = True
     """causal depthwise convolutions after the projections to queries, keys and values"""
     l2: bool = True
     """cosine attention: queries and keys of unit length"""
     activation: Literal["silu", "relu"] = "silu"
-    """what queries, keys and values of the attention go through"""
+    """activation of the attention's queries, keys and values"""
     head: Literal["point", "classify", "regress"] = "point"
-    """what says the position: a score for each token, or, from the last token's state alone, a class or a number"""
+    """the output: a score for each token; or, from the last token's state alone, a class or a number"""
     lengths: tuple[int, ...] = (64, 128, 256)
-    """tokens of a sample, drawn evenly"""
+    """tokens of a sample, each equally likely"""
     samples: tuple[int, int, int] = (8000, 1000, 1000)
     """to train, to validate, to test"""
     data_seed: int = 42
-    """fixes the samples"""
+    """seed of the samples"""
     epochs: int = 4
-    """times that every training sample is read"""
+    """how often every training sample is read"""
     batch: int = 32
-    """samples of one length a step"""
+    """samples per step, all of one length"""
     learning_rate: float = 3e-3
     """peak rate of AdamW"""
     seed: int = 0
-    """fixes the first weights and the order of the samples"""
+    """seed of the initial weights and of the order of the samples"""
 
     def check(self) -> None:
-        """Raise ValueError, in one line, for what could not work."""
+        """Raise ValueError for a field that is out of its range."""
         counts = ("dim", "heads", "layers", "memory_dim", "memory_heads", "segment_size", "epochs", "batch")
         for name in (*counts, "memory_lr", "learning_rate"):
             if not getattr(self, name) > 0:
@@ -68,13 +68,13 @@ class NeedleConfig:
                 raise ValueError(f"{name}: {getattr(self, name)}; it must be 0 or more")
         for whole, part in (("dim", "heads"), ("memory_dim", "memory_heads")):
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{whole}: {getattr(self, whole)} is no multiple of {part} {getattr(self, part)}")
+                raise ValueError(f"{whole}: {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
         if not self.lengths or min(self.lengths) < 1 or len(self.samples) != 3 or min(self.samples) < 1:
             raise ValueError(f"lengths {self.lengths} and samples {self.samples}: each number must be at least 1")
 
     @property
     def model(self) -> ModelConfig:
-        """What the library's layers need to know."""
+        """The configuration of the library's layers."""
         memory = MemoryConfig(
             rule=self.memory_rule,
             heads=self.memory_heads,

@@ -1,4 +1,4 @@
-"""How well a model finds needles: by length, and by where in the sequence they are."""
+"""How well a model finds needles, by length and by position in the sequence."""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ BINS = 10
 
 
 class Predictions(NamedTuple):
-    """For each sample, in the samples' order: its length, where the needle is, where the model says, how sure it is.
+    """For each sample, in the samples' order.
 
-    nll: the negative logarithm of the probability of the right position, in nats.
+    length: of the sample. position: of the needle. predicted: the model's answer, with the probability confidence.
+    nll: the negative logarithm of the probability of the true position, in nats.
     """
 
     length: NDArray[np.int32]
@@ -29,7 +30,7 @@ class Predictions(NamedTuple):
 
 
 def predict(model: TitanMin, samples: Needles, batch: int = 32, bar: Progress | None = None) -> Predictions:
-    """The model's answers, shown at `bar` as they come; its memory begins anew, and is written, in every sequence."""
+    """The model's answers, with progress at `bar`; its memory starts from its initial weights in every sequence."""
     graphdef, params = nnx.split(model)
     count = len(samples.length)
     predicted, confidence, nll = np.zeros(count, np.int32), np.zeros(count, np.float32), np.zeros(count, np.float32)

@@ -1,7 +1,7 @@
-"""A trained Titan-Min as files that run with jax alone: one for each length, for any number of sequences at once.
+"""A trained Titan-Min as files that run with jax alone: one for each length, for any number of sequences.
 
 DIR/length_64.stablehlo, ...   tokens int32 [n, 64] -> logits float32 [n, 64], weights inside
-DIR/export_manifest.json       what they are, their sha256, and the versions that wrote them
+DIR/export_manifest.json       inputs, outputs, sha256 and versions of these files
 DIR/run.py                     reads tokens, prints positions: `titans_jax.needle.standalone`
 """
 
@@ -38,7 +38,7 @@ def export(model: TitanMin, folder: Path) -> Path:
     manifest = {
         "files": written,
         "input": "tokens int32 [n, length], n of any size",
-        "output": "logits float32 [n, length]; the position is where they are largest",
+        "output": "logits float32 [n, length]; the needle is where they are largest",
         "vocabulary": VOCABULARY,
         "pad": PAD,
         "platforms": PLATFORMS,

@@ -1,9 +1,9 @@
-"""Titan-Min: a small model that says where in a sequence the needle is.
+"""Titan-Min: a small model that finds the position of the needle in a sequence.
 
-A block attends inside segments, behind learned tokens and behind what its memory answers to a few learned questions
-(memory as a context); what comes out is written to the memory, token by token, and read back, in training as in use.
-A head that points asks each token for itself, which a needle of one known token needs no memory for; heads that read
-the last token's state alone have to get what lay before its segment through the memory.
+A block attends inside segments. In front of each segment are learned tokens, and the memory's answers to a few learned
+queries (memory as a context). The output is written to the memory token by token, and read back.
+The head `point` scores each token by itself, which needs no memory. The heads `classify` and `regress` read the last
+token's state alone, so that everything before its segment must come through the memory.
 """
 
 from typing import Any, NamedTuple
@@ -24,12 +24,12 @@ PAD, VOCABULARY = 0, 128
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
 
 
-class SurprisedMemory(MemoryLayer):
-    """A memory that passes over what it knows: a token is written where ||M(k) - v|| >= threshold ||v||.
+class SurpriseGatedMemory(MemoryLayer):
+    """A memory that skips what it knows: a token is written where ||M(k) - v|| >= threshold ||v||.
 
-    M is the memory as it was when the segment began, where the gradients are taken too: what decides is the loss whose
-    gradient is the write. As a share of the value's size the threshold has no unit, where one on the gradient's norm
-    would mean something else with every change of the weights. A call must not reach over the end of a chunk.
+    M is the memory at the start of the segment, where the gradients are taken: the error is that of the loss whose
+    gradient is written. Relative to the value's norm the threshold has no unit; on the gradient's norm it would depend
+    on the weights. A call must not cross the end of a chunk.
     """
 
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
@@ -56,8 +56,8 @@ class Context(NamedTuple):
 class TitanBlock(nnx.Module):
     """x + W_o(norm(Attn(P || h || x)) * silu(x W_g)), then + M(norm(x)): P learned tokens, h the memory's answers.
 
-    Attn is cosine attention with a learned temperature for each head; q, k, v go through a causal depthwise convolution
-    (with their projections it is depthwise-separable) and an activation.
+    Attn is cosine attention with a learned temperature per head; q, k, v have a causal depthwise convolution (with
+    their projections it is depthwise-separable) and an activation.
     """
 
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
@@ -76,13 +76,13 @@ class TitanBlock(nnx.Module):
         self.persistent = param(tokens, None, None)
         if config.memory:
             self.memory_norm = RMSNorm(dim)
-            self.memory = SurprisedMemory(config, rngs=rngs)
+            self.memory = SurpriseGatedMemory(config, rngs=rngs)
         if config.memory and config.memory_slots:
             self.questions = param(jax.random.normal(rngs.params(), (config.memory_slots, dim)), None, None)
             self.retrieve = Retrieve(config.model, rngs=rngs)
 
     def __call__(self, x: Array) -> tuple[Array, LayerInfo | None]:
-        """x: [B, T, E], T a multiple of the segment's size. Returns the same, and what the memory did [B, H, T]."""
+        """x: [B, T, E], T a multiple of segment_size. Returns [B, T, E], and the memory's info [B, H, T] or None."""
         B, T, _ = x.shape
         L = self.config.segment_size
         normed = self.norm(x)
@@ -127,13 +127,13 @@ class TitanBlock(nnx.Module):
         n, L = front.keys.shape[1], q.shape[1]
         k, v = (jnp.concatenate(pair, 1) for pair in ((front.keys, k), (front.values, v)))
         scores = jnp.einsum("bthd,bshd->bhts", q, k) * jnp.exp(self.log_temperature[...])[:, None, None]
-        seen = jnp.arange(n + L) <= n + jnp.arange(L)[:, None]
-        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1)
+        visible = jnp.arange(n + L) <= n + jnp.arange(L)[:, None]
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), -1)
         return jnp.einsum("bhts,bshd->bthd", weights, v).reshape(*q.shape[:2], -1)
 
 
 class TitanMin(nnx.Module):
-    """Tokens [B, T] -> logits [B, T]: where the needle is. Rows end in padding; no token sees what comes after it."""
+    """Tokens [B, T], padded at the end -> logits [B, T] of the needle's position. All layers are causal."""
 
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
         config.check()
@@ -147,9 +147,9 @@ class TitanMin(nnx.Module):
         self.head = HEADS[config.head](config.dim, positions, rngs=rngs)
 
     def __call__(self, tokens: Array) -> tuple[Array, LayerInfo | None]:
-        """Returns logits [B, T], and of each memory what it did, [layers, B, H, T].
+        """Returns logits [B, T], and the memories' info [layers, B, H, T] or None.
 
-        Raises ValueError for sequences longer than the model has positions for.
+        Raises ValueError for sequences that are longer than the model's positions.
         """
         T, most = tokens.shape[1], max(self.config.lengths)
         if T > most:

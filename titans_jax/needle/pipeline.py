@@ -1,8 +1,8 @@
-"""From a configuration to a folder of results: train, export, evaluate, predictions, pictures; and parts left out.
+"""The whole experiment: train, export, evaluate, write predictions and pictures; and the ablations.
 
-OUT/config.json, metrics.json, checkpoints/   as `train` leaves them
-OUT/export/                                   as `export` does
-OUT/predictions.csv                           a line for each sample to test
+OUT/config.json, metrics.json, checkpoints/   by `train`
+OUT/export/                                   by `export`
+OUT/predictions.csv                           one line per test sample
 OUT/report.json, result.json                  scores, by length and by position; the same as flat keys
 OUT/plots/                                    the learning curve, the answers, a memory at work
 """
@@ -35,7 +35,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no l2": {"l2": False},
     "relu": {"activation": "relu"},
 }
-# The last token is asked, since a pointer finds a token that is like no other whatever is left out.
+# The head reads the last token alone: one that scores each token finds the needle without any of the parts.
 SMALL: dict[str, Any] = {
     "head": "classify",
     "learning_rate": 1e-2,
@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {
 
 
 def run(config: NeedleConfig, folder: Path, *, resume: bool = True) -> dict[str, Any]:
-    """Train, export, evaluate and draw, all below `folder`; returns what result.json holds. Raises as `train` does."""
+    """Train, export, evaluate and draw in `folder`; returns the content of result.json. Raises as `train` does."""
     train(config, folder, resume=resume)
     _, model, step = load(folder)
     export(model, folder / "export")
@@ -57,9 +57,9 @@ def run(config: NeedleConfig, folder: Path, *, resume: bool = True) -> dict[str,
 
 
 def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> dict[str, Any]:
-    """Score the model of a step on the samples to test; write predictions.csv, report.json, result.json, pictures.
+    """Score the model of a step on the test samples; write predictions.csv, report.json, result.json and pictures.
 
-    Returns what result.json holds.
+    Returns the content of result.json.
     """
     samples = data.needle_splits(config.data_seed, config.samples, config.lengths)[2]
     with metrics.progress(len(samples.length), "evaluate") as bar:
@@ -78,7 +78,7 @@ def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> 
 
 
 def write_predictions(found: Predictions, path: Path) -> None:
-    """A line for each sample: its length, the needle's position, the model's answer, its confidence, whether right."""
+    """Write a line per sample: length, the needle's position, the model's answer, its confidence, and correctness."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["sample", "length", "position", "predicted", "confidence", "correct"])
@@ -87,9 +87,9 @@ def write_predictions(found: Predictions, path: Path) -> None:
 
 
 def ablate(config: NeedleConfig, folder: Path) -> str:
-    """Train the model and each of ABLATIONS at the size of SMALL; returns the table, which is written there too.
+    """Train each of ABLATIONS at the size of SMALL; write the table to the folder and return it.
 
-    A variant that was trained before is only evaluated. Raises as `train` does.
+    A variant that is already trained is only evaluated. Raises as `train` does.
     """
     rows = {}
     for name, changes in ABLATIONS.items():
@@ -111,7 +111,7 @@ def ablate(config: NeedleConfig, folder: Path) -> str:
 
 
 def _draw(config: NeedleConfig, model: TitanMin, found: Predictions, samples: data.Needles, folder: Path) -> None:
-    """The answers; for the first of the longest samples, the memory; and the learning curve where there is one."""
+    """Draw the answers, the memory over the first of the longest samples, and the learning curve if there is one."""
     where = folder / "plots"
     plots.needle_answers(found.length, found.position, found.predicted, where / "answers.png")
     if (folder / "metrics.json").is_file():

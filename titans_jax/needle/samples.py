@@ -1,4 +1,4 @@
-"""Batches of needle samples, all of one length: nothing is computed on padding, and a length is compiled once."""
+"""Batches of needle samples of one length: no padding is computed, and every length is compiled once."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from titans_jax.data import Needles
 
 
 class Batch(NamedTuple):
-    """tokens: int32 [batch, length] without padding. position: int32 [batch]. rows: int [batch], which samples."""
+    """tokens: int32 [batch, length] without padding. position: int32 [batch]. rows: int [batch], sample numbers."""
 
     tokens: NDArray[np.int32]
     position: NDArray[np.int32]
@@ -18,14 +18,14 @@ class Batch(NamedTuple):
 
 
 def epoch(samples: Needles, batch: int, *, seed: int, number: int) -> list[Batch]:
-    """The batches of epoch `number`, in an order that (seed, number) decides; what does not fill a batch is left out.
+    """The batches of epoch `number`, in an order drawn from (seed, number); partial batches are left out.
 
-    Raises ValueError where no length has samples for a batch.
+    Raises ValueError if no length has enough samples for a batch.
     """
     rng = np.random.default_rng((seed, number))
     rows = [rng.permutation(rows) for rows in _by_length(samples)]
-    cut = [of_length[start : start + batch] for of_length in rows for start in range(0, len(of_length), batch)]
-    full = [rows for rows in cut if len(rows) == batch]
+    parts = [of_length[start : start + batch] for of_length in rows for start in range(0, len(of_length), batch)]
+    full = [part for part in parts if len(part) == batch]
     if not full:
         raise ValueError(f"batch: {batch}; no length has so many of the {len(samples.length)} samples to train on")
     return [_batch(samples, full[i]) for i in rng.permutation(len(full))]

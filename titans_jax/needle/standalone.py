@@ -1,4 +1,4 @@
-"""Run an exported Titan-Min with numpy and jax alone; `needle run` puts a copy of this file beside what it exports.
+"""Run an exported Titan-Min with numpy and jax alone; `needle run` copies this file into its export folder.
 
     python run.py length_64.stablehlo "5 17 127 8" "3 127 9"    a position for each sequence, a line each
     python run.py length_64.stablehlo tokens.npy                the same for an array of int32 [n, T]
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 
 def logits(path: Path, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-    """What the program at `path` says of tokens [n, T]: logits [n, T], largest where the needle is.
+    """Run the program at `path` on tokens [n, T]: logits [n, T], largest where the needle is.
 
-    Raises ValueError for a file that is no such program, and for sequences longer than it takes.
+    Raises ValueError for a file that is not such a program, and for sequences that are too long for it.
     """
     try:
         program = export.deserialize(bytearray(Path(path).read_bytes()))
     except OSError:
         raise
-    except Exception as error:  # whatever the reader stumbles over
+    except Exception as error:  # the reader raises many kinds
         raise ValueError(f"{path} is not an exported program: {error}") from None
     length = program.in_avals[0].shape[1]
     if tokens.shape[1] > length:
@@ -34,7 +34,7 @@ def logits(path: Path, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
 
 
 def main(path: Path, sequences: list[str]) -> None:
-    """Print where the needles are."""
+    """Print the positions of the needles."""
     if sequences[0].endswith(".npy"):
         tokens = np.load(sequences[0])
     else:
@@ -44,7 +44,7 @@ def main(path: Path, sequences: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Say where the needle is in each sequence of tokens.")
+    parser = argparse.ArgumentParser(description="Find the needle in each sequence of tokens.")
     parser.add_argument("program", type=Path, help="such as length_64.stablehlo, beside this file")
     parser.add_argument("sequences", nargs="+", help='such as "5 17 127 8", or one file tokens.npy')
     options = parser.parse_args()

@@ -1,13 +1,16 @@
 """The shell: blocks of one signature, and the language model, in flax.nnx as plain pytrees."""
 
 from titans_jax.nn.config import CMSConfig, MemoryConfig, ModelConfig
+from titans_jax.nn.introspect import Attended, Introspection, Remembered
 from titans_jax.nn.memory import MemoryLayer
 from titans_jax.nn.memory_state import LayerInfo, MemoryState
 from titans_jax.nn.model import BLOCKS, LM, LMState
 
 __all__ = [
     "BLOCKS",
+    "Attended",
     "CMSConfig",
+    "Introspection",
     "LM",
     "LMState",
     "LayerInfo",
@@ -15,4 +18,5 @@ __all__ = [
     "MemoryLayer",
     "MemoryState",
     "ModelConfig",
+    "Remembered",
 ]

@@ -106,10 +106,15 @@ class Attention(nnx.Module):
         self.config = config
         self.projections = Projections(config, rngs=rngs)
 
+    @property
+    def view(self) -> int:
+        """How many tokens a token sees at most, itself included: the slots of the cache."""
+        c = self.config
+        return {"full": c.context, "sliding": c.window, "segmented": c.segment}[c.attention]
+
     def init_state(self, batch: int) -> KV:
         """An empty cache."""
-        c = self.config
-        return empty(c, batch, {"full": c.context, "sliding": c.window, "segmented": c.segment}[c.attention])
+        return empty(self.config, batch, self.view)
 
     def __call__(
         self, x: Array, state: KV, age: Array, values: Values | None, *, aligned: bool = False

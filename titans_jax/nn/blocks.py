@@ -16,6 +16,7 @@ from titans_jax import sharding
 from titans_jax.memory import Weights
 from titans_jax.nn.attention import Attention, Values
 from titans_jax.nn.config import ModelConfig
+from titans_jax.nn.introspect import Introspection, attended, remembered
 from titans_jax.nn.layers import RMSNorm, SwiGLU
 from titans_jax.nn.memory import MemoryLayer
 from titans_jax.nn.memory_state import LayerInfo
@@ -67,6 +68,19 @@ class Block(nnx.Module):
         x = stream.x + self.mlp(self.mlp_norm(stream.x))
         return stream._replace(x=x), state, info
 
+    @property
+    def view(self) -> int:
+        """How many tokens the attention sees, the newest included; 0 without attention."""
+        return 0
+
+    def memory_state(self, state: Any) -> Any:
+        """The `MemoryState` in the layer's state; None without a memory."""
+        return None
+
+    def introspect(self, stream: Activations, before: Any, after: Any, info: LayerInfo | None) -> Introspection:
+        """What the layer did with the one token of a call, from the call's stream, its two states and its info."""
+        return Introspection()
+
 
 class Transformer(Block):
     """x + Attn(norm(x))."""
@@ -84,6 +98,15 @@ class Transformer(Block):
         y, state, values = self.attention(self.norm(stream.x), state, stream.age, stream.values, aligned=stream.aligned)
         return stream._replace(x=stream.x + y, values=values), state, None
 
+    @property
+    def view(self) -> int:
+        """Of the attention."""
+        return self.attention.view
+
+    def introspect(self, stream: Activations, before: Any, after: Any, info: LayerInfo | None) -> Introspection:
+        """The attention."""
+        return Introspection(attended(self.attention, self.norm(stream.x), before, stream.age, stream.values))
+
 
 class LMM(Block):
     """x + M(norm(x)): the memory alone."""
@@ -100,6 +123,15 @@ class LMM(Block):
         """The memory alone."""
         y, state, info, learned = _remember(self.memory, self.norm(stream.x), stream, state)
         return stream._replace(x=stream.x + y, learned=learned), state, info
+
+    def memory_state(self, state: Any) -> Any:
+        """All of it."""
+        return state
+
+    def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
+        """The memory."""
+        old, new = self.memory_state(before), self.memory_state(after)
+        return Introspection(memory=remembered(self.memory, self.norm(stream.x), stream.age, old, new, info))
 
 
 class MAL(LMM):
@@ -122,6 +154,21 @@ class MAL(LMM):
             self.attention_norm(stream.x), cache, stream.age, stream.values, aligned=stream.aligned
         )
         return stream._replace(x=stream.x + y, values=values), (memory, cache), info
+
+    @property
+    def view(self) -> int:
+        """Of the attention."""
+        return self.attention.view
+
+    def memory_state(self, state: Any) -> Any:
+        """The first of the two."""
+        return state[0]
+
+    def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
+        """The memory, and attention over what it gave."""
+        x = self.attention_norm(LMM.mix(self, stream, before[0])[0].x)
+        attention = attended(self.attention, x, before[1], stream.age, stream.values)
+        return super().introspect(stream, before, after, info)._replace(attention=attention)
 
 
 class MAG(LMM):
@@ -147,6 +194,20 @@ class MAG(LMM):
         m, memory, info, learned = _remember(self.memory, x, stream, memory)
         y = stream.x + attended
         return stream._replace(x=y + self.gating(y, m), values=values, learned=learned), (memory, cache), info
+
+    @property
+    def view(self) -> int:
+        """Of the attention."""
+        return self.attention.view
+
+    def memory_state(self, state: Any) -> Any:
+        """The first of the two."""
+        return state[0]
+
+    def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
+        """The attention and the memory."""
+        attention = attended(self.attention, self.norm(stream.x), before[1], stream.age, stream.values)
+        return super().introspect(stream, before, after, info)._replace(attention=attention)
 
 
 class Gating(nnx.Module):

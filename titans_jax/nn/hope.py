@@ -15,6 +15,7 @@ from titans_jax.memory.types import state_axes
 from titans_jax.nn.blocks import Activations, Block, Transformer
 from titans_jax.nn.cms import CMS, CMSState
 from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.nn.introspect import Introspection, memory_change
 from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, logit, merge_heads, param, split_heads
 from titans_jax.nn.memory_state import LayerInfo, MemoryState, spread
 from titans_jax.sharding import BATCH_HEADS
@@ -137,6 +138,12 @@ class Nested(Block):
         stream, mixed, info = self.mix(stream, state.mixed)
         return stream._replace(x=self.cms(stream.x, state.kernels)), state._replace(mixed=mixed), info
 
+    def introspect(
+        self, stream: Activations, before: CMSState, after: CMSState, info: LayerInfo | None
+    ) -> Introspection:
+        """The mixing; the levels' MLPs are not shown."""
+        return super().introspect(stream, before.mixed, after.mixed, info)
+
 
 class Hope(Nested):
     """HOPE: x + the self-modifying memory of norm(x), then the CMS."""
@@ -153,6 +160,14 @@ class Hope(Nested):
         """The memory alone."""
         y, state, info = self.memory(self.norm(stream.x), state, stream.age, stream.reset)
         return stream._replace(x=stream.x + y), state, info
+
+    def memory_state(self, state: CMSState) -> MemoryState:
+        """The five memories."""
+        return state.mixed
+
+    def introspect(self, stream: Activations, before: CMSState, after: CMSState, info: Any) -> Introspection:
+        """The memories, which make their own keys and values."""
+        return Introspection(memory=memory_change(before.mixed, after.mixed, info))
 
 
 class HopeAttention(Nested, Transformer):

@@ -26,6 +26,7 @@ from titans_jax.memory.types import select
 from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty
 from titans_jax.nn.blocks import Activations, Block, Gating
 from titans_jax.nn.config import ModelConfig
+from titans_jax.nn.introspect import Attended, Introspection, by_distance, norms, read_weights, remembered
 from titans_jax.nn.layers import RMSNorm
 from titans_jax.nn.memory import MemoryLayer, Retrieve
 from titans_jax.nn.memory_state import LayerInfo, MemoryState, at_chunk_start, readable
@@ -150,10 +151,8 @@ class MAC(Block):
         keys = _append(state.cache.keys, h_key, key, row, valid)
         values = _append(state.cache.values, split(self.projections.value(h)), tokens.value, row, valid)
         cache = state.cache._replace(keys=keys, values=values)
-        y = tokens.x + self.projections.out(self.attend(tokens.query, tokens.age, cache, row))  # Eq 22-23
-        reads, memory, info, learned = self.memory.write(  # Eq 24
-            self.memory_norm(y), memory, tokens.age, valid=valid, residual=residual
-        )
+        y, written = self._attended(tokens.x, self.attend(tokens.query, tokens.age, cache, row))  # Eq 22-23
+        reads, memory, info, learned = self.memory.write(written, memory, tokens.age, valid=valid, residual=residual)
         return MACState(memory, snapshot, cache), (y, reads, info, learned)
 
     def attend(self, query: Array, age: Array, cache: KV, row: Array) -> Array:
@@ -168,6 +167,35 @@ class MAC(Block):
         mask = jnp.concatenate([mask, mask], -1)
         q, k, v, mask = (x[:, None] for x in (query, by_token(cache.keys), by_token(cache.values), mask))
         return self.projections.attend(q, k, v, mask, position)[:, 0].reshape(B, T, H * D)
+
+    def _attended(self, x: Array, values: Array) -> tuple[Array, Array]:
+        """y of Eq 23, and what the memory is written with, of x and of what attention read [B, T, H D]."""
+        y = x + self.projections.out(values)
+        return y, self.memory_norm(y)
+
+    @property
+    def view(self) -> int:
+        """A segment."""
+        return self.config.segment
+
+    def memory_state(self, state: MACState) -> MemoryState:
+        """The memory."""
+        return state.memory
+
+    def introspect(self, stream: Activations, before: MACState, after: MACState, info: Any) -> Introspection:
+        """The attention over the segment, and the memory."""
+        at = before.memory.memory.step % self.view
+        q, k, _, _ = self.projections.qkv(self.norm(stream.x), stream.values)
+
+        def attend(values: Array) -> Array:
+            return self.attend(q, stream.age, after.cache._replace(values=values), at).reshape(q.shape)
+
+        (weights,) = read_weights(attend, after.cache.values)
+        distance = at - jnp.arange(self.view)
+        read, tokens = (by_distance(half, distance, self.view) for half in jnp.split(weights, 2, -1))
+        _, written = self._attended(stream.x, attend(after.cache.values).reshape(*stream.x.shape[:2], -1))
+        memory = remembered(self.memory, written, stream.age, before.memory, after.memory, info)
+        return Introspection(Attended(tokens, read, norms(k[:, 0])), memory)
 
 
 def _append(slots: Array, h: Array, own: Array, row: Array, valid: Valid | None) -> Array:

@@ -85,3 +85,19 @@ def as_tuple(weights: Any) -> Any:
     if "whole" in weights:
         return TNTWeights(as_tuple(weights["whole"]), tuple(map(as_tuple, weights["local"])))
     return {name: w[...] for name, w in weights.items()}
+
+
+def duals(state: Any) -> Any:
+    """What a memory's writes change."""
+    if isinstance(state, TNTState):
+        return duals(state.whole), tuple(map(duals, state.local)), state.pi
+    return state.dual
+
+
+def named_weights(state: Any) -> dict[str, Array]:
+    """origin + dual of a memory by name; TNT's as global_w1, local_0_w1, ..., pi."""
+    if not isinstance(state, TNTState):
+        return from_origin(state)
+    parts = {"global": state.whole} | {f"local_{i}": local for i, local in enumerate(state.local)}
+    named = {f"{part}_{name}": w for part, s in parts.items() for name, w in from_origin(s).items()}
+    return named | {"pi": state.pi}

@@ -1,6 +1,7 @@
-"""Pictures, each with its numbers in a JSON file beside it.
+"""Pictures. Each function writes `path`, writes its numbers to a JSON file beside it, and returns the figure.
 
-Needs matplotlib, the optional extra `plot`. Only its object interface is used: no window, no global state.
+Needs matplotlib, the optional extra `plot`; without it every function raises ImportError. Only its object interface is
+used: no window, no global state.
 """
 
 from titans_jax.plots.activity import memory_activity, memory_updates
@@ -11,13 +12,14 @@ from titans_jax.plots.haystack import haystack_picture
 from titans_jax.plots.memory import memory_picture
 from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
 from titans_jax.plots.speed import speed_bars, speed_lines
-from titans_jax.plots.state import memory_state, norms, positions_curve, relevance_bars
+from titans_jax.plots.state import ablation_bars, memory_state, norms, positions_curve
 from titans_jax.plots.stream import stream_picture
 from titans_jax.plots.style import available
-from titans_jax.plots.surprise import surprise_dashboard, surprise_grid
+from titans_jax.plots.surprise import learning_picture, surprise_dashboard, surprise_grid
 from titans_jax.plots.training import loss_curve
 
 __all__ = [
+    "ablation_bars",
     "attention_maps",
     "available",
     "compare_contexts",
@@ -29,6 +31,7 @@ __all__ = [
     "head_comparison",
     "head_grid",
     "layer_analysis",
+    "learning_picture",
     "loss_curve",
     "memory_activity",
     "memory_picture",
@@ -39,7 +42,6 @@ __all__ = [
     "needle_memory",
     "norms",
     "positions_curve",
-    "relevance_bars",
     "speed_bars",
     "speed_lines",
     "stream_picture",

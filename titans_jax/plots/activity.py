@@ -1,4 +1,4 @@
-"""Pictures of memories at work, over layers and tokens: what surprised them, what they did about it."""
+"""Pictures of all memories over layers and tokens: surprise, gates and updates."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def memory_activity(
     values: Mapping[str, NDArray], path: str | os.PathLike[str], *, names: Sequence[int] | None = None
 ) -> "Figure":
-    """Draws one coloured strip for each of `values`, [layers, heads, T] by title: rows are heads, columns tokens.
+    """Draws a coloured strip for each of `values`, [layers, heads, T] by title: rows are heads, columns tokens.
 
-    names: the layers' numbers, if they are not 0, 1, .... At most six layers and four heads of each. The JSON beside
-    holds means over heads. Raises ValueError for arrays of unlike shapes.
+    names: the layers' numbers, if they are not 0, 1, .... At most six layers and four heads are drawn. The JSON has
+    means over heads. Raises ValueError if shapes differ.
     """
     shapes = {array.shape for array in values.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
@@ -57,12 +57,11 @@ def memory_updates(
     learned: Mapping[str, Mapping[int, NDArray]],
     path: str | os.PathLike[str],
 ) -> "Figure":
-    """Draws how much is written: sizes of the writes, whether surprise drives them, where the weights go.
+    """Draws the sizes of the writes, their correlation with surprise, and how the weights change.
 
-    surprise, change: [layers, T], means over heads; change is the norm of what a token changed. ends: tokens read when
-    the weights were looked at; learned: by layer [ends], `rank`, `change_rank` and `drift` as
-    `evaluation.statistics.learned` has them. The JSON beside has them all, and each layer's rank correlation of
-    surprise and change.
+    surprise, change: [layers, T], means over heads; change is the norm of a token's change. ends: tokens read at each
+    measurement of the weights. learned: as from `evaluation.statistics.learned`. The JSON has all of them, and each
+    layer's rank correlation of surprise and change.
     """
     layers = list(learned["rank"])
     colours = layer_colours(len(layers))
@@ -105,7 +104,7 @@ def _legend(axes: "Axes", layers: int) -> None:
 
 
 def _rank_correlation(x: NDArray, y: NDArray) -> float:
-    """Spearman's; 0 where one of them does not vary."""
+    """Spearman's rank correlation; 0 if x or y is constant."""
     first, second = (np.argsort(np.argsort(values)).astype(float) for values in (x, y))
     if not (np.ptp(x) > 0 and np.ptp(y) > 0):
         return 0.0
@@ -117,7 +116,7 @@ def _low(values: NDArray) -> float:
 
 
 def _high(values: NDArray) -> float:
-    """The 99th percentile: a few peaks must not take the colour from all the rest."""
+    """The 99th percentile, so that a few peaks do not use up the colour scale."""
     if not np.isfinite(values).any():
         return 1.0
     return max(float(np.nanquantile(values, 0.99)), _low(values) + 1e-12)

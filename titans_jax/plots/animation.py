@@ -1,4 +1,4 @@
-"""A moving picture: what a model looks at, and what its memory does, while it writes."""
+"""An animation: what a model attends to, and what its memory does, while it writes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,19 @@ def generation(
     memory: Mapping[str, NDArray] | None,
     seconds: float = 0.2,
 ) -> "Figure":
-    """Draws a GIF with one picture for each token that was written.
+    """Draws a GIF with one frame for each written token.
 
-    pieces: the text of each of T tokens, the first `prompt` of them given. attention: by what is read ("tokens" first),
-    [layers, heads, T, T]. memory: by title [layers, T]. Either may be None; layers without are nan. seconds: of each
-    picture. The JSON beside holds, for each picture, the mean weight on every token so far. Returns the last figure.
+    Args:
+      pieces: the text of each of T tokens; the first `prompt` ones are the prompt.
+      attention: [layers, heads, T, T] by what is read, "tokens" first; nan in layers without; None for no attention.
+      memory: [layers, T] by title; nan in layers without; None for no memory.
+      seconds: per frame.
 
-    Raises ValueError if nothing was written, or lengths do not fit.
+    Returns:
+      the last frame's figure. The JSON has, for each frame, the mean weight on every token so far.
+
+    Raises:
+      ValueError: nothing was written, or lengths do not fit.
     """
     parts = [*(attention or {}).values(), *(memory or {}).values()]
     if not 0 < prompt < len(pieces) or any(part.shape[-1] != len(pieces) for part in parts):
@@ -48,8 +54,8 @@ def generation(
     heights = [0.24 * lines + 0.35, *[1.5 if attention else 0.0], *[0.9] * len(memory or {})]
     figure = figure_of(9, sum(heights) + 0.5)
     with style():
-        kept = [height for height in heights if height]
-        panels = list(figure.subplots(len(kept), 1, height_ratios=kept, squeeze=False)[:, 0])
+        heights = [height for height in heights if height]
+        panels = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         update = [_text(panels[0], pieces, places, prompt, means)]
         if attention:
             update.append(_attention(panels[1], next(iter(attention.values()))))
@@ -62,14 +68,14 @@ def generation(
                 for one in update:
                     one(now)
                 writer.grab_frame()
-                figure.set_layout_engine("none")  # laid out once: what moves is inside the panels
+                figure.set_layout_engine("none")  # the layout stays: only the panels' contents change
     weights = {name: [row[: now + 1] for now, row in enumerate(mean)][prompt:] for name, mean in means.items()}
     write_numbers(path, {"text": list(pieces), "prompt": prompt, "weights": weights, "memory": dict(memory or {})})
     return figure
 
 
 def _places(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Line, column and letters of every piece, in lines of COLUMNS letters."""
+    """Line, column and letters of every piece, with COLUMNS letters per line."""
     places, line, column = [], 0, 0
     for piece in pieces:
         letters = drawable(piece)[:COLUMNS]
@@ -81,7 +87,7 @@ def _places(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def _text(axes: "Axes", pieces: Sequence[str], places: Any, prompt: int, means: Mapping[str, NDArray]) -> Any:
-    """The text so far: blue behind what attention reads, an orange line under what it reads from the memory."""
+    """The text so far: blue behind tokens that attention reads, an orange line under those it reads from memory."""
     lines = places[-1][0] + 1
     paper = np.zeros((lines, COLUMNS))
     shown = axes.imshow(paper, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=(0, COLUMNS, lines, 0))
@@ -98,14 +104,14 @@ def _text(axes: "Axes", pieces: Sequence[str], places: Any, prompt: int, means: 
         axes.plot([column, column + len(text)], [line + 0.95] * 2, color=ORANGE, lw=2, alpha=0)[0]
         for line, column, text in places
     ] if len(means) > 1 else []  # fmt: skip
-    what = "blue: what it read to write the last letters" if means else "it has no attention"
-    what += "; orange line: read from the memory" if marks else ""
-    axes.set_title(f"The text so far; {what}", fontsize=9)
+    legend = "blue: read to write the last letters" if means else "the model has no attention"
+    legend += "; orange line: read from the memory" if marks else ""
+    axes.set_title(f"The text so far; {legend}", fontsize=9)
 
     def update(now: int) -> None:
         for i, letter in enumerate(letters):
             letter.set_visible(i <= now)
-        weights = [mean[now - 1] for mean in means.values()]  # what was read before the newest token was drawn
+        weights = [mean[now - 1] for mean in means.values()]  # of the call that predicted the newest token
         if weights:
             paper[:] = 0
             for (line, column, text), weight in zip(places, _strength(weights[0]), strict=True):
@@ -118,7 +124,7 @@ def _text(axes: "Axes", pieces: Sequence[str], places: Any, prompt: int, means: 
 
 
 def _strength(weights: NDArray) -> NDArray:
-    """From 0 to 1 at the largest, with small weights raised enough to be seen."""
+    """Weights scaled to a largest of 1; the square root makes small ones visible."""
     return np.sqrt(np.maximum(weights, 0) / max(float(weights.max()), 1e-9))
 
 
@@ -130,7 +136,7 @@ def _attention(axes: "Axes", weights: NDArray) -> Any:
     axes.set_yticks([heads * (i + 0.5) - 0.5 for i in range(layers)], [f"layer {i}" for i in range(layers)], fontsize=7)
     for i in range(1, layers):
         axes.axhline(heads * i - 0.5, color="#9ca3af", lw=0.5)
-    axes.set_title("Attention of every head to the tokens before", fontsize=9)
+    axes.set_title("Attention of every head to earlier tokens", fontsize=9)
 
     def update(now: int) -> None:
         shown.set_data(np.stack([_strength(row) for row in rows[:, now - 1]]))

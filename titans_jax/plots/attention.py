@@ -1,4 +1,4 @@
-"""Pictures of attention: who looked at whom, head by head and layer by layer."""
+"""Pictures of attention weights, by head and by layer."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,14 @@ SHARES = ("#4f7cc4", "#d9622b", "#b8bcc6")
 
 
 def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
-    """Draws every head of every layer: row t, column s is the weight with which token t read s.
+    """Draws every head of every layer: row t, column s is the weight of token t on token s.
 
-    `maps` names what is read ("tokens", ...), each [layers, heads, T, T], nan in layers without attention. At most
-    eight layers and eight heads are drawn. The JSON beside holds each head's mean weight on each of these. Raises
-    ValueError for other shapes.
+    maps: by what is read ("tokens", ...), each [layers, heads, T, T], nan in layers without attention. At most eight
+    layers and eight heads are drawn. The JSON has each head's mean weight. Raises ValueError for other shapes.
     """
     layers, heads = _shape(maps)
-    looking = [i for i in range(layers) if all(np.isfinite(weights[i]).all() for weights in maps.values())]
-    rows, columns = [looking[i] for i in few(len(looking), 8)], few(heads, 8 // len(maps))
+    attending = [i for i in range(layers) if all(np.isfinite(weights[i]).all() for weights in maps.values())]
+    rows, columns = [attending[i] for i in few(len(attending), 8)], few(heads, 8 // len(maps))
     width, height = 1.35 * len(columns) * len(maps) + 0.8, 1.35 * len(rows) + 0.9
     figure = figure_of(max(width, 5), height)
     with style():
@@ -47,10 +46,10 @@ def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
 
 
 def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, layer: int) -> "Figure":
-    """Draws the heads of one layer over a short text, large enough to read: row by row, what each token looked at.
+    """Draws the heads of one layer over a short text, large enough to read: each row has the weights of one token.
 
-    `maps` names what is read, each [heads, T, T]; `text` has T pieces. At most four heads. The JSON beside holds the
-    weights. Raises ValueError if they do not fit.
+    maps: by what is read, each [heads, T, T]. text: T pieces. At most four heads are drawn. The JSON has the weights.
+    Raises ValueError if shapes do not fit.
     """
     heads, length = next(iter(maps.values())).shape[:2]
     if any(weights.shape != (heads, length, length) for weights in maps.values()) or len(text) != length:
@@ -71,15 +70,12 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
                     for label in axis.get_ticklabels():
                         label.set_parse_math(False)
                 axes.tick_params(length=0, pad=1)
-        figure.suptitle(f"Layer {layer}: each row is a token, dark is what it read", x=0.01, ha="left", fontsize=10)
+        figure.suptitle(f"Layer {layer}: each row is a token, dark is a large weight", x=0.01, ha="left", fontsize=10)
         return write(figure, path, {"layer": layer, "text": list(text), "weights": maps})
 
 
 def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
-    """Draws a table in colour for each of `numbers`, [layers, heads] by title: how the heads differ.
-
-    Writes `path` and the JSON beside it. Raises ValueError for other shapes.
-    """
+    """Draws a coloured table for each of `numbers`, [layers, heads] by title. Raises ValueError for other shapes."""
     layers, heads = _shape(numbers, 2)
     figure = figure_of((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1)
     with style():
@@ -98,10 +94,11 @@ def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
 
 
 def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | os.PathLike[str]) -> "Figure":
-    """Draws how the layers differ: how far back they look, what they look at, how widely.
+    """Draws how the layers differ: weight by distance, weight by what is read, and the number of things read at once.
 
-    by_distance: [layers, W] mean weight on what lies so many tokens back, by what is read. shares: [layers] of the
-    weight, by what is read. reach: [layers, heads] how many things a token reads at once. Writes `path` and the JSON.
+    by_distance: [layers, W], mean weight on the token so far back, by what is read.
+    shares: [layers], share of the weight, by what is read.
+    reach: [layers, heads], the effective number of things that a token reads.
     """
     layers = len(reach)
     colours, lines = layer_colours(layers), ("-", "--")

@@ -1,4 +1,4 @@
-"""Pictures of models side by side: how they learn, what they cost, what the context costs them."""
+"""Pictures of models side by side: how they learn, what they cost, and how the cost grows with the context."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = Mapping[str, Sequence[float]]
-_SCORES = {"loss": "Held-out loss (nats a token)", "perplexity": "Perplexity", "accuracy": "Accuracy"}
+_SCORES = {"loss": "Held-out loss (nats per token)", "perplexity": "Perplexity", "accuracy": "Accuracy"}
 _MARKS = "osD^vP*X"
 
 
 def compare_curves(curves: Mapping[str, Sequence[Curve]], path: str | os.PathLike[str]) -> "Figure":
     """Draws held-out loss, perplexity and accuracy over the steps: each model's mean over seeds, and its extremes.
 
-    `curves` has for each model a record of lists {"step", "loss", "perplexity", "accuracy"} for each seed; a seed that
-    stopped early counts as far as it went. Writes `path` and the JSON beside it; returns the figure.
-    Raises ValueError if there is no model, ImportError without matplotlib.
+    curves: for each model and seed the lists "step", "loss", "perplexity", "accuracy"; only the steps that all seeds
+    have are drawn. Raises ValueError without a model.
     """
     colours = _colours(curves)
     figure = figure_of(13, 4.4)
@@ -43,16 +42,15 @@ def compare_curves(curves: Mapping[str, Sequence[Curve]], path: str | os.PathLik
                 axes.yaxis.set_major_locator(matplotlib().ticker.LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(matplotlib().ticker.StrMethodFormatter("{x:g}"))
                 axes.yaxis.set_minor_formatter(matplotlib().ticker.NullFormatter())
-        _legend(figure, panels[0], "lines: means over seeds; bands: from the least to the largest")
+        _legend(figure, panels[0], "lines: means over seeds; bands: from the smallest to the largest")
         return write(figure, path, numbers)
 
 
 def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws the held-out loss against the place in the sequence: what what came before is worth to each model.
+    """Draws the held-out loss against the position in the sequence: how much each model gains from the context.
 
-    `places` has for each model and seed the loss in each of equal parts of the sequence. All read the same text, which
-    is easier here and harder there: beside the losses stand their differences to the mean of the models. Writes `path`
-    and the JSON beside it; returns the figure. Raises ValueError if there is no model, ImportError without matplotlib.
+    places: for each model and seed the loss in each of equal parts of the sequence. The text itself is harder in some
+    parts, so a second panel has the differences to the mean of the models. Raises ValueError without a model.
     """
     colours = _colours(places)
     values = {name: np.asarray(rows, float) for name, rows in places.items() if len(rows)}
@@ -66,20 +64,19 @@ def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: str | 
                 at = (np.arange(each.shape[1]) + 0.5) / each.shape[1]
                 axes.plot(at, shown.mean(0), color=colour, marker=mark, ms=3.5, lw=1.4, label=name)
                 axes.fill_between(at, shown.min(0), shown.max(0), color=colour, alpha=0.15, lw=0)
-            axes.set(xlabel="place in the sequence", xlim=(0, 1))
+            axes.set(xlabel="position in the sequence", xlim=(0, 1))
             axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1))
-        left.set_title("Held-out loss (nats a token) by place")
-        right.set_title("The same less the mean of the models there")
-        _legend(figure, left, "lines: means over seeds; bands: from the least to the largest")
+        left.set_title("Held-out loss (nats per token) by position")
+        right.set_title("The same minus the mean of the models")
+        _legend(figure, left, "lines: means over seeds; bands: from the smallest to the largest")
         return write(figure, path, {name: [list(row) for row in rows] for name, rows in places.items()})
 
 
 def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws bars of training and decode speed, of a training step's memory and of the parameters.
+    """Draws bars of training and decoding speed, of a training step's memory and of the parameters.
 
-    `costs` has for each model numbers named train_tokens_per_second, decode_tokens_per_second (a list, its first
-    is drawn), parameters and step_bytes (None where it is not known). Writes `path` and the JSON beside it; returns
-    the figure. Raises ValueError if there is no model, ImportError without matplotlib.
+    costs: for each model train_tokens_per_second, decode_tokens_per_second (a list; the first is drawn), parameters and
+    step_bytes (None where it was not measured). Raises ValueError without a model.
     """
     colours = _colours(costs)
     bars = {
@@ -87,8 +84,8 @@ def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLik
         "Writing one sequence, tokens/s": [row["decode_tokens_per_second"][0] for row in costs.values()],
         "Parameters, thousands": [row["parameters"] / 1e3 for row in costs.values()],
     }
-    if None not in (held := [row["step_bytes"] for row in costs.values()]):
-        bars["Memory of a training step, MB"] = [each / 1e6 for each in held]
+    if None not in (step_bytes := [row["step_bytes"] for row in costs.values()]):
+        bars["Memory of a training step, MB"] = [each / 1e6 for each in step_bytes]
     figure = figure_of(13, 1.1 + 0.36 * len(costs))
     with style():
         for axes, (title, values) in zip(figure.subplots(1, len(bars), sharey=True), bars.items(), strict=True):
@@ -106,8 +103,7 @@ def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLik
 def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
     """Draws the bytes of a stream's state, and the speed of its next token, against the tokens read so far.
 
-    `costs` has for each model the lists contexts, states and decode_tokens_per_second. Writes `path` and the JSON
-    beside it; returns the figure. Raises ValueError if there is no model, ImportError without matplotlib.
+    costs: for each model the lists contexts, states and decode_tokens_per_second. Raises ValueError without a model.
     """
     panels = {"states": "State of one sequence, bytes", "decode_tokens_per_second": "Writing one sequence, tokens/s"}
     figure = figure_of(11, 4.4)
@@ -122,12 +118,12 @@ def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: str | os.Path
             axes.set_xticks(at, [f"{context:,}" for context in at])
             axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
         _legend(figure, both[0])
-        kept = ("contexts", *panels)
-        return write(figure, path, {name: {field: list(row[field]) for field in kept} for name, row in costs.items()})
+        fields = ("contexts", *panels)
+        return write(figure, path, {name: {field: list(row[field]) for field in fields} for name, row in costs.items()})
 
 
 def _aligned(curves: Sequence[Curve], score: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps that every seed has come to, and the score there, [steps, seeds]."""
+    """The steps that all seeds have, and the scores there, [steps, seeds]."""
     length = min((len(curve["step"]) for curve in curves), default=0)
     steps = np.asarray(curves[0]["step"][:length] if curves else [], float)
     return steps, np.asarray([curve[score][:length] for curve in curves], float).T

@@ -1,4 +1,4 @@
-"""The picture of needles in haystacks: what was found, by length and depth, models side by side."""
+"""The picture of needles in haystacks: accuracy by length and depth, models side by side."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from titans_jax.plots.style import INK, MUTED, figure_of, matplotlib, style, write
+from titans_jax.plots.style import INK, MUTED, figure_of, matplotlib, short, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +23,8 @@ def haystack_picture(
 ) -> "Figure":
     """Draws a column of heatmaps for each model: the share of whole answers, and of their tokens, that were right.
 
-    `grids` has for each model "exact" and "accuracy", arrays [depths, lengths] of 0 to 1, None where a test was
-    refused, which is hatched. `depths` are 0 to 1. Writes `path` and the JSON beside it; returns the figure. Raises
-    ValueError if a grid is not of that shape, ImportError without matplotlib.
+    grids: for each model "exact" and "accuracy", [depths, lengths] from 0 to 1; None, drawn hatched, where a text did
+    not fit. depths: from 0 to 1. Raises ValueError if a grid has another shape.
     """
     shape = len(depths), len(lengths)
     values = {
@@ -47,7 +46,7 @@ def haystack_picture(
                     axes.set_ylabel(f"{_TITLES[kind]} right\ndepth of the needle")
         panels[0, 0].set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
         for axes in panels[1]:
-            axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths])
+            axes.set_xticks(range(len(lengths)), [short(length) for length in lengths])
             axes.set_xlabel("length in tokens")
         bar = figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, ticks=[0, 0.5, 1], format="{x:.0%}")
         bar.outline.set_visible(False)
@@ -77,7 +76,3 @@ def _heatmap(axes: "Axes", values: np.ndarray) -> Any:
                 color="white" if value > 0.55 else INK if value else MUTED,
             )  # fmt: skip
     return image
-
-
-def _short(length: int) -> str:
-    return f"{length // 1024}K" if length >= 1024 and length % 1024 == 0 else f"{length}"

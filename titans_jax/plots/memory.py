@@ -1,4 +1,4 @@
-"""The picture of a memory at work: what it did over the tokens of a text."""
+"""The picture of each layer's memory over the tokens of a text."""
 
 import math
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PANELS = {
     "surprise": "Surprise: the memory's loss on each token before it is written",
     "grad_norm": "Size of each token's update: norm of its gradient",
-    "momentum_norm": "Momentum: norm of what past surprises still add",
+    "momentum_norm": "Momentum: norm of the gradients' running sum",
     "weight_norm": "Memory: norm of the fast weights",
 }
 
@@ -24,13 +24,15 @@ _PANELS = {
 def memory_picture(
     info: Any, path: str | os.PathLike[str], text: Sequence[str] | None = None, *, row: int = 0, marks: int = 24
 ) -> "Figure":
-    """Draws what the memory of each layer did over the tokens of one row, means over heads.
+    """Draws surprise, gradients, momentum and weights of each layer's memory, for one row; means over heads.
 
-    `info` is a record of arrays [layers, batch, heads, T] named surprise, grad_norm, momentum_norm, weight_norm and
-    clipped, such as `memory.Info`. `text` has one piece for each token (a str where tokens are characters); the
-    `marks` most surprising ones are written along the x axis, with what came before them. Writes `path` and the
-    JSON beside it; returns the figure. Raises ValueError if shapes or lengths do not fit, ImportError without
-    matplotlib.
+    Args:
+      info: arrays [layers, batch, heads, T] named surprise, grad_norm, momentum_norm, weight_norm and clipped.
+      text: the text of each token; the `marks` most surprising ones are written along the x axis, with their context.
+      row: of the batch.
+
+    Raises:
+      ValueError: shapes or lengths do not fit.
     """
     arrays = {name: np.asarray(getattr(info, name), np.float32) for name in [*_PANELS, "clipped"]}
     shape = arrays["surprise"].shape
@@ -95,7 +97,7 @@ def _layer_legend(axes: "Axes") -> None:
 
 
 def _most_surprising(surprise: np.ndarray, marks: int) -> list[int]:
-    """The positions of the highest peaks, far enough apart that their names do not touch."""
+    """The positions of the highest peaks, far enough apart that their labels do not overlap."""
     apart = max(1, math.ceil(len(surprise) / 75))
     chosen: list[int] = []
     for position in np.argsort(-np.nan_to_num(surprise, nan=-np.inf), kind="stable"):

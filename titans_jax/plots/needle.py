@@ -1,4 +1,4 @@
-"""Pictures of needles found: the answers, what a memory did while it read, parts left out one by one."""
+"""Pictures of Titan-Min: its answers, its memory while it reads, and its ablations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 
 def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.PathLike[str]) -> "Figure":
-    """Draws where needles were against where the model said, and its accuracy by length and by tenth of the sequence.
+    """Draws predicted against true positions, and the accuracy by length and by tenth of the sequence.
 
-    length, position, predicted: int [samples]. Writes `path` and the JSON beside it; returns the figure. Raises
-    ImportError without matplotlib.
+    length, position, predicted: int [samples].
     """
     length, position, predicted = (np.asarray(x) for x in (length, position, predicted))
     right, lengths = predicted == position, np.unique(length)
@@ -30,12 +29,12 @@ def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.Pa
         _shares(left, [str(L) for L in lengths], by_length)
         left.set(title="Found, by length", xlabel="tokens of the sequence", ylabel="share of needles found")
         _shares(middle, [f"{10 * i}" for i in range(10)], by_tenth, size=7)
-        middle.set(title="Found, by where the needle is", xlabel="at least so many % of the sequence before it")
+        middle.set(title="Found, by where the needle is", xlabel="% of the sequence before it, in tenths")
         answers.plot([0, lengths.max()], [0, lengths.max()], color=MUTED, lw=0.8)
         for L, colour in zip(lengths, layer_colours(len(lengths)), strict=True):
             of = length == L
             answers.plot(position[of], predicted[of], ".", color=colour, ms=4, alpha=0.6, label=f"{L} tokens")
-        answers.set(title="Every answer", xlabel="where the needle is", ylabel="where the model says")
+        answers.set(title="Every answer", xlabel="where the needle is", ylabel="the model's answer")
         answers.legend(loc="upper left", markerscale=2)
     numbers = {
         "lengths": lengths.tolist(),
@@ -56,12 +55,11 @@ def _shares(axes: "Axes", names: Sequence[str], values: Sequence[float], size: f
 
 
 def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: str | os.PathLike[str]) -> "Figure":
-    """Draws how much each token of one sequence surprised each layer's memory, and how strongly it was written.
+    """Draws each token's surprise in each layer's memory, and the rate with which it was written.
 
-    surprise, rate: [layers, T], means over heads. needle: its position. segment: tokens of one, of which the starts
-    are marked. Writes `path` and the JSON beside it; returns the figure. Raises ImportError without matplotlib.
+    surprise, rate: [layers, T], means over heads. needle: its position. segment: its length; starts are marked.
     """
-    panels = {"Surprise: the memory's loss on each token": surprise, "Written: each token's step": rate}
+    panels = {"Surprise: the memory's loss on each token": surprise, "Rate of each token's write": rate}
     figure = figure_of(12, 5)
     with style():
         axes = figure.subplots(2, 1, sharex=True)
@@ -76,16 +74,15 @@ def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: str
             axis.set_xlim(-0.5, values.shape[1] - 0.5)
         axes[0].text(needle, 1.0, " needle", color=ORANGE, transform=axes[0].get_xaxis_transform(), va="top")
         axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(values), borderaxespad=0.2)
-        axes[-1].set_xlabel("token (dotted: a segment begins)")
+        axes[-1].set_xlabel("token (dotted: start of a segment)")
     numbers = {"surprise": np.asarray(surprise).tolist(), "rate": np.asarray(rate).tolist(), "needle": int(needle)}
     return write(figure, path, numbers)
 
 
 def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws the accuracy by length of a model and of that model without each of its parts.
+    """Draws the accuracy by length of a model, and of the model without each of its parts.
 
-    rows: {variant: {length: accuracy}}, drawn from the top. Writes `path` and the JSON beside it; returns the figure.
-    Raises ImportError without matplotlib.
+    rows: {variant: {length: accuracy}}, from top to bottom.
     """
     lengths = list(next(iter(rows.values())))
     figure = figure_of(8, 1.2 + 0.3 * len(rows) * len(lengths))

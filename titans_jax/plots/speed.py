@@ -1,10 +1,10 @@
-"""Pictures of speed: what tokens cost, and what length costs them."""
+"""Pictures of speed: the cost of tokens, and how it grows with the length."""
 
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, style, write
+from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, short, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,19 +12,18 @@ if TYPE_CHECKING:
 
 _LINES = {
     "cpu_ms": ("CPU-ms of 1,000 tokens", 1),
-    "peak_bytes": ("Most memory the process held, GB", 1e9),
-    "bytes_per_token": ("KiB of a token", 1024),
+    "peak_bytes": ("Peak memory of the process, GB", 1e9),
+    "bytes_per_token": ("KiB per token", 1024),
 }
 _COLOURS = (BLUE, ORANGE, INK)
 _BARS = {"cpu_s": "CPU-seconds", "cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
 
 
 def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws what 1,000 tokens cost each subject, and where FLOPs were counted the share of the matmul rate reached.
+    """Draws the cost of 1,000 tokens for each subject, and its share of the matmul rate where FLOPs were counted.
 
-    `rows` have cpu_ms, or cpu_s of what reads no tokens, perhaps share, and beside each the ends of its whisker, such
-    as cpu_ms_least and cpu_ms_most. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
-    there is no such row, ImportError without matplotlib.
+    rows: cpu_ms, or cpu_s for a subject without tokens; perhaps share; and the ends of each whisker, such as
+    cpu_ms_least and cpu_ms_most. Raises ValueError if there is no such row.
     """
     shown = {name: row for name, row in rows.items() if "cpu_ms" in row or "cpu_s" in row}
     if not shown:
@@ -56,11 +55,10 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[st
 
 
 def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws what a token costs, and the memory that is held where it was seen, against the number of tokens.
+    """Draws the cost of a token, and the memory where it was measured, against the number of tokens.
 
-    `rows` have pass, the line they belong to, tokens, cpu_ms with its ends cpu_ms_least and cpu_ms_most, and perhaps
-    peak_bytes and bytes_per_token. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
-    there is no row with cpu_ms, ImportError without matplotlib.
+    rows: pass, which names the line; tokens; cpu_ms with cpu_ms_least and cpu_ms_most; perhaps peak_bytes and
+    bytes_per_token. Raises ValueError if there is no row with cpu_ms.
     """
     shown = {name: row for name, row in rows.items() if "cpu_ms" in row}
     if not shown:
@@ -88,12 +86,5 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[s
 
 def _lengths(axes: "Axes", tokens: list[int]) -> None:
     at = sorted(set(tokens))
-    axes.set_xticks(at, [_short(n) for n in at])
+    axes.set_xticks(at, [short(n) for n in at])
     axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
-
-
-def _short(number: int) -> str:
-    for unit, letter in ((1 << 20, "M"), (1 << 10, "K")):
-        if number % unit == 0:
-            return f"{number // unit}{letter}"
-    return str(number)

@@ -1,4 +1,4 @@
-"""Pictures of a model's state: the memories' weights, the sizes of keys, and how much the memories matter."""
+"""Pictures of a model's state: the memories' weights, norms of keys, and the cost of removing parts."""
 
 import os
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Layers = Mapping[int, Mapping[str, NDArray]]
-NOTHING = 5e-4  # nats a token, drawn as 0
+NEGLIGIBLE = 5e-4  # nats per token, drawn as 0
 _CUTS = (ORANGE, BLUE, "#7a9e4d", "#8b6bb1")
 
 
 def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "Figure":
-    """Draws the matrices of every layer's memory as they ended, and beside them what the text has changed.
+    """Draws the matrices of every layer's memory at the end, and beside them their change by the text.
 
-    first, last: by layer the fast weights {name: [heads, in, out]}. At most eight layers, two heads and two matrices.
-    The JSON beside holds the norms of both. Raises ValueError if the two are not of the same layers.
+    first, last: by layer the fast weights {name: [heads, in, out]}. At most eight layers, two heads and two matrices
+    are drawn. The JSON has the norms of both. Raises ValueError if first and last have different layers.
     """
     if first.keys() != last.keys() or not first:
         raise ValueError(f"first has layers {list(first)}, last {list(last)}; expected the same, at least one")
@@ -56,10 +56,10 @@ def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "
 
 
 def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figure":
-    """Draws how long keys and values are: for each of `values`, [layers, heads, T] by title, boxes over the tokens.
+    """Draws box plots over the tokens for each of `values`, [layers, heads, T] by title, such as norms of keys.
 
-    A box is the middle half of the tokens, its whiskers end at 5% and 95%. Layers that are all nan are left out, and
-    at most twelve are drawn. Writes `path` and the JSON beside it, with medians [layers][heads].
+    Whiskers end at 5% and 95%. Layers that are all nan are left out; at most twelve are drawn. The JSON has medians
+    [layers][heads].
     """
     figure = figure_of(4.1 * len(values), 3.4)
     with style():
@@ -88,13 +88,16 @@ def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figur
         return write(figure, path, {"median": medians})
 
 
-def relevance_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws what it costs to do without a layer's parts, as `evaluation.relevance` found it. Writes `path` and JSON.
+def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
+    """Draws the cost of removing each part of each layer, as from `evaluation.ablate`.
 
-    Costs below NOTHING are drawn as 0; the JSON has them as they are.
+    Costs below NEGLIGIBLE are drawn as 0; the JSON has the numbers themselves.
     """
     figure = figure_of(12, 3.6)
-    panels = {"divergence": "Predictions that change: KL, nats a token", "loss": "Loss that is added, nats a token"}
+    panels = {
+        "divergence": "Change of the predictions: KL, nats per token",
+        "loss": "Increase of the loss, nats per token",
+    }
     with style():
         for axes, (name, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
             _bars(axes, {cut: values[name] for cut, values in found.items()})
@@ -109,7 +112,7 @@ def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
     for i, (cut, values) in enumerate(rows.items()):
         places = np.arange(len(values)) + width * (i + 0.5) - 0.4
         heights = np.array([np.nan if value is None else value for value in values])
-        heights = np.where(np.abs(heights) < NOTHING, 0, heights)
+        heights = np.where(np.abs(heights) < NEGLIGIBLE, 0, heights)
         bars = axes.bar(places, heights, width=0.92 * width, color=_CUTS[i], label=f"without {cut}")
         if len(values) * len(rows) <= 32:
             axes.bar_label(bars, fmt=lambda x: f"{x:.3f}" if x else "0", fontsize=6.5, rotation=90, padding=2)
@@ -118,7 +121,7 @@ def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
 
 
 def positions_curve(found: Mapping[str, list[float | None]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws loss and accuracy along the sequence, as `evaluation.by_position` found them. Writes `path` and JSON."""
+    """Draws loss and accuracy by position, as from `evaluation.by_position`."""
     figure = figure_of(12, 3.4)
     middle = (np.array(found["first"], float) + np.array(found["last"], float)) / 2
     with style():
@@ -126,7 +129,7 @@ def positions_curve(found: Mapping[str, list[float | None]], path: str | os.Path
         values, error = (np.array(found[name], float) for name in ("loss", "standard_error"))
         loss.fill_between(middle, values - 2 * error, values + 2 * error, color=ORANGE, alpha=0.2, lw=0)
         loss.plot(middle, values, color=ORANGE, marker="o", ms=3)
-        loss.set(xlabel="position in the sequence", ylabel="nats a token", title="Loss (band: two standard errors)")
+        loss.set(xlabel="position in the sequence", ylabel="nats per token", title="Loss (band: two standard errors)")
         accuracy.plot(middle, found["accuracy"], color=BLUE, marker="o", ms=3)
         accuracy.set(xlabel="position in the sequence", ylabel="share of tokens", title="Accuracy")
         return write(figure, path, found)

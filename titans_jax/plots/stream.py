@@ -1,4 +1,4 @@
-"""The picture of a stream: how well it was predicted, and how surprised every layer was, over its length."""
+"""The picture of a stream: bits per byte, and every layer's surprise, over its length."""
 
 import math
 import os
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 def stream_picture(curves: Mapping[str, Sequence[Any]], path: str | os.PathLike[str]) -> "Figure":
     """Draws bits per byte and, below, the surprise of every layer that has a memory, over the tokens read.
 
-    `curves` has "tokens", where each stretch of the stream ends, "bits_per_byte", and "layer_0/surprise" and so on, all
-    of one length, None where a number was not finite. Writes `path` and the JSON beside it; returns the figure. Raises
-    ValueError if lengths do not fit, ImportError without matplotlib.
+    curves: "tokens", where each stretch of the stream ends, "bits_per_byte", "layer_0/surprise" and so on, all of one
+    length, None where a number was not finite. Raises ValueError if lengths differ.
     """
     layers = sorted((name for name in curves if name.endswith("/surprise")), key=lambda name: int(name[6:-9]))
     lines = {name: np.array(curves[name], float) for name in ["tokens", "bits_per_byte", *layers]}
@@ -30,7 +29,7 @@ def stream_picture(curves: Mapping[str, Sequence[Any]], path: str | os.PathLike[
         panels = figure.subplots(2 if layers else 1, 1, sharex=True, squeeze=False)[:, 0]
         tokens = lines["tokens"]
         panels[0].plot(tokens, lines["bits_per_byte"], color=BLUE, lw=1.2)
-        panels[0].set(title="Bits per byte of tokens that nothing had learned from yet", ylabel="bits per byte")
+        panels[0].set(title="Bits per byte, of tokens before the model learns from them", ylabel="bits per byte")
         if layers:
             named = few(len(layers), 6)
             for i, (name, colour) in enumerate(zip(layers, layer_colours(len(layers)), strict=True)):
@@ -46,6 +45,6 @@ def stream_picture(curves: Mapping[str, Sequence[Any]], path: str | os.PathLike[
 
 
 def _decades(lines: Sequence[np.ndarray]) -> float:
-    """Over how many powers of ten the lines' medians lie."""
+    """The range of the lines' medians, in powers of ten."""
     middles = [np.nanmedian(line) for line in lines if np.isfinite(line).any()]
     return math.log10(max(middles) / min(middles)) if middles and min(middles) > 0 else 0.0

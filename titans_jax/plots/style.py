@@ -1,4 +1,4 @@
-"""What the pictures share: a figure without a window, one style, numbers as JSON beside each picture."""
+"""Shared by all pictures: a figure without a window, one style, numbers as JSON beside each picture."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ _STYLE = {
 
 
 def figure_of(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, that no window knows."""
+    """An empty figure without a window; sizes in inches."""
     matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def available() -> bool:
 
 
 def matplotlib() -> Any:
-    """The module; raises ImportError that says how to get it."""
+    """The module; raises ImportError with the command that installs it."""
     try:
         import matplotlib
     except ImportError:
@@ -65,7 +65,7 @@ def matplotlib() -> Any:
 
 
 def style() -> Any:
-    """A context in which things are drawn our way; nothing outside it changes."""
+    """A context with our style; nothing outside it changes."""
     return matplotlib().rc_context(_STYLE)
 
 
@@ -77,7 +77,7 @@ def layer_colours(layers: int) -> list[Any]:
 
 
 def few(count: int, most: int) -> list[int]:
-    """At most so many of `count` indices, evenly spread, the first and the last among them.
+    """At most `most` of `count` indices, evenly spread, with the first and the last.
 
     >>> few(3, 4), few(12, 4)
     ([0, 1, 2], [0, 4, 7, 11])
@@ -85,8 +85,18 @@ def few(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
+def short(count: int) -> str:
+    """A number of tokens in units of 1024, where it is a multiple.
+
+    >>> short(1000), short(2048), short(1 << 20)
+    ('1000', '2K', '1M')
+    """
+    units = ((1 << 20, "M"), (1 << 10, "K"))
+    return next((f"{count // unit}{letter}" for unit, letter in units if count % unit == 0), str(count))
+
+
 def drawable(text: str) -> str:
-    """The text as DejaVu Sans Mono can draw it in one line."""
+    """The text on one line, with a box for every letter that DejaVu Sans Mono lacks."""
     matplotlib()
     from matplotlib.font_manager import fontManager, get_font
 

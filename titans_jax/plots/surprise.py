@@ -1,4 +1,4 @@
-"""Pictures of a memory that reads a series: the dashboard of one reading, and several readings side by side."""
+"""Pictures of a memory that reads a series: a dashboard, a memory that learns, and readings side by side."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, style, write
+from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, figure_of, matplotlib, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +28,16 @@ def surprise_dashboard(
 ) -> "Figure":
     """Draws a series, its surprise, the momentum of surprise, what each step wrote, and the memory's size.
 
-    series: [T], or [T, D] of which each channel is a line. record: arrays surprise and momentum [T], and weights, a
-    mapping of the memory's layers [T, in, out] after each step, such as `memory.SeriesRecord` with snapshots. mask:
-    [T] bool, the steps to mark, each a `mark`. Panel 4 shows |W_t - W_{t-1}| of the first 12 weights of the first
-    layer, panel 5 the sum of the layers' norms. Writes `path` and the JSON beside it; returns the figure. Raises
-    ValueError if lengths do not fit or there are no weights, ImportError without matplotlib.
+    Panel 4 has |W_t - W_{t-1}| of the first 12 weights of the first layer, panel 5 the sum of the layers' norms.
+
+    Args:
+      series: [T], or [T, D] with a line for each channel.
+      record: surprise and momentum [T], and weights, a mapping of the memory's layers [T, in, out] after each step,
+        such as `series.SeriesRecord` with snapshots.
+      mask: [T] bool, the steps to mark; mark is what they are.
+
+    Raises:
+      ValueError: lengths differ, or there are no weights.
     """
     values, surprise, momentum = (np.asarray(x, np.float32) for x in (series, record.surprise, record.momentum))
     T = len(values)
@@ -62,6 +67,40 @@ def surprise_dashboard(
         return write(figure, path, {n: x.tolist() for n, x in numbers.items()} | {"marked": marked.tolist()})
 
 
+def learning_picture(
+    series: ArrayLike, prediction: ArrayLike, surprise: ArrayLike, shift: int, path: str | os.PathLike[str]
+) -> "Figure":
+    """Draws a memory that learns a wave, is surprised when the wave changes, and learns the new one.
+
+    series: [T]. prediction: [T], of each value, made before it was read. surprise: [T]. shift: the step of the change.
+    """
+    series, prediction, surprise = (np.asarray(x, np.float32) for x in (series, prediction, surprise))
+    T, window = len(series), 10
+    mean = np.convolve(surprise, np.ones(window) / window, mode="valid")  # of the last `window` values
+    figure = figure_of(6.4, 3.8)
+    with style(), matplotlib().rc_context({"font.size": 10, "axes.titlesize": 11}):
+        top, bottom = figure.subplots(2, 1, sharex=True)
+        top.plot(series, color=MUTED, lw=4, alpha=0.4, label="the series")
+        top.plot(prediction, color=BLUE, lw=1.6, label="the memory's prediction of each value")
+        top.set(title="A memory learns a wave while it reads it", ylim=(-1.5, 2.4), yticks=[-1, 0, 1])
+        top.legend(loc="upper left", ncols=2, borderaxespad=0.0)
+        top.axvline(shift, ymax=0.72, color=INK, lw=1.2, ls="--")
+        bottom.plot(surprise, color=ORANGE, lw=0.8, alpha=0.3)
+        bottom.plot(np.arange(window - 1, T), mean, color=ORANGE, lw=2.2)
+        bottom.set(
+            title=f"Surprise: the prediction's squared error (bold: mean of the last {window})", xlabel="values read"
+        )
+        bottom.set(ylim=(0, 2.3), yticks=[0, 1, 2], xlim=(0, T - 1))
+        bottom.axvline(shift, color=INK, lw=1.2, ls="--")
+        bottom.text(27, 1.5, "knows nothing yet")
+        bottom.text(shift - 4, 0.8, "has learned the wave", ha="right")
+        bottom.text(shift - 4, 1.9, "the wave changes", ha="right")
+        bottom.text(shift + 4, 1.9, "surprised")
+        bottom.text(T - 4, 0.5, "has learned the new wave", ha="right")
+        numbers = {"series": series, "prediction": prediction, "surprise": surprise, "shift": shift}
+        return write(figure, path, numbers)
+
+
 def surprise_grid(
     readings: Mapping[str, ArrayLike],
     path: str | os.PathLike[str],
@@ -70,10 +109,9 @@ def surprise_grid(
     title: str = "",
     ylabel: str = "",
 ) -> "Figure":
-    """Draws several readings [T] of one series, by their names, on one scale, two beside each other.
+    """Draws several readings [T] of one series on one scale, two in a row.
 
-    mask: [T] bool, the steps to mark. Writes `path` and the JSON beside it; returns the figure. Raises ValueError if
-    there is none or lengths do not fit, ImportError without matplotlib.
+    readings: by name. mask: [T] bool, the steps to mark. Raises ValueError without readings, or if lengths differ.
     """
     lines = {name: np.asarray(line, np.float32) for name, line in readings.items()}
     lengths = {len(line) for line in lines.values()}

@@ -1,4 +1,4 @@
-"""The picture of a run: its learning curve."""
+"""The learning curve of a run."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 
 
 def loss_curve(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
-    """Draws train and held-out bits per byte (or loss, where a record has no other) against the step.
+    """Draws training and held-out bits per byte against the step; the loss, where a record lacks bits per byte.
 
-    `records` as `metrics.read_records` returns them. Writes `path` and the JSON beside it; returns the figure.
-    Raises ValueError if no record has a loss, ImportError without matplotlib.
+    records: as from `metrics.read_records`. Raises ValueError if no record has a loss.
     """
     chosen = [r for r in records if r["split"] in ("train", "held_out") and {"loss", "bits_per_byte"} & r.keys()]
     if not chosen:
         raise ValueError("records: none of split 'train' or 'held_out' has a loss or bits_per_byte")
     name = "bits_per_byte" if all("bits_per_byte" in r for r in chosen) else "loss"
-    unit = "bits per byte" if name == "bits_per_byte" else "loss (nats a token)"
+    unit = "bits per byte" if name == "bits_per_byte" else "loss (nats per token)"
     chosen = [r for r in chosen if name in r]
     numbers = {
         split: {"step": [r["step"] for r in chosen if r["split"] == split],
@@ -47,13 +46,13 @@ def loss_curve(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[str
         axes.set(xlabel="step", ylabel=unit, title="Learning curve")
         axes.locator_params(axis="x", integer=True)
         every = np.concatenate([np.asarray(numbers[split][name], float) for split in numbers])
-        _cut_the_start(axes, every)
+        _crop_start(axes, every)
         axes.legend(loc="upper right")
         return write(figure, path, numbers)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """A centred moving average over a fiftieth of the run, over what there is at the ends and without nan."""
+    """A centred moving average over a fiftieth of the run, without nan."""
     window = np.ones(2 * max(1, len(values) // 100) + 1)
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
@@ -77,8 +76,8 @@ def _mark_lowest(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
     )
 
 
-def _cut_the_start(axes: "Axes", values: np.ndarray) -> None:
-    """Lets the first steps of a long run leave the picture at the top, so that the rest can be told apart."""
+def _crop_start(axes: "Axes", values: np.ndarray) -> None:
+    """Crops the highest values, those of the first steps of a long run, so that the others stay distinguishable."""
     finite = values[np.isfinite(values)]
     if len(finite) > 40:
         low, high = finite.min(), np.quantile(finite, 0.98)

@@ -1,18 +1,17 @@
-"""Made-up tasks with one right answer, as pure functions of a seed; `-style` names the work each is modelled on.
+"""Made-up tasks with one right answer, as pure functions of a seed; `-style` names the work that a task follows.
 
-- text, which the corpus is the hay of: passkey; RULER-style niah_single, niah_multikey, niah_multivalue,
+- text, hidden in the corpus: passkey; RULER-style niah_single, niah_multikey, niah_multivalue,
   niah_multiquery and variables; BABILong-style babilong_person and babilong_thing.
 - tokens: mqar; MAD-style in_context_recall, noisy_recall, selective_copy and memorisation; the formal languages parity,
   even ((aa)*), abab ((abab)*), counted (a^n b^n) and modular.
 
-`data.task` names one, and `train.py` trains on it: rows of `data.sequence` targets, of which the answer's count.
+`data.task` selects one for training: rows of `data.sequence` targets, of which only the answer's count.
 """
-
-import difflib
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from titans_jax.data.choices import unknown
 from titans_jax.data.tasks import babilong, formal, recall, ruler
 from titans_jax.data.tasks.base import Question, Row, TextTask, TokenTask, text_row
 from titans_jax.data.tasks.passkey import passkey
@@ -42,69 +41,64 @@ TOKEN_TASKS: dict[str, TokenTask] = {
 }
 TASKS = (*TEXT_TASKS, *TOKEN_TASKS)
 
-__all__ = ["TASKS", "TEXT_TASKS", "TOKEN_TASKS", "Question", "Row", "TaskRows", "known_task", "question", "row"]
+__all__ = ["TASKS", "TEXT_TASKS", "TOKEN_TASKS", "Question", "Row", "TaskRows", "check_task", "question", "row"]
 
 
-def known_task(name: str) -> str:
-    """Returns the name. Raises ValueError for one that is no task."""
+def check_task(name: str) -> str:
+    """Returns the name of a task. Raises ValueError for any other."""
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"data.task={name!r}: {hint}known are {', '.join(TASKS)}")
+        raise unknown(f"data.task={name!r}", name, TASKS)
     return name
 
 
 def question(name: str, seed: int | tuple[int, ...], size: int, hay: str = "") -> Question:
-    """Returns a question of a text task, of `size` characters at most.
+    """Returns a question of a text task, of at most `size` characters.
 
     Raises:
-      ValueError: no such text task, or it does not fit.
+      ValueError: the name is not a text task, or the task does not fit.
 
     >>> asked = question("niah_single", 0, 120, hay="the sea and the sky ")
     >>> asked.question, asked.answer
     ('Which number has Tess?', ' 4804.')
     """
-    if known_task(name) not in TEXT_TASKS:
-        raise ValueError(
-            f"{name} is a task of tokens, it asks nothing in words; text tasks are {', '.join(TEXT_TASKS)}"
-        )
+    if check_task(name) not in TEXT_TASKS:
+        raise ValueError(f"{name} is a task of tokens and has no question; text tasks are {', '.join(TEXT_TASKS)}")
     return TEXT_TASKS[name](np.random.default_rng(seed), size, hay)
 
 
 def row(name: str, seed: int | tuple[int, ...], length: int, tokenizer: Tokenizer, hay: str = "") -> Row:
-    """Returns a row of a task, `length` tokens long; a text has as many characters, or fewer where they take more.
+    """Returns a row of a task, `length` tokens long; a text gets shorter until its tokens fit.
 
     Raises:
-      ValueError: no such task, or it does not fit.
+      ValueError: the task is unknown, or does not fit.
     """
-    if known_task(name) in TOKEN_TASKS:
+    if check_task(name) in TOKEN_TASKS:
         return TOKEN_TASKS[name](np.random.default_rng(seed), length)
-    size, made = length, None
-    while made is None:
+    size, found = length, None
+    while found is None:
         asked = question(name, seed, size, hay)
-        made, size = text_row(asked, tokenizer, length), size - 8  # letters that take several tokens
-    return made
+        found, size = text_row(asked, tokenizer, length), size - 8  # some letters take several tokens
+    return found
 
 
 class TaskRows:
-    """A task's rows by number, as `batches.Loader` has those of a text: row i depends on nothing but i and the side.
+    """A task's rows by number, like `batches.Loader` for a text: row i depends on i and held_out alone.
 
     Args:
       task: its name.
-      length: targets a row.
-      tokenizer: of a text task.
-      hay: of a text task.
-      held_out: whether these are rows that training never sees.
+      length: targets per row.
+      tokenizer, hay: for a text task.
+      held_out: whether to give rows that training never sees.
     """
 
     def __init__(self, task: str, length: int, tokenizer: Tokenizer, hay: str, *, held_out: bool) -> None:
-        self.task, self.length, self.tokenizer, self.hay = known_task(task), length, tokenizer, hay
+        self.task, self.length, self.tokenizer, self.hay = check_task(task), length, tokenizer, hay
         self.held_out = held_out
         self.rows = 1024 if held_out else 2**30
 
     def load(self, rows: ArrayLike) -> dict[str, NDArray]:
-        """Returns the batch of these rows, as `batches.Loader.load` does; nothing resets."""
+        """Returns the batch of these rows, as `batches.Loader.load` does, without resets."""
         side = int(self.held_out)
-        made = [row(self.task, (side, int(i)), self.length, self.tokenizer, self.hay) for i in np.asarray(rows)]
-        inputs, targets, mask = (np.stack(field) for field in zip(*made, strict=True))
+        examples = [row(self.task, (side, int(i)), self.length, self.tokenizer, self.hay) for i in np.asarray(rows)]
+        inputs, targets, mask = (np.stack(field) for field in zip(*examples, strict=True))
         return {"inputs": inputs, "targets": targets, "mask": mask, "reset": np.zeros(inputs.shape, bool)}

@@ -1,6 +1,6 @@
-"""Facts among the words of a book, in the style of BABILong (Kuratov et al. 2024, arXiv 2406.10149).
+"""Facts hidden in a book, in the style of BABILong (Kuratov et al. 2024, arXiv 2406.10149).
 
-Its first two kinds of question, in sentences of our own; the hay is the corpus.
+These are its first two kinds of question, in our own sentences; the hay is the corpus.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ THINGS = ("apple", "candle", "hammer", "kettle", "letter", "violin")
 
 
 def person(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns people who walk about; where is one of them? One fact decides, the last about that person."""
+    """People walk about; where is one of them? The last fact about that person is the answer."""
     walks = [(PEOPLE[i], PLACES[j]) for i, j in zip(rng.integers(6, size=4), rng.integers(6, size=4), strict=True)]
     who, _ = walks[int(rng.integers(4))]
     answer = [place for person, place in walks if person == who][-1]
@@ -21,7 +21,7 @@ def person(rng: np.random.Generator, size: int, hay: str) -> Question:
 
 
 def thing(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns someone who takes a thing and walks on, and others who walk too; where is the thing? Two facts decide."""
+    """Someone takes a thing and walks on, others walk too; where is the thing? The answer needs two facts."""
     who, other = (PEOPLE[i] for i in rng.permutation(6)[:2])
     what = THINGS[int(rng.integers(6))]
     before, after, elsewhere = (PLACES[i] for i in rng.permutation(6)[:3])

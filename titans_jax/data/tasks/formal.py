@@ -1,7 +1,7 @@
-"""Formal languages: at every symbol, whether what was read so far is a word of the language, or what it comes to.
+"""Formal languages: the label of every symbol says whether the text so far is a word, or gives its value.
 
-Symbols are letters as bytes; labels are digits, as bytes too. Words and near misses are drawn about evenly, so that a
-constant answer is not good. The mask is 1 everywhere.
+Symbols are letters and labels are digits, all as bytes. About half of the rows are words, so that a constant answer
+scores badly. The mask is 1 everywhere.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ A, B, ZERO = ord("a"), ord("b"), ord("0")
 
 
 def parity(rng: np.random.Generator, length: int) -> Row:
-    """Returns letters a and b at random; the label is whether the number of b's is odd.
+    """Letters a and b at random; the label is whether the number of b's is odd.
 
     >>> row = parity(np.random.default_rng(1), 8)
     >>> bytes(row.inputs.astype(np.uint8)), bytes(row.targets.astype(np.uint8))
@@ -24,12 +24,12 @@ def parity(rng: np.random.Generator, length: int) -> Row:
 
 
 def even(rng: np.random.Generator, length: int) -> Row:
-    """Returns (aa)*: the label is 1 after an even number of a's, and 0 for ever after a b, which half the rows have."""
+    """(aa)*: the label is 1 after an even number of a's, and always 0 after a b, which half of the rows have."""
     return _repeated(rng, length, np.array([A, A]))
 
 
 def abab(rng: np.random.Generator, length: int) -> Row:
-    """Returns (abab)*: the label is 1 after whole copies of abab, and 0 for ever after the first wrong letter."""
+    """(abab)*: the label is 1 after whole copies of abab, and always 0 after the first wrong letter."""
     return _repeated(rng, length, np.array([A, B, A, B]))
 
 
@@ -44,7 +44,7 @@ def _repeated(rng: np.random.Generator, length: int, word: NDArray) -> Row:
 
 
 def counted(rng: np.random.Generator, length: int) -> Row:
-    """Returns a^n b^n: runs of a's and b's; the label is 1 where n a's and n b's, and nothing else, were read."""
+    """a^n b^n: runs of a's and b's; the label is 1 where the text so far is n a's and n b's."""
     runs = rng.integers(1, max(2, length // 2), size=4)
     if rng.integers(2):
         runs[1] = runs[0]
@@ -55,7 +55,7 @@ def counted(rng: np.random.Generator, length: int) -> Row:
 
 
 def modular(rng: np.random.Generator, length: int) -> Row:
-    """Returns digits 0 to 4 with +, - and * between, taken from left to right; the label is the value modulo 5."""
+    """Digits 0 to 4 with +, - and * between, computed from left to right; the label is the value modulo 5."""
     digits = rng.integers(5, size=(length + 1) // 2)
     signs = np.frombuffer(b"+-*", np.uint8)[rng.integers(3, size=length // 2)]
     symbols = np.empty(length, int)

@@ -1,4 +1,4 @@
-"""A pass key in dull text, in the style of Mohtashami and Jaggi (2023, arXiv 2305.16300)."""
+"""A pass key in a dull text, in the style of Mohtashami and Jaggi (2023, arXiv 2305.16300)."""
 
 import numpy as np
 
@@ -13,14 +13,14 @@ ASKED = 6
 
 
 def random_key(rng: np.random.Generator, digits: int = DIGITS) -> str:
-    """Returns so many random digits, the first one not 0."""
+    """Returns a random number with this many digits."""
     return str(rng.integers(10 ** (digits - 1), 10**digits))
 
 
 def passkey(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns a number that is said somewhere in the text and asked for at its end; the hay is NOISE.
+    """A number somewhere in the text, and the question for it at the end; the hay is NOISE.
 
-    So that there is more to learn from a row, it is asked for (and answered) on the way too, ASKED times in all.
+    The text also has the question with its answer on the way, ASKED times in all, so that a row teaches more.
 
     >>> made = passkey(np.random.default_rng(0), 500, "")
     >>> text = made.context + made.question + made.answer

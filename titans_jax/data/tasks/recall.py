@@ -13,7 +13,7 @@ MARK = 2 * SYMBOLS + 1
 
 
 def mqar(rng: np.random.Generator, length: int) -> Row:
-    """Returns `synthetic.recall`: a quarter of the row shows pairs, a quarter asks for each; filler (0) between."""
+    """`synthetic.recall`: a quarter of the row shows pairs, a quarter asks for each; filler (0) between."""
     pairs = max(1, min(length // 8, SYMBOLS))
     made = recall(int(rng.integers(2**32)), 1, pairs=pairs, queries=pairs, symbols=SYMBOLS)
     inputs, targets = np.zeros(length, np.int32), np.zeros(length, np.int32)
@@ -25,7 +25,7 @@ def mqar(rng: np.random.Generator, length: int) -> Row:
 
 
 def in_context(rng: np.random.Generator, length: int, noise: float = 0.0) -> Row:
-    """Returns pairs of a key and its value, drawn again and again; a value counts where its key was shown before."""
+    """Random pairs of a key and its value; a value counts where its key was shown before."""
     count = length // 2 + 1
     keys = rng.integers(1, 17, count)
     values = rng.integers(SYMBOLS + 1, SYMBOLS + 17, 17)[keys]
@@ -38,12 +38,12 @@ def in_context(rng: np.random.Generator, length: int, noise: float = 0.0) -> Row
 
 
 def noisy(rng: np.random.Generator, length: int) -> Row:
-    """Returns `in_context` where a third of the pairs are noise, from letters that nothing else uses."""
+    """`in_context` where a third of the pairs are noise, from ids of their own."""
     return in_context(rng, length, noise=1 / 3)
 
 
 def selective_copy(rng: np.random.Generator, length: int) -> Row:
-    """Returns symbols scattered among filler (0), then a mark, after which they are to be said in their order."""
+    """Symbols scattered among filler (0), then a mark, then the symbols in their order."""
     count = max(1, length // 8)
     symbols = rng.integers(1, SYMBOLS + 1, count)
     tokens = np.zeros(length + 1, int)
@@ -54,7 +54,7 @@ def selective_copy(rng: np.random.Generator, length: int) -> Row:
 
 
 def memorised(rng: np.random.Generator, length: int) -> Row:
-    """Returns keys and values that never change from row to row: only weights can know them, no context says them."""
+    """Keys and values that are the same in all rows: only weights can know them, no context has them."""
     table = np.random.default_rng(0).integers(SYMBOLS + 1, 2 * SYMBOLS + 1, SYMBOLS + 1)
     keys = rng.integers(1, SYMBOLS + 1, length // 2 + 1)
     tokens = np.stack([keys, table[keys]], 1).ravel()[: length + 1]

@@ -1,6 +1,6 @@
-"""Needles by name, in the style of RULER (Hsieh et al. 2024, arXiv 2404.06654).
+"""Numbers by name, in the style of RULER (Hsieh et al. 2024, arXiv 2404.06654).
 
-Its kinds of task, in sentences of our own; each is a `TextTask`, and the hay is the corpus.
+These are its kinds of task, in our own sentences; the hay is the corpus.
 """
 
 import numpy as np
@@ -15,38 +15,38 @@ NAMES = (
 
 
 def single(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns one name with one number."""
+    """One name with one number."""
     return _numbers(rng, size, hay, keys=1, values=1, queries=1)
 
 
 def multikey(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns four names with a number each, of which one is asked for."""
+    """Four names with a number each; the question is for one of them."""
     return _numbers(rng, size, hay, keys=4, values=1, queries=1)
 
 
 def multivalue(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns one name with three numbers, all asked for in the order in which they came."""
+    """One name with three numbers; the question is for all of them, in the order of the text."""
     return _numbers(rng, size, hay, keys=1, values=3, queries=1)
 
 
 def multiquery(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns four names with a number each, of which two are asked for."""
+    """Four names with a number each; the question is for two of them."""
     return _numbers(rng, size, hay, keys=4, values=1, queries=2)
 
 
 def _numbers(rng: np.random.Generator, size: int, hay: str, keys: int, values: int, queries: int) -> Question:
     names = [NAMES[i] for i in rng.permutation(len(NAMES))[:keys]]
-    said = [(name, random_key(rng, 4)) for name in names for _ in range(values)]
-    said = [said[i] for i in rng.permutation(len(said))]
+    pairs = [(name, random_key(rng, 4)) for name in names for _ in range(values)]
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     asked = [names[i] for i in rng.permutation(keys)[:queries]]
-    answer = "".join(f" {number}" for name in asked for other, number in said if other == name) + "."
+    answer = "".join(f" {number}" for name in asked for other, number in pairs if other == name) + "."
     question = f"Which number has {' and '.join(asked)}?"
-    facts = [f"The number of {name} is {number}." for name, number in said]
+    facts = [f"The number of {name} is {number}." for name, number in pairs]
     return Question(hidden(rng, facts, size - len(question) - len(answer), hay), question, answer)
 
 
 def variables(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Returns two chains of assignments; the question is which variables came to hold the value of one of them."""
+    """Two chains of assignments; the question is which variables have the value of one of them."""
     letters = [chr(ord("A") + i) for i in rng.permutation(26)[:6]]
     chains = [(random_key(rng, 4), letters[:3]), (random_key(rng), letters[3:])]
     steps = [[f"Let {a} = {b}." for a, b in zip(chain, [value, *chain], strict=False)] for value, chain in chains]

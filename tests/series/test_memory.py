@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from titans_jax.data import SCENARIOS, generate_repeating_with_anomalies
-from titans_jax.memory import PRESETS, presets, series_memory, series_rule
+from titans_jax.memory import PRESETS, presets
+from titans_jax.series import SCENARIOS, generate_repeating_with_anomalies, series_memory, series_rule
 
 
 @pytest.fixture(scope="module")

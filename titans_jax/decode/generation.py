@@ -1,4 +1,4 @@
-"""Going on from prompts of any lengths."""
+"""Continuations of prompts of any lengths."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,14 +30,22 @@ def generate(
     segment: int = 64,
     slots: int = 16,
 ) -> Any:
-    """The next `length` tokens after each prompt, without the prompt.
+    """Continue prompts by `length` tokens each.
 
-    prompt: an array [B, T], which gives an int32 array [B, length]; or a list of B prompts of any lengths, which
-    gives a list of B int32 arrays. stop: called as stop(row, token) as each token of a row is drawn; True ends the
-    row, that token included (in an array, -1 fills what is left). key: for any temperature but 0; row i draws from
-    fold_in(key, i). slots: rows that are written at once, at most. The filters are those of `Sampling`.
+    Args:
+      prompt: an array [B, T], or a list of B prompts of any lengths.
+      temperature, top_k, top_p, min_p: see `Sampling`.
+      key: needed unless temperature is 0; row i draws from fold_in(key, i).
+      stop: called as stop(row, token) after each token; True ends the row with that token.
+      segment: prompt tokens read at a time.
+      slots: how many rows are written at once, at most.
 
-    Raises ValueError for an empty prompt, a token outside the vocabulary, or sampling options out of range.
+    Returns:
+      the tokens without the prompts: an int32 array [B, length] for an array, -1 after a row's end; a list of B int32
+      arrays for a list.
+
+    Raises:
+      ValueError: an empty prompt, a token outside the vocabulary, or sampling options out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
     rows: Any = prompt if isinstance(prompt, list | tuple) else np.asarray(prompt)

@@ -4,7 +4,7 @@ import base64
 import re
 from html.parser import HTMLParser
 
-from titans_jax.evaluation.page import Sample, Section, html, markdown
+from titans_jax.evaluation.html import Sample, Section, to_html, to_markdown
 
 VOID = {"meta", "link", "img", "br"}
 FACTS = {"loss": "1.5", "corpus": "a|b <i>"}
@@ -44,7 +44,7 @@ def parsed(text: str) -> Page:
 def test_a_page_has_all_in_it_and_asks_for_nothing(tmp_path):
     (tmp_path / "one.png").write_bytes(b"\x89PNG one")
     (tmp_path / "two.gif").write_bytes(b"GIF89a two")
-    text = html("On <it>", FACTS, SECTIONS, tmp_path)
+    text = to_html("On <it>", FACTS, SECTIONS, tmp_path)
     page = parsed(text)
     sources = [attributes["src"] for tag, attributes in page.seen if tag == "img"]
     assert [base64.b64decode(source.partition(",")[2]) for source in sources] == [b"\x89PNG one", b"GIF89a two"]
@@ -59,6 +59,6 @@ def test_a_page_has_all_in_it_and_asks_for_nothing(tmp_path):
 
 
 def test_markdown_says_the_same():
-    text = markdown("On it", FACTS, SECTIONS)
+    text = to_markdown("On it", FACTS, SECTIONS)
     assert text.startswith("# On it\n") and "| corpus | a\\|b <i> |" in text
     assert "    two\n    lines" in text and "![what it's of](one.png)" in text

@@ -1,4 +1,4 @@
-"""`titans-jax harness`: lm-evaluation-harness over a checkpoint."""
+"""`titans-jax lm-eval`: lm-evaluation-harness over a checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -6,34 +6,34 @@ from pathlib import Path
 from titans_jax import data, results, training
 from titans_jax.cli.options import checkpoint_options, names, output, positive
 from titans_jax.data.tasks import TEXT_TASKS
-from titans_jax.evaluation.harness import harness_class, run_tasks, write_tasks
+from titans_jax.evaluation.lm_eval import adapter_class, run_tasks, write_tasks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Which tasks, of what size."""
+    """Add the options: the checkpoint, and which tasks of what size."""
     checkpoint_options(parser)
-    own = f"ours, made here: {', '.join(TEXT_TASKS)}; or tasks of lm-eval, or of --tasks-dir, by name"
+    own = f"ours: {', '.join(TEXT_TASKS)}; or tasks of lm-eval, or of --tasks-dir, by name"
     parser.add_argument("--tasks", type=names, default="passkey", metavar="A,B", help=f"{own} (default %(default)s)")
     parser.add_argument("--tasks-dir", type=Path, help="folder of lm-eval's YAML files; ours are written there too")
-    parser.add_argument("--size", type=positive, default=512, help="characters of a question of ours (default 512)")
-    parser.add_argument("--count", type=positive, default=64, help="questions of a task of ours (default 64)")
+    parser.add_argument("--size", type=positive, default=512, help="characters per question of our tasks (default 512)")
+    parser.add_argument("--count", type=positive, default=64, help="questions per task of ours (default 64)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run lm-evaluation-harness tasks on a checkpoint, local ones without a network; needs the extra `eval`."""
+    """Run tasks of EleutherAI's lm-evaluation-harness on a checkpoint; ours need no network. Needs the extra `eval`."""
     try:
-        harness_class()
+        adapter_class()
     except ImportError as error:
         raise ValueError(str(error)) from None
     experiment, model, step = training.load(options.checkpoint, options.which)
-    folder = output(options, "harness")
+    folder = output(options, "lm_eval")
     tasks_dir = options.tasks_dir or folder / "tasks"
     own = [name for name in options.tasks if name in TEXT_TASKS]
     hay = "\n".join(data.load_documents(experiment.data.corpus))
-    made = dict(zip(own, write_tasks(tasks_dir, own, size=options.size, count=options.count, hay=hay), strict=True))
+    written = dict(zip(own, write_tasks(tasks_dir, own, size=options.size, count=options.count, hay=hay), strict=True))
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     with training.memory_advice():
-        found = run_tasks(model, tokenizer, tasks_dir, [made.get(name, name) for name in options.tasks])
+        found = run_tasks(model, tokenizer, tasks_dir, [written.get(name, name) for name in options.tasks])
     result = {f"{task}_{metric}": value for task, numbers in found.items() for metric, value in numbers.items()}
     results.write_result(folder, result | {"checkpoint": str(options.checkpoint), "step": step})
     print("\n".join(f"{name:<32} {value:.4f}" for name, value in result.items()))

@@ -7,9 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from titans_jax import cli, data
-from titans_jax.evaluation import FOUND, anomaly_scores, percentile_of_others, precision_recall, run_scenario
-from titans_jax.memory import series_memory, series_rule
+from titans_jax import cli
+from titans_jax.series import (
+    SCENARIOS,
+    THRESHOLD,
+    anomaly_scores,
+    generate_frequency_shift,
+    generate_repeating_with_anomalies,
+    percentile_of_others,
+    precision_recall,
+    run_scenario,
+    series_memory,
+    series_rule,
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,27 +28,27 @@ def memory():
 
 
 def test_a_pattern_with_anomalies():
-    series, mask = data.generate_repeating_with_anomalies([1, 2, 3], 4, [4, 11], 99)
+    series, mask = generate_repeating_with_anomalies([1, 2, 3], 4, [4, 11], 99)
     assert series.tolist() == [1, 2, 3, 1, 99, 3, 1, 2, 3, 1, 2, 99]
     assert np.flatnonzero(mask).tolist() == [4, 11]
     for wrong in (dict(anomaly_indices=[12]), dict(anomaly_indices=[-1]), dict(pattern=[]), dict(repeats=0)):
         with pytest.raises(ValueError, match="each must be 0 or more and below"):
-            given = dict(pattern=[1, 2, 3], repeats=4, anomaly_indices=[], anomaly_value=9) | wrong
-            data.generate_repeating_with_anomalies(**given)
+            arguments = dict(pattern=[1, 2, 3], repeats=4, anomaly_indices=[], anomaly_value=9) | wrong
+            generate_repeating_with_anomalies(**arguments)
 
 
 def test_a_wave_changes_its_frequency_and_not_its_phase():
-    series, shifts = data.generate_frequency_shift(200, 0.05, 0.2, 90)
+    series, shifts = generate_frequency_shift(200, 0.05, 0.2, 90)
     assert shifts.tolist() == [90]
     t = np.arange(200)
     np.testing.assert_allclose(series[:91], np.sin(2 * np.pi * 0.05 * t[:91]), atol=1e-5)
     np.testing.assert_allclose(series[90:], np.sin(2 * np.pi * (0.05 * 90 + 0.2 * (t[90:] - 90))), atol=1e-5)
     with pytest.raises(ValueError, match="shift_at: 200; it must be above 0 and below the length, 200"):
-        data.generate_frequency_shift(200, 0.05, 0.2, 200)
+        generate_frequency_shift(200, 0.05, 0.2, 200)
 
 
 def test_the_scenarios_are_the_mission_s():
-    made = {name: scenario.make() for name, scenario in data.SCENARIOS.items()}
+    made = {name: scenario.make() for name, scenario in SCENARIOS.items()}
     series, mask = made["1"]
     assert len(series) == 60 and series[:3].tolist() == [1, 2, 3]
     assert np.flatnonzero(mask).tolist() == [14, 35, 50] and set(series[mask]) == {99}
@@ -50,8 +60,8 @@ def test_the_scenarios_are_the_mission_s():
         series, mask = made[name]
         assert len(series) == 60 and series[:4].tolist() == [1, 2, 3, 4]
         assert np.flatnonzero(mask).tolist() == [12, 30, 45] and set(series[mask]) == {80}
-    assert [momentum for momentum, _ in data.SCENARIOS["3"].readings.values()] == [0, 0.5, 0.9, 0.99]
-    assert [forget for _, forget in data.SCENARIOS["4"].readings.values()] == [0, 0.005, 0.02, 0.1]
+    assert [momentum for momentum, _ in SCENARIOS["3"].readings.values()] == [0, 0.5, 0.9, 0.99]
+    assert [forget for _, forget in SCENARIOS["4"].readings.values()] == [0, 0.005, 0.02, 0.1]
 
 
 def test_scores_compare_with_the_steps_before_alone():
@@ -64,10 +74,10 @@ def test_scores_compare_with_the_steps_before_alone():
     np.testing.assert_array_equal(anomaly_scores(surprise[:40]), scores[:40])
     np.testing.assert_allclose(anomaly_scores(7 * surprise), scores)  # in no unit
     assert anomaly_scores([5.0]).tolist() == [0.0]
-    with pytest.raises(ValueError, match="surprise below 0"):
+    with pytest.raises(ValueError, match="surprise is below 0"):
         anomaly_scores([1.0, -1.0])
-    with pytest.raises(ValueError, match="1 <= wake <= window"):
-        anomaly_scores(surprise, window=3, wake=4)
+    with pytest.raises(ValueError, match="1 <= recent <= window"):
+        anomaly_scores(surprise, window=3, recent=4)
 
 
 def test_precision_and_recall():
@@ -81,13 +91,13 @@ def test_precision_and_recall():
 
 def test_an_ordinary_value_in_the_wrong_place_is_found_by_what_was_learned(memory):
     """No value is out of the ordinary here: only a memory of the pattern can tell, and one that never wrote cannot."""
-    series, mask = data.generate_repeating_with_anomalies([1, 2, 3, 4], 60, [101, 150, 212], 4)
+    series, mask = generate_repeating_with_anomalies([1, 2, 3, 4], 60, [101, 150, 212], 4)
     assert set(series) == {1, 2, 3, 4}
     later = np.arange(240) >= 40
 
     def found(seed, rate):
         surprise = memory.process(memory.init(jax.random.key(seed)), series[:, None], rate=rate)[0].surprise
-        return precision_recall((anomaly_scores(surprise) > FOUND) & later, mask)
+        return precision_recall((anomaly_scores(surprise) > THRESHOLD) & later, mask)
 
     learned, frozen = ([found(seed, rate) for seed in range(4)] for rate in (0.05, 0.0))
     assert [recall for _, recall in learned] == [1, 1, 1, 1]
@@ -115,7 +125,7 @@ def test_a_scenario_draws_and_counts(memory, tmp_path):
     norms = run_scenario("4", tmp_path, memory=memory)
     last = [norms[f"scenario_4_forget_rate_{rate}_weight_norm"] for rate in (0.0, 0.005, 0.02, 0.1)]
     assert last == sorted(last, reverse=True) and last[0] > 2 * last[-1]
-    with pytest.raises(ValueError, match="scenario: '5'; known are 1, 2, 3, 4"):
+    with pytest.raises(ValueError, match="scenario: '5'; it must be one of 1, 2, 3, 4"):
         run_scenario("5", tmp_path)
 
 
@@ -127,3 +137,14 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["plot", "surprise", "--scenario", "5"])
     assert exit_.value.code == 2
+
+
+def test_the_picture_of_learning(tmp_path, capsys):
+    assert cli.main(["plot", "learning", "--output", str(tmp_path / "learns.png")]) == 0
+    assert "mean surprise of 20 values" in capsys.readouterr().out
+    assert (tmp_path / "learns.png").stat().st_size < 150_000  # it is shown in README
+    numbers = json.loads((tmp_path / "learns.json").read_text())
+    first, before, after, last = (
+        np.mean(numbers["surprise"][at : at + 20]) for at in (0, numbers["shift"] - 20, numbers["shift"], 260)
+    )
+    assert first > 5 * before and after > 3 * before and last < before / 5

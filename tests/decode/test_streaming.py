@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.nn.members import jit, layer_of
-from titans_jax import streaming
+from titans_jax.decode import streaming
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 from titans_jax.training import define
 
@@ -29,7 +29,7 @@ def test_scores_are_of_what_one_call_of_the_model_predicts_before_each_token(mod
     tokens = text(24)
     inputs = np.concatenate([[[SEPARATOR]], tokens[:, :-1]], 1)
     logits, after, look = jit(lambda x: model(x, model.init_state(1)))(inputs)
-    state, scores = streaming.read(model, streaming.begin(model, SEPARATOR), tokens)
+    state, scores = streaming.read(model, streaming.init(model, SEPARATOR), tokens)
     likely = np.asarray(jax.nn.log_softmax(logits))
     np.testing.assert_allclose(scores.nll[0], -likely[0, np.arange(24), tokens[0]], rtol=1e-5)
     np.testing.assert_array_equal(scores.correct[0], likely[0].argmax(-1) == tokens[0])
@@ -41,8 +41,8 @@ def test_scores_are_of_what_one_call_of_the_model_predicts_before_each_token(mod
 
 def test_a_text_may_be_cut_anywhere(model):
     tokens = text(24, seed=1)
-    _, whole = streaming.read(model, streaming.begin(model, SEPARATOR), tokens)
-    state, parts = streaming.begin(model, SEPARATOR), []
+    _, whole = streaming.read(model, streaming.init(model, SEPARATOR), tokens)
+    state, parts = streaming.init(model, SEPARATOR), []
     for at in range(18):
         state, scores = streaming.read(model, state, tokens[:, at : at + 1])
         parts.append(scores.nll)
@@ -52,7 +52,7 @@ def test_a_text_may_be_cut_anywhere(model):
 def test_a_token_changes_no_score_but_its_own_and_later_ones(model):
     tokens, other = text(24, seed=2), text(24, seed=2)
     other[0, 10] = (other[0, 10] + 1) % VOCABULARY
-    one, two = (streaming.read(model, streaming.begin(model, SEPARATOR), x)[1] for x in (tokens, other))
+    one, two = (streaming.read(model, streaming.init(model, SEPARATOR), x)[1] for x in (tokens, other))
     np.testing.assert_array_equal(one.nll[:, :10], two.nll[:, :10])
     assert (np.asarray(one.nll[:, 10:12]) != two.nll[:, 10:12]).all()
     # as it is scored, nothing has been surprised by it yet
@@ -61,7 +61,7 @@ def test_a_token_changes_no_score_but_its_own_and_later_ones(model):
 
 
 def test_forks_do_not_know_of_each_other(model):
-    start, _ = streaming.read(model, streaming.begin(model, SEPARATOR), text(24, seed=3))
+    start, _ = streaming.read(model, streaming.init(model, SEPARATOR), text(24, seed=3))
     kept = jax.device_get(start)
     other = streaming.fork(start)
     one, _ = streaming.read(model, streaming.fork(start), text(24, seed=4))
@@ -78,4 +78,4 @@ def test_a_model_that_holds_all_of_its_context_is_refused():
     definition = define(config)
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(definition.init, jax.random.key(0)))
     with pytest.raises(ValueError, match="model.context = 16 tokens, and a stream has no end"):
-        streaming.begin(definition.model(params), SEPARATOR)
+        streaming.init(definition.model(params), SEPARATOR)

@@ -1,4 +1,4 @@
-"""A report as Markdown, and as one HTML file that needs nothing beside it: no script, no font, no picture."""
+"""A report as Markdown, and as one HTML file with its pictures inside: no script, no font, no other file."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Sample(NamedTuple):
-    """prompt: what was given. written: what the model went on with. truth: what the text goes on with."""
+    """prompt: the model's input. written: its continuation. truth: the continuation in the text."""
 
     prompt: str
     written: str
@@ -16,7 +16,7 @@ class Sample(NamedTuple):
 
 
 class Section(NamedTuple):
-    """text: plain sentences. pictures: file names beside the report, and what each shows in words."""
+    """text: plain sentences. pictures: file names beside the report, and captions."""
 
     title: str
     text: str
@@ -24,8 +24,8 @@ class Section(NamedTuple):
     samples: Sequence[Sample] = ()
 
 
-def markdown(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
-    """The report with its pictures beside it."""
+def to_markdown(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
+    """The report as Markdown, with links to the pictures beside it."""
     lines = [f"# {title}", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in facts.items()]
     for section in sections:
@@ -33,13 +33,13 @@ def markdown(title: str, facts: Mapping[str, str], sections: Sequence[Section]) 
         for sample in section.samples:
             for name, text in sample._asdict().items():
                 lines += ["", f"{name}:", "", *(f"    {line}" for line in text.splitlines() or [""])]
-        for name, words in section.pictures:
-            lines += ["", f"![{words}]({name})"]
+        for name, caption in section.pictures:
+            lines += ["", f"![{caption}]({name})"]
     return "\n".join(lines) + "\n"
 
 
-def html(title: str, facts: Mapping[str, str], sections: Sequence[Section], folder: Path) -> str:
-    """The report in one file, with the pictures of `folder` in it."""
+def to_html(title: str, facts: Mapping[str, str], sections: Sequence[Section], folder: Path) -> str:
+    """The report as one HTML file, with the pictures of `folder` inside."""
     rows = "".join(
         f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items()
     )
@@ -58,14 +58,14 @@ def _section(number: int, section: Section, folder: Path) -> str:
     parts = [f"<section id=s{number}><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"]
     for sample in section.samples:
         parts.append(
-            f"<blockquote><p><span class=given>{escape(sample.prompt)}</span>{escape(sample.written)}</p>"
-            f"<footer>The text goes on: {escape(sample.truth)}</footer></blockquote>"
+            f"<blockquote><p><span class=prompt>{escape(sample.prompt)}</span>{escape(sample.written)}</p>"
+            f"<footer>The text continues: {escape(sample.truth)}</footer></blockquote>"
         )
-    for name, words in section.pictures:
+    for name, caption in section.pictures:
         kind, raw = Path(name).suffix[1:], (folder / name).read_bytes()
         source = f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
         parts.append(
-            f"<figure><img src='{source}' alt='{escape(words)}'><figcaption>{escape(words)}</figcaption></figure>"
+            f"<figure><img src='{source}' alt='{escape(caption)}'><figcaption>{escape(caption)}</figcaption></figure>"
         )
     return "".join(parts) + "</section>"
 
@@ -95,5 +95,5 @@ blockquote { margin: 0.8rem 0; padding: 0.6rem 1rem; background: var(--card); bo
   border-radius: 8px; overflow-wrap: anywhere; }
 blockquote p { margin: 0; max-width: none; white-space: pre-wrap; font: 0.9rem/1.5 ui-monospace, monospace; }
 blockquote footer { margin-top: 0.5rem; color: var(--soft); font-size: 0.85rem; white-space: pre-wrap; }
-.given { color: var(--soft); }
+.prompt { color: var(--soft); }
 """

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.nn.members import SEGMENT, VOCAB, abstract, jit, somewhere
 from titans_jax.evaluation import Reading, read
-from titans_jax.evaluation.inside import Watched, watch
+from titans_jax.evaluation.introspect import Watched, watch
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 TOKENS = 2 * SEGMENT + 3
@@ -56,7 +56,7 @@ def test_it_is_the_same_model(seen):
         return
     layers = list(seen.reading.weights[0])
     for name in ("surprise", "grad_norm", "rate", "momentum", "keep"):  # what every engine has for every token
-        shown = getattr(seen.reading.memory.look, name)
+        shown = getattr(seen.reading.memory.info, name)
         np.testing.assert_allclose(shown[layers], getattr(look, name)[:, 0], rtol=2e-3, atol=1e-5, err_msg=name)
 
 
@@ -151,9 +151,9 @@ def test_norms_are_those_of_the_weights(seen):
     for end, weights in zip(reading.ends[1:], reading.weights[1:], strict=True):
         for layer, memory in weights.items():
             by_hand = np.sqrt(sum(np.square(w).sum((1, 2)) for w in memory.values()))
-            np.testing.assert_allclose(reading.memory.look.weight_norm[layer, :, end - 1], by_hand, rtol=1e-5)
+            np.testing.assert_allclose(reading.memory.info.weight_norm[layer, :, end - 1], by_hand, rtol=1e-5)
     without = [layer for layer in range(2) if layer not in reading.weights[0]]
-    assert np.isnan(reading.memory.change[without]).all() and np.isnan(reading.memory.look.rate[without]).all()
+    assert np.isnan(reading.memory.change[without]).all() and np.isnan(reading.memory.info.rate[without]).all()
 
 
 @pytest.mark.slow

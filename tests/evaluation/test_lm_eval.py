@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval", reason="needs the extra: pip install titans-jax[e
 from titans_jax.data import BYTES
 from titans_jax.decode import generate
 from titans_jax.evaluation import evaluate
-from titans_jax.evaluation.harness import harness_class, run_tasks, write_tasks
+from titans_jax.evaluation.lm_eval import adapter_class, run_tasks, write_tasks
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 pytestmark = [
@@ -44,7 +44,7 @@ def evaluated(model, context, continuation):
 
 
 def test_log_likelihoods_are_those_of_evaluate(model):
-    adapter = harness_class()(model, BYTES)
+    adapter = adapter_class()(model, BYTES)
     pairs = [("Call me", " Ishmael."), ("", "The whale"), ("x" * 70, "yz")]
     found = adapter.loglikelihood([asked(*pair) for pair in pairs])
     np.testing.assert_allclose([value for value, _ in found], [evaluated(model, *pair) for pair in pairs], rtol=1e-5)
@@ -56,14 +56,14 @@ def test_log_likelihoods_are_those_of_evaluate(model):
 def test_what_greedy_decoding_says_is_greedy_and_ends_before_the_stop(model):
     prompt = np.concatenate([[BYTES.separator], BYTES.encode("Call me")])
     said = BYTES.decode(generate(model, prompt[None], length=6, temperature=0)[0])
-    adapter = harness_class()(model, BYTES)
+    adapter = adapter_class()(model, BYTES)
     assert adapter.generate_until([asked("Call me", {"until": [], "max_gen_toks": 6})]) == [said]
     cut = adapter.generate_until([asked("Call me", {"until": [said[2]], "max_gen_toks": 6})])
     assert cut == [said.partition(said[2])[0]]
     ascii_ = said.encode(errors="ignore").decode("ascii", "ignore") == said
     if ascii_:
         assert adapter.loglikelihood([asked("Call me", said)])[0][1]
-    with pytest.raises(ValueError, match="greedy here"):
+    with pytest.raises(ValueError, match="decodes greedily"):
         adapter.generate_until([asked("a", {"temperature": 0.5})])
 
 
@@ -75,5 +75,5 @@ def test_our_tasks_run_without_a_network(model, tmp_path, monkeypatch):
     mean = np.mean([evaluated(model, line["text"], line["answer"]) for line in lines])
     assert found["titans_babilong_person"]["perplexity"] == pytest.approx(math.exp(-mean), rel=1e-4)
     assert found["titans_passkey"]["acc"] == 0  # untrained
-    with pytest.raises(ValueError, match="lm-eval has no task titans_nothing"):
+    with pytest.raises(ValueError, match="unknown task titans_nothing"):
         run_tasks(model, BYTES, tmp_path, ["titans_nothing"])

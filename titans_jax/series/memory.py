@@ -1,4 +1,4 @@
-"""A memory of any real-valued series: it predicts every value from the ones before, and is surprised where it fails."""
+"""A memory of a real-valued series: it predicts each value from the ones before; its error is the surprise."""
 
 import functools
 from collections.abc import Callable
@@ -15,14 +15,20 @@ from titans_jax.memory.types import Gates, Info, Rule, State, Weights, current_w
 
 
 class Projections(NamedTuple):
-    """Of the keys, random and fixed. frequency: [context D, memory_dim], phase: [memory_dim]."""
+    """Random and fixed, for the keys.
+
+    frequency: [context D, memory_dim]. phase: [memory_dim].
+    """
 
     frequency: Array
     phase: Array
 
 
 class SeriesState(NamedTuple):
-    """What is carried from call to call. past: the last `context` values [context, D], zeros before the first."""
+    """What is carried from call to call.
+
+    past: [context, D], the last values; zeros before the first.
+    """
 
     memory: State
     past: Array
@@ -32,9 +38,11 @@ class SeriesState(NamedTuple):
 class SeriesRecord(NamedTuple):
     """What a memory did over the T steps of a series.
 
-    prediction: [T, D] of each value, made before it was seen. surprise: [T] the rule's loss at that step, before its
-    write; for a squared error that of the prediction. momentum: [T] norm of the first trace S_t: what this and past
-    surprises write. weight_norm, clipped: [T], see `Info`. gates: as they were given, [T] each.
+    prediction: [T, D] of each value, made before the value was read.
+    surprise: [T], the rule's loss before the write; a squared error is that of the prediction.
+    momentum: [T], norm of the first trace S_t: what this and past surprises write.
+    weight_norm, clipped: [T], see `Info`.
+    gates: [T] each, the arguments of the call.
     weights: None, or the weights after each step, every leaf [T, in, out].
     """
 
@@ -60,7 +68,7 @@ class Process(Protocol):
         rate: ArrayLike = 0.05,
         snapshots: bool = False,
     ) -> tuple[SeriesRecord, SeriesState]:
-        """series: [T, D]. momentum, forget_rate in [0, 1], rate in unit rates: numbers or [T]."""
+        """series: [T, D]. momentum, forget_rate: in [0, 1]; rate: in unit rates; each a number or [T]."""
         ...
 
 
@@ -74,8 +82,8 @@ class SeriesMemory(NamedTuple):
 def series_rule(memory_dim: int = 16, hidden_dim: int = 64) -> Rule:
     """Titans' rule (squared error, momentum, weight decay) on M(x) = x + gelu(x W_1) W_2, without the layer norm.
 
-    Behind a layer norm M(x) - x has one length, whatever is predicted, so that no surprise would fall to zero. What is
-    forgotten decays to zero, as in the paper: where rate is far below forget_rate, all of it, for good.
+    A layer norm would fix the length of M(x) - x whatever is predicted, and no surprise could fall to zero. The weights
+    decay to zero, as in the paper: a rate far below forget_rate forgets everything for good.
     Raises ValueError where hidden_dim is not a multiple of memory_dim.
     """
     if hidden_dim < 1 or hidden_dim % memory_dim:
@@ -97,21 +105,23 @@ def series_memory(
 
         k_t = l2(cos([x_{t-context}, ..., x_{t-1}] F / scale + phase))      v_t = x_t P      x^_t = M_{t-1}(k_t) P^T
 
-    with F and phase random and the rows of P orthogonal, so that a squared error is that of the series itself. A value
-    is as surprising as it lies far from its prediction, without bound. As an input, whatever it is, it makes a
-    key of length 1 (Titans' keys are), alike for values much closer than scale and unlike beyond (random features of a
-    Gaussian kernel). So an anomaly is seen as it comes, and predicts nothing large itself; what its gradient wrote
-    upsets some steps more, as far as the clip and the momentum let it.
+    F and phase are random; the rows of P are orthonormal, so a squared error is that of the series itself. Surprise
+    grows without bound with the distance between a value and its prediction. Every key has length 1, as Titans' keys
+    do: values much closer than scale share a key, values farther apart do not (random features of a Gaussian kernel).
+    So an anomaly is detected when it arrives, and does not enlarge later keys. Its gradient disturbs some later steps,
+    limited by the clip and the momentum.
 
     Args:
       rule: see `series_rule` and `PRESETS`; its architecture's dim is memory_dim, above input_dim.
-      input_dim: D. context: the values before a step that make its key. scale: between values to be told apart.
-      chunk: steps between anchors; 1 is the papers' recurrence, longer ones run faster and learn slower. clip: as
-        `miras`.
+      input_dim: D.
+      context: how many values before a step make its key.
+      scale: the distance at which two values get different keys.
+      chunk: steps between anchors; 1 is the papers' recurrence, longer chunks run faster and learn more slowly.
+      clip: as in `miras`.
 
     Returns:
-      SeriesMemory(init, process). process is jitted and causal, and any split of a series is the same series; with
-      snapshots it keeps the weights of every step, T times the size of the memory.
+      SeriesMemory(init, process). process is jitted and causal; a split series gives the same record and state.
+      With snapshots it keeps the weights of every step, T times the size of the memory.
 
     Raises:
       ValueError: input_dim below 1 or not below memory_dim, a context below 1, a scale not above 0; from process, a
@@ -131,7 +141,7 @@ def series_memory(
     if not scale > 0:
         raise ValueError(f"scale: {scale}; it must be above 0")
     waves, position = jnp.arange(1, input_dim + 1), jnp.arange(dim) + 0.5
-    cosines = jnp.sqrt(2 / dim) * jnp.cos(jnp.pi / dim * waves[:, None] * position)  # P; of mean 0, as layer norms are
+    cosines = jnp.sqrt(2 / dim) * jnp.cos(jnp.pi / dim * waves[:, None] * position)  # P; mean 0, as after a layer norm
     engine = "recurrent" if chunk == 1 else None
     memory, unit = miras(rule, chunk=chunk, implementation=engine, clip=clip), unit_rate(rule, chunk)
 
@@ -144,7 +154,7 @@ def series_memory(
         )
         return SeriesState(memory.init(rule.architecture.init(fast)), jnp.zeros((context, input_dim)), projections)
 
-    def one(state: State, token: tuple[Array, Array, Array, Gates]) -> tuple[State, tuple[Array, Info, Weights]]:
+    def step(state: State, token: tuple[Array, Array, Array, Gates]) -> tuple[State, tuple[Array, Info, Weights]]:
         read, state, info = memory.update(state, *token)
         return state, (read, info, current_weights(rule, state))
 
@@ -168,19 +178,19 @@ def series_memory(
         first = memory.read(state.memory, keys[:1])
         tokens = (keys[1:], *_writes(rule, keys[:-1], series @ cosines, gates))
         if snapshots:
-            end, (read, info, weights) = jax.lax.scan(one, state.memory, jax.tree.map(lambda x: x[:, None], tokens))
+            end, (read, info, weights) = jax.lax.scan(step, state.memory, jax.tree.map(lambda x: x[:, None], tokens))
             read, info = jax.tree.map(lambda x: x[:, 0], (read, info))
         else:
             (read, end, info), weights = memory.update(state.memory, *tokens), None
         prediction = jnp.concatenate([first, read[:-1]]) @ cosines.T
-        looked = (info.surprise, info.momentum_norm, info.weight_norm, info.clipped)
-        return SeriesRecord(prediction, *looked, gates, weights), state._replace(memory=end, past=values[T:])
+        fields = (info.surprise, info.momentum_norm, info.weight_norm, info.clipped)
+        return SeriesRecord(prediction, *fields, gates, weights), state._replace(memory=end, past=values[T:])
 
     return SeriesMemory(init, process)
 
 
 def _keys(values: Array, context: int, projections: Projections) -> Array:
-    """[context + T, D] -> [T + 1, memory_dim]: the key of each step, and of the one to come."""
+    """[context + T, D] -> [T + 1, memory_dim]: the key of each step, and of the next one."""
     steps = len(values) - context + 1
     lags = jnp.concatenate([values[i : i + steps] for i in range(context)], axis=-1)
     keys = jnp.cos(lags @ projections.frequency + projections.phase)
@@ -188,7 +198,7 @@ def _keys(values: Array, context: int, projections: Projections) -> Array:
 
 
 def _writes(rule: Rule, k: Array, v: Array, gates: Gates) -> tuple[Array, Array, Gates]:
-    """The tokens, each divided among the writes of a rule that has several."""
+    """Keys, values and gates of each token's writes; a rule with several writes divides the rate among them."""
     m = rule.learner.writes_per_token
     if m == 1:
         return k, v, gates

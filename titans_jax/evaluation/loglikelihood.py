@@ -1,7 +1,7 @@
-"""What a model thinks of given answers: each row's tokens are scored where they count, however long the row.
+"""The log-likelihood of chosen tokens of a text, however long the text.
 
-A row is read in segments with the state carried on, so the cost of a token and the memory needed do not depend on what
-came before it.
+A row is read in segments and the state is carried from one to the next, so the cost per token and the memory do not
+grow with the length.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,13 @@ from titans_jax.decode import first_state
 from titans_jax.nn import LM
 
 
-class Answers(NamedTuple):
-    """Of each row [B]: the sum of log p(target) in nats, targets that are the likeliest token, and targets, counted."""
+class TargetScores(NamedTuple):
+    """Sums over the counted targets of each row, [B].
+
+    log_likelihood: of log p(target), in nats.
+    correct: targets that are the likeliest token.
+    tokens: counted targets.
+    """
 
     log_likelihood: NDArray[np.float64]
     correct: NDArray[np.int64]
@@ -28,7 +33,7 @@ class Answers(NamedTuple):
 
     @property
     def exact(self) -> NDArray[np.bool_]:
-        """Whether greedy decoding says every counted token of the row [B]: it does where each is the likeliest."""
+        """Whether greedy decoding gives every counted target of the row, [B]."""
         return self.correct == self.tokens
 
 
@@ -40,22 +45,26 @@ def _read(graphdef: Any, params: Any, state: Any, inputs: Array, targets: Array,
     return jnp.where(mask != 0, picked, 0).sum(1), right.sum(1), state
 
 
-def score_answers(
+def score_targets(
     model: LM,
     inputs: ArrayLike,
     targets: ArrayLike,
     mask: ArrayLike,
     *,
     segment: int = 512,
-    heard: Callable[[int], object] = lambda tokens: None,
-) -> Answers:
-    """Score the targets of rows that each begin a document.
+    on_tokens: Callable[[int], object] = lambda count: None,
+) -> TargetScores:
+    """Score the targets of rows; each row begins a document.
 
-    inputs, targets: int [B, T]; mask: [B, T], not 0 where a target counts. segment: tokens read at a time; the rest of
-    a row is read at once, so that rows of every length share few compiled shapes. heard: called with the number of
-    tokens read since it was called last.
+    Args:
+      inputs, targets: int [B, T].
+      mask: [B, T], not 0 where a target counts.
+      segment: tokens read at a time. The rest of a row is read at once, so rows of every length share few compiled
+        shapes.
+      on_tokens: called with the number of tokens read since the last call.
 
-    Raises ValueError for rows that full attention has no room for.
+    Raises:
+      ValueError: full attention has no room for the rows.
     """
     inputs, targets = np.asarray(inputs, np.int32), np.asarray(targets, np.int32)
     mask = np.asarray(mask, np.float32)
@@ -67,21 +76,26 @@ def score_answers(
     sums: list[tuple[Array, Array]] = []
     for start in range(0, length, min(segment, length)):
         part = slice(start, min(start + segment, length))
-        *seen, state = _read(graphdef, params, state, inputs[:, part], targets[:, part], mask[:, part])
-        sums.append((seen[0], seen[1]))
+        likelihood, right, state = _read(graphdef, params, state, inputs[:, part], targets[:, part], mask[:, part])
+        sums.append((likelihood, right))
         if len(sums) % 8 == 0:
-            jax.block_until_ready(seen)  # so that `heard` says what was read, not what is queued
-        heard(batch * (part.stop - start))
+            jax.block_until_ready(right)  # so that `on_tokens` counts what was read, not what is queued
+        on_tokens(batch * (part.stop - start))
     totals = [np.sum(jax.device_get(each), 0) for each in zip(*sums, strict=True)]
     counted = (mask != 0).sum(1)
-    return Answers(totals[0].astype(np.float64), totals[1].astype(np.int64), counted.astype(np.int64))
+    return TargetScores(totals[0].astype(np.float64), totals[1].astype(np.int64), counted.astype(np.int64))
 
 
 def endings(rows: Sequence[tuple[NDArray, int]], filler: int, length: int = 0) -> tuple[NDArray, NDArray]:
-    """Rows of tokens, each with how many of its last are to be scored, side by side.
+    """Make a batch of rows of which the last tokens are scored.
 
-    Returns tokens int32 [B, T], T the longest row or `length` if that is more, with filler behind each row; and the
-    mask float32 [B, T - 1] of the targets tokens[:, 1:].
+    Args:
+      rows: tokens, and how many of the last ones are scored.
+      filler: the token behind shorter rows.
+      length: T is the longest row, or this if it is more.
+
+    Returns:
+      tokens int32 [B, T], and the mask float32 [B, T - 1] of the targets tokens[:, 1:].
     """
     tokens = np.full((len(rows), max(length, *(len(row) for row, _ in rows))), filler, np.int32)
     mask = np.zeros(tokens.shape, np.float32)
@@ -92,7 +106,7 @@ def endings(rows: Sequence[tuple[NDArray, int]], filler: int, length: int = 0) -
 
 
 def no_room(model: LM, length: int) -> str:
-    """Why rows of so many tokens cannot be read, in a line; "" where they can."""
+    """Why the model cannot read rows of `length` tokens, in one line; "" if it can."""
     config = model.config
     if (config.grows or config.positions == "learned") and length > config.context:
         return f"{length} tokens do not fit into the model.context of {config.context} tokens"

@@ -1,9 +1,9 @@
-"""A text of any size, read by a model to its end: what it scores on the way, and a state on disk to go on from.
+"""A model reads a text of any size to its end: scores along the way, and a state on disk from which it resumes.
 
-    folder/metrics.jsonl    a line a window: loss, bits per byte, accuracy, every layer's surprise
-    folder/state/           the stream's state, what was added up, and where in the text it stands
+    folder/metrics.jsonl    one line per window: loss, bits per byte, accuracy, every layer's surprise
+    folder/state/           the stream's state, the sums so far, and the position in the text
 
-What is written does not depend on how often reading was interrupted.
+Interruptions do not change what is written.
 """
 
 import dataclasses
@@ -19,18 +19,19 @@ import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
 
-from titans_jax import metrics, streaming
+from titans_jax import metrics
 from titans_jax.checkpoint import CheckpointError, Checkpoints
-from titans_jax.data import Place
+from titans_jax.data import Position
+from titans_jax.decode import streaming
+from titans_jax.decode.streaming import Scores, StreamState
 from titans_jax.nn import LM
-from titans_jax.streaming import Scores, StreamState
 
-Block = tuple[NDArray[np.int32], Place]
+Block = tuple[NDArray[np.int32], Position]
 
 
 @dataclasses.dataclass
 class Tally:
-    """Sums over tokens; those with a score or a surprise that is no finite number are only counted."""
+    """Sums over tokens. A token whose score or surprise is not finite is only counted."""
 
     tokens: int = 0
     bytes: int = 0
@@ -59,24 +60,32 @@ class Tally:
         return {name: math.nan if self.non_finite else value for name, value in found.items()}
 
 
-class Following:
-    """A model that reads one text, a block at a time, from the beginning or from where it was saved.
+class StreamEvaluator:
+    """Scores a model on one text, block by block, from the beginning or from where it was saved.
 
-    total: over all that was read. place: where in the text that ends.
+    total: the sums over the whole text so far.
+    position: where in the text the next block begins.
     """
 
     def __init__(
         self, folder: Path, model: LM, start: StreamState, byte_lengths: NDArray[np.int32], settings: Mapping[str, Any]
     ) -> None:
-        """Go on with what the folder holds, or else begin there with the state `start`.
+        """Resume what the folder has; otherwise begin there with the state `start`.
 
-        settings: JSON, what the figures depend on: "segment", tokens that are read at once; "window", tokens a line is
-        about; "from", whose state `start` is, if another text's; any more. Raises ValueError if the folder's are
-        others, CheckpointError if its state cannot be used.
+        Args:
+          folder: for metrics.jsonl and state/.
+          start: the stream's first state.
+          byte_lengths: [vocab], of the tokenizer.
+          settings: what the scores depend on, as JSON: "segment", tokens read at once; "window", tokens per line of
+            metrics.jsonl; "from", the stream that `start` is from, if any; and more.
+
+        Raises:
+          ValueError: the folder has other settings.
+          CheckpointError: its state cannot be used.
         """
         self.folder, self.model, self.byte_lengths = folder, model, byte_lengths
         self.settings = {**settings, "model": fingerprint(model)}
-        self.state, self.total, self.window, self.place = start, Tally(), Tally(), Place()
+        self.state, self.total, self.window, self.position = start, Tally(), Tally(), Position()
         self.checkpoints = Checkpoints(folder / "state", keep=1)
         if self.checkpoints.steps():
             self._restore()
@@ -85,17 +94,17 @@ class Following:
             self.log = metrics.Log(folder)
             self.save()
 
-    def follow(self, blocks: Iterable[Block], *, save_every: int) -> Iterator[tuple[int, int]]:
-        """Read blocks of settings["segment"] tokens, the last one perhaps shorter; yields each one's tokens and bytes.
+    def evaluate(self, blocks: Iterable[Block], *, save_every: int) -> Iterator[tuple[int, int]]:
+        """Score blocks of settings["segment"] tokens (the last may be shorter); yields tokens and bytes of each.
 
-        The state is saved every `save_every` tokens and at the end; between two blocks it may be saved by `save`, to
-        stop there. Raises FloatingPointError where the state to save is not finite.
+        The state is saved every `save_every` tokens and at the end; call `save` between two blocks to stop there.
+        Raises FloatingPointError where the state to save is not finite.
         """
-        for tokens, place in blocks:
+        for tokens, position in blocks:
             scores, before = self._read(tokens), dataclasses.replace(self.total)
             for tally in (self.total, self.window):
                 tally.add(tokens, scores, self.byte_lengths)
-            self.place = place
+            self.position = position
             if self.window.tokens >= self.settings["window"]:
                 self._write()
             if self.total.tokens // save_every > before.tokens // save_every:
@@ -105,24 +114,24 @@ class Following:
             self._write()
         self.save()
 
-    def warm(self) -> None:
+    def compile(self) -> None:
         """Compile what reading needs: whole blocks, and single tokens for the last one."""
         spare, segment = streaming.fork(self.state), self.settings["segment"]
-        for width in (segment, segment, 1):  # twice, since what a call returns may be bound to a device as no start is
+        for width in (segment, segment, 1):  # twice: a returned state may be committed to a device, a first one is not
             tokens = np.zeros((1, width), np.int32)
             spare, _ = streaming.read(self.model, spare, tokens, aligned=self._aligned(width))
         jax.block_until_ready(spare)
 
     def save(self) -> None:
-        """Save the state and how far it has come, unless that is saved already."""
+        """Save the state, the sums and the position, unless this step is saved already."""
         step = self.total.tokens
         if step in self.checkpoints.steps():
             return
-        meta = {name: dataclasses.asdict(getattr(self, name)) for name in ("place", "total", "window")}
+        meta = {name: dataclasses.asdict(getattr(self, name)) for name in ("position", "total", "window")}
         self.checkpoints.save(step, {"stream": self.state}, meta=meta | {"settings": self.settings})
 
     def _aligned(self, width: int) -> bool:
-        """Whether so many tokens begin at a multiple of their number: an earlier text may end anywhere."""
+        """Whether the tokens read so far are a multiple of `width`; the text of another stream may end anywhere."""
         segment = self.settings["segment"]
         return width == segment and self.total.tokens % segment == 0 and not self.settings.get("from")
 
@@ -148,16 +157,16 @@ class Following:
                 )
         self.state = self.checkpoints.restore({"stream": self.state})[0]["stream"]
         self.total, self.window = Tally(**saved["total"]), Tally(**saved["window"])
-        self.place = Place(**saved["place"])
+        self.position = Position(**saved["position"])
 
 
 def load_state(folder: Path, model: LM, like: StreamState) -> StreamState:
-    """The newest state that a stream has saved in its folder, for the model that read it.
+    """The newest state that a stream of this model saved in its folder; `like` is any state of it.
 
-    Raises CheckpointError if there is none; ValueError if another model read it.
+    Raises CheckpointError if there is none; ValueError if another model read the stream.
     """
     if not (folder / "state").is_dir():
-        raise CheckpointError(f"{folder} is no folder of a stream: it has no state/")
+        raise CheckpointError(f"{folder} is not the folder of a stream: it has no state/")
     checkpoints = Checkpoints(folder / "state")
     theirs, ours = checkpoints.meta()["settings"]["model"], fingerprint(model)
     if theirs != ours:
@@ -167,14 +176,14 @@ def load_state(folder: Path, model: LM, like: StreamState) -> StreamState:
 
 def fingerprint(model: LM) -> str:
     """sha256 of a model's configuration and parameters."""
-    seen = hashlib.sha256(repr(model.config).encode())
+    digest = hashlib.sha256(repr(model.config).encode())
     for leaf in jax.tree.leaves(nnx.split(model)[1]):
-        seen.update(np.ascontiguousarray(leaf).data)
-    return seen.hexdigest()
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
 
 
 def curves(folder: Path, points: int = 1000) -> dict[str, list[float | None]]:
-    """What metrics.jsonl holds, by name: means over stretches of it, at most so many.
+    """The columns of metrics.jsonl by name, averaged over stretches so that each has at most `points` values.
 
     "tokens" is where each stretch ends. A stretch with a number that was not finite has None. The file is read line by
     line, twice.

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from titans_jax import metrics, streaming
+from titans_jax import metrics
 from titans_jax.checkpoint import CheckpointError
 from titans_jax.data import BYTES, load_documents, token_blocks
-from titans_jax.evaluation import Following, curves, evaluate, load_state
+from titans_jax.decode import streaming
+from titans_jax.decode.streaming import StreamState
+from titans_jax.evaluation import StreamEvaluator, curves, evaluate, load_state
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
-from titans_jax.streaming import StreamState
 from titans_jax.training import define
 
 pytestmark = pytest.mark.usefixtures("in_a_hurry")
@@ -35,24 +36,26 @@ def model() -> LM:
     return model_of(0)
 
 
-def begin(folder, model, start: StreamState | None = None, **settings) -> Following:
-    start = streaming.begin(model, BYTES.separator) if start is None else start
-    return Following(folder, model, start, BYTES.byte_lengths, SETTINGS | settings)
+def begin(folder, model, start: StreamState | None = None, **settings) -> StreamEvaluator:
+    start = streaming.init(model, BYTES.separator) if start is None else start
+    return StreamEvaluator(folder, model, start, BYTES.byte_lengths, SETTINGS | settings)
 
 
-def follow(following: Following, text: bytes = TEXT, stop_after: int | None = None, save_every: int = 100) -> Following:
-    blocks = token_blocks(io.BytesIO(text), BYTES, SEGMENT, following.place)
-    with following.log:
-        for count, _ in enumerate(following.follow(blocks, save_every=save_every), 1):
+def run(
+    evaluator: StreamEvaluator, text: bytes = TEXT, stop_after: int | None = None, save_every: int = 100
+) -> StreamEvaluator:
+    blocks = token_blocks(io.BytesIO(text), BYTES, SEGMENT, evaluator.position)
+    with evaluator.log:
+        for count, _ in enumerate(evaluator.evaluate(blocks, save_every=save_every), 1):
             if count == stop_after:
-                following.save()
+                evaluator.save()
                 break
-    return following
+    return evaluator
 
 
 @pytest.fixture(scope="module")
-def whole(model, tmp_path_factory) -> Following:
-    return follow(begin(tmp_path_factory.mktemp("whole"), model))
+def whole(model, tmp_path_factory) -> StreamEvaluator:
+    return run(begin(tmp_path_factory.mktemp("whole"), model))
 
 
 def test_figures_are_those_of_evaluation(model, whole):
@@ -67,7 +70,7 @@ def test_figures_are_those_of_evaluation(model, whole):
     lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [48, 96, 144, 192, 240, 288, 325] == [line["bytes"] for line in lines]
     sizes = np.diff([0, *(line["step"] for line in lines)])
-    rest = follow(begin(whole.folder.with_name("cut"), model), TEXT[: 20 * SEGMENT])
+    rest = run(begin(whole.folder.with_name("cut"), model), TEXT[: 20 * SEGMENT])
     assert rest.total.means()["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert rest.total.means()["accuracy"] == expected["accuracy"]
     for name in ("loss", "bits_per_byte", "layer_1/surprise"):
@@ -78,57 +81,57 @@ def test_figures_are_those_of_evaluation(model, whole):
 @pytest.mark.parametrize("stops", [[1], [7, 1, 4]])
 def test_an_interrupted_stream_is_one_that_was_not(model, whole, tmp_path, stops):
     for stop in stops:
-        found = follow(begin(tmp_path, model), stop_after=stop)
+        found = run(begin(tmp_path, model), stop_after=stop)
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 100000}\n{"st')  # what a killed run may leave behind
     assert found.total.tokens == sum(stops) * SEGMENT
-    found = follow(begin(tmp_path, model))
-    assert (found.total, found.place) == (whole.total, whole.place)
+    found = run(begin(tmp_path, model))
+    assert (found.total, found.position) == (whole.total, whole.position)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found.state), jax.device_get(whole.state))
-    assert follow(begin(tmp_path, model)).total == whole.total  # there is nothing left
+    assert run(begin(tmp_path, model)).total == whole.total  # there is nothing left
 
 
 def test_a_text_that_has_grown_is_read_on_where_it_ended(model, tmp_path):
     grown = TEXT + TEXT
-    follow(begin(tmp_path / "grown", model))  # ends inside a chunk
-    found = follow(begin(tmp_path / "grown", model), grown).total
-    expected = follow(begin(tmp_path / "at_once", model), grown).total
+    run(begin(tmp_path / "grown", model))  # ends inside a chunk
+    found = run(begin(tmp_path / "grown", model), grown).total
+    expected = run(begin(tmp_path / "at_once", model), grown).total
     assert found.tokens == expected.tokens and found.nll == pytest.approx(expected.nll, rel=1e-6)
     assert found.surprise == pytest.approx(expected.surprise, rel=1e-5)
 
 
 def test_a_saved_state_forks(model, whole, tmp_path):
-    like = streaming.begin(model, BYTES.separator)
+    like = streaming.init(model, BYTES.separator)
     ends = []
     for name, text in (("one", b"it was the whale"), ("two", b"a quite other text"), ("again", b"it was the whale")):
-        ends.append(follow(begin(tmp_path / name, model, load_state(whole.folder, model, like)), text).total.nll)
+        ends.append(run(begin(tmp_path / name, model, load_state(whole.folder, model, like)), text).total.nll)
     assert ends[0] == ends[2] != ends[1]
-    fresh = follow(begin(tmp_path / "fresh", model), b"it was the whale").total.nll
-    joined = follow(begin(tmp_path / "joined", model), TEXT + b"it was the whale").total.nll
+    fresh = run(begin(tmp_path / "fresh", model), b"it was the whale").total.nll
+    joined = run(begin(tmp_path / "joined", model), TEXT + b"it was the whale").total.nll
     assert ends[0] != fresh and ends[0] == pytest.approx(joined - whole.total.nll, rel=1e-4)
 
 
 def test_the_state_of_another_model_is_refused(model, whole, tmp_path):
     other = model_of(1)
     with pytest.raises(ValueError, match="holds the state of another model"):
-        load_state(whole.folder, other, streaming.begin(other, BYTES.separator))
+        load_state(whole.folder, other, streaming.init(other, BYTES.separator))
     with pytest.raises(ValueError, match="holds a stream with model"):
         begin(whole.folder, other)
     with pytest.raises(ValueError, match="holds a stream with segment 16, not 8"):
         begin(whole.folder, model, segment=8)
-    with pytest.raises(CheckpointError, match="is no folder of a stream"):
-        load_state(tmp_path, model, streaming.begin(model, BYTES.separator))
+    with pytest.raises(CheckpointError, match="is not the folder of a stream"):
+        load_state(tmp_path, model, streaming.init(model, BYTES.separator))
 
 
 def test_what_is_not_finite_is_counted_and_no_mean_is_given(model, tmp_path):
-    start = streaming.begin(model, BYTES.separator)
+    start = streaming.init(model, BYTES.separator)
     spoilt = start._replace(model=jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, start.model))
-    following = begin(tmp_path, model)
-    following.state = spoilt
+    evaluator = begin(tmp_path, model)
+    evaluator.state = spoilt
     with pytest.raises(FloatingPointError, match="not finite"):
-        follow(following)
-    assert following.total.non_finite > 0 and np.isnan(following.total.means()["loss"])
+        run(evaluator)
+    assert evaluator.total.non_finite > 0 and np.isnan(evaluator.total.means()["loss"])
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"] is None
     assert curves(tmp_path)["loss"][0] is None
 
@@ -136,11 +139,11 @@ def test_what_is_not_finite_is_counted_and_no_mean_is_given(model, tmp_path):
 def test_nothing_is_compiled_once_it_is_warm(model, tmp_path):
     graphdef, params = nnx.split(model)
     placed = nnx.merge(graphdef, jax.device_put(params, jax.devices()[0]))  # as a checkpoint's are: bound to a device
-    following = begin(tmp_path, placed)
-    following.warm()
-    with metrics.Footprint(1) as footprint, following.log:
+    evaluator = begin(tmp_path, placed)
+    evaluator.compile()
+    with metrics.Footprint(1) as footprint, evaluator.log:
         blocks = token_blocks(io.BytesIO(TEXT), BYTES, SEGMENT)
-        for _ in following.follow(blocks, save_every=1 << 20):
+        for _ in evaluator.evaluate(blocks, save_every=1 << 20):
             footprint.step()
     assert footprint.found()["compilations_after_warm_up"] == 0
 

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from tests.nn.members import abstract, jit, name_of, somewhere
-from titans_jax.evaluation import relevance
-from titans_jax.evaluation.inside import fast_weights
-from titans_jax.evaluation.relevance import without
+from titans_jax.evaluation import ablate
+from titans_jax.evaluation.ablation import without
+from titans_jax.evaluation.introspect import fast_weights
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 MEMORY = MemoryConfig(rule="linear_attention", chunk=4, heads=2, head_dim=8)
@@ -30,7 +30,7 @@ def test_cost_of_doing_without(mixed):
         "targets": rng.integers(0, 32, (2, 12), np.int32),
         "mask": (np.arange(12) < [[12], [7]]).astype(np.float32),
     }
-    found = relevance(nnx.merge(graphdef, params), batch)
+    found = ablate(nnx.merge(graphdef, params), batch)
     assert list(found) == ["learning", "reading", "attention"]  # no MAC, no context
     assert found["reading"]["loss"][0] is None and found["reading"]["divergence"][0] is None  # no memory there
 
@@ -65,7 +65,8 @@ def test_without_learning_the_memory_of_one_layer_stays(rule):
         state = nnx.merge(graphdef, whole).init_state(1)
         return state, nnx.merge(graphdef, params)(jnp.arange(11)[None], state)[1]
 
-    first, last = (fast_weights(config, state) for state in states(without(params, "learning", 1, ("lmm",)), params))
+    model = nnx.merge(graphdef, params)
+    first, last = (fast_weights(model, state) for state in states(without(params, "learning", 1, ("lmm",)), params))
     for name in first[0]:
         np.testing.assert_array_equal(first[1][name], last[1][name])
         assert np.abs(first[0][name] - last[0][name]).max() > 1e-4
