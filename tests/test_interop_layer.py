@@ -8,7 +8,7 @@ from flax import nnx
 
 from titans_jax import interop
 from titans_jax.nn import ModelConfig
-from titans_jax.nn.blocks import Stream, Transformer
+from titans_jax.nn.blocks import Activations, Transformer
 
 DIM, HEADS, SIZE, HIDDEN, SEGMENT, LENGTH = 12, 3, 4, 16, 4, 11
 every_kind = pytest.mark.parametrize("sliding", [False, True], ids=["segmented", "sliding"])
@@ -50,7 +50,7 @@ def ours(params, x, sliding):
     def call(params, x):
         block = nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
         age = jnp.broadcast_to(jnp.arange(LENGTH), x.shape[:2])
-        return block(Stream(x, age, None, None, None), block.init_state(len(x)))[0].x
+        return block(Activations(x, age, None, None, None), block.init_state(len(x)))[0].x
 
     return np.asarray(call(params, x))
 

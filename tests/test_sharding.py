@@ -51,15 +51,15 @@ def test_axes_that_the_mesh_lacks_are_whole():
 def test_without_a_mesh_nothing_happens():
     x = jnp.arange(6.0).reshape(2, 3)
     assert sharding.active() is None and sharding.out(x.shape, "batch", None) is None
-    assert sharding.place(x, "batch", None) is x and sharding.gather(x, "vocab", "embed") is x
-    assert sharding.local(lambda x, y: (x, y), (x, None), (("batch",), ()), (("batch",), ())) == (x, None)
+    assert sharding.constrain(x, "batch", None) is x and sharding.gather(x, "vocab", "embed") is x
+    assert sharding.shard_local(lambda x, y: (x, y), (x, None), (("batch",), ()), (("batch",), ())) == (x, None)
 
 
 def test_a_mesh_of_one_changes_no_number():
     x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        y = sharding.local(lambda x, step: (x * 2 + step, step), (x, 3), (("batch",), ()), (("batch",), ()))
+        y = sharding.shard_local(lambda x, step: (x * 2 + step, step), (x, 3), (("batch",), ()), (("batch",), ()))
     np.testing.assert_array_equal(y[0], x * 2 + 3)
 
 

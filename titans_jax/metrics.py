@@ -117,17 +117,17 @@ class Footprint:
             "compilations_after_warm_up": self.compiled if warm else None,
         }
 
-    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
         self.compiled += event == "/jax/core/compile/backend_compile_duration"
 
     def __enter__(self) -> Self:
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._heard)
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
 
 
 class Log:

@@ -7,7 +7,7 @@ import pytest
 
 from titans_jax.bench import memory
 from titans_jax.bench.counts import chunk_flops, matmul_flops
-from titans_jax.memory import Span, miras, presets
+from titans_jax.memory import miras, presets
 
 D, HIDDEN, B = 8, 32, 4
 RULE = presets.titans(D)
@@ -67,11 +67,11 @@ def test_the_chunk_by_hand_is_the_memory(given):
     rule_memory = miras(RULE, chunk=B, implementation="recurrent", clip=None)
     state = rule_memory.init({"w1": weights[0], "w2": weights[1]})
     state = state._replace(learner=({"w1": trace[0], "w2": trace[1]},))
-    y, after, _ = jax.jit(rule_memory.update)(state, q, k, v, gates, span=Span(0, B))
+    y, after, _ = jax.jit(rule_memory.update)(state, q, k, v, gates, valid=np.ones(B, bool))
     by_hand, carried = jax.jit(chunk_by_hand)(*given)
     np.testing.assert_allclose(by_hand, y, atol=2e-4)
     np.testing.assert_allclose(carried[0][0], after.dual["w1"], atol=2e-4)
-    np.testing.assert_allclose(carried[1][1], after.learner[0]["w2"], atol=2e-4)
+    np.testing.assert_allclose(carried[1][1], after.traces[0]["w2"], atol=2e-4)
 
 
 def test_the_count_is_what_the_chunk_by_hand_multiplies(given):
@@ -88,7 +88,7 @@ def test_the_count_is_what_the_chunk_by_hand_multiplies(given):
 
 def test_home_and_order_are_more_to_read_and_to_carry():
     W, scores = 2 * D * HIDDEN, 2 * B * 2 * (D + HIDDEN)
-    assert chunk_flops(presets.titans(D, home=True), B) == chunk_flops(RULE, B) + 2 * W
+    assert chunk_flops(presets.titans(D, to_origin=True), B) == chunk_flops(RULE, B) + 2 * W
     assert chunk_flops(presets.titans(D, order=2), B) == chunk_flops(RULE, B) + 2 * 2 * W
     assert chunk_flops(presets.titans_linear(D), B) == 2 * D * D * (1 + 2 + 2) + 2 * B * 2 * D
     assert chunk_flops(presets.dla(D), B) == 7 * W + scores

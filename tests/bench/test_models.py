@@ -16,7 +16,7 @@ from titans_jax.bench import fit as fits
 from titans_jax.bench import models
 from titans_jax.bench.fit import Fit
 from titans_jax.evaluation import Scores
-from titans_jax.nn.memory import Look
+from titans_jax.nn import LayerInfo
 
 SMALL = [
     *("--model.dim", "16", "--model.depth", "1", "--model.heads", "1", "--model.head-dim", "8"),
@@ -47,7 +47,7 @@ def trained(monkeypatch):
         if at in diverging:
             return Fit([5.0, math.nan], [1.0, 1.0], 128, None, None)
         for step in range(1, experiment.train.steps + 1):
-            memory = Look(*(jnp.full(2, value) for value in range(8))) if experiment.name == "lmm" else None
+            memory = LayerInfo(*(jnp.full(2, value) for value in range(8))) if experiment.name == "lmm" else None
             look(step, None, {"memory": memory})
         return Fit([5.0, 4.0], [1.0, 0.5], 128, None, None)
 

@@ -113,9 +113,9 @@ def test_a_token_is_written_where_the_memory_errs_enough():
     known = jnp.array([0.1, 0.3, 1.9])[:, None]  # share of the value that the memory says: it errs by 0.9, 0.7, 0.9
     state = State({"w": jnp.eye(8)[None, None]}, (), {}, jnp.int32(0))
     gates = Gates(*jnp.full((3, 1, 1, 3), 0.5))
-    held = memory.hold_back(gates, state, known * v, v)
-    np.testing.assert_array_equal(held.rate[0, 0], [0.5, 0.0, 0.5])
-    np.testing.assert_array_equal(held.keep, gates.keep)
+    modulated = memory.modulate_gates(gates, state, known * v, v)
+    np.testing.assert_array_equal(modulated.rate[0, 0], [0.5, 0.0, 0.5])
+    np.testing.assert_array_equal(modulated.keep, gates.keep)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.nn.members import config_of, jit, layer_of
-from titans_jax.nn.blocks import LMM, MAG, MAL, Gating, Stream, Transformer
+from titans_jax.nn.blocks import LMM, MAG, MAL, Activations, Gating, Transformer
 
 T = 21
 Array = NDArray[np.float64]
@@ -35,7 +35,7 @@ def mal(block: MAL, x: Array, attend: Part, remember: Part) -> Array:  # Eq 30-3
 def mag(block: MAG, x: Array, attend: Part, remember: Part) -> Array:  # Eq 27-28
     given = rms(x, block.norm)
     y = x + attend(given)
-    return y + gated(block.combine, y, remember(given))
+    return y + gated(block.gating, y, remember(given))
 
 
 def transformer(block: Transformer, x: Array, attend: Part, remember: Part) -> Array:
@@ -53,7 +53,7 @@ def test_a_block_is_its_equations(name, make, equation):
     attend = jit(lambda x: block.attention(x, block.attention.init_state(1), age, None)[0])
     remember = jit(lambda x: block.memory(x, block.memory.init_state(1), age)[0])
     parts = (lambda x, part=part: np.float64(part(jnp.float32(x)[None])[0]) for part in (attend, remember))
-    mixed = jit(lambda x: block.mix(Stream(x, age, None, None, None), block.init_state(1))[0].x)(x)
+    mixed = jit(lambda x: block.mix(Activations(x, age, None, None, None), block.init_state(1))[0].x)(x)
     want = equation(block, np.float64(x[0]), *parts)
     np.testing.assert_allclose(mixed[0], want, atol=2e-5)
     assert np.abs(want - x[0]).max() > 0.1

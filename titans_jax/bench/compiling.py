@@ -50,8 +50,8 @@ def _stages(function: Callable[[], Any], inputs: tuple[Any, ...]) -> Timer:
         found, made = {"cpu": 0.0, "wall": 0.0}, [function()]
         for stage, arguments in zip(STAGES, (inputs, (), ()), strict=True):
             make = getattr(made[-1], stage)
-            taken = sample(lambda: made.append(make(*arguments)))  # noqa: B023
-            found |= {f"{stage}_cpu": taken.cpu, "cpu": found["cpu"] + taken.cpu, "wall": found["wall"] + taken.wall}
+            cost = sample(lambda: made.append(make(*arguments)))  # noqa: B023
+            found |= {f"{stage}_cpu": cost.cpu, "cpu": found["cpu"] + cost.cpu, "wall": found["wall"] + cost.wall}
         return found
 
     return take

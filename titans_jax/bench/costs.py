@@ -35,15 +35,15 @@ def costs(experiments: Mapping[str, Experiment]) -> Row:
     for name, experiment in experiments.items():
         model = experiment.model
         steps[name], compiled = stepper(experiment)
-        held = {context: replace(model, context=context) if model.grows else model for context in CONTEXTS}
-        tokens |= {f"{name} {context}": _writer(held[context]) for context in CONTEXTS[: None if model.grows else 1]}
+        models = {context: replace(model, context=context) if model.grows else model for context in CONTEXTS}
+        tokens |= {f"{name} {context}": _writer(models[context]) for context in CONTEXTS[: None if model.grows else 1]}
         found[name] = {
             "parameters": parameters(model),
             "state_bytes": state_bytes(model),
             "flops_per_token": flops_per_token(model, experiment.data.sequence),
             "step_bytes": _step_bytes(compiled),
             "contexts": list(CONTEXTS),
-            "states": [state_bytes(model) for model in held.values()],
+            "states": [state_bytes(model) for model in models.values()],
         }
     step = medians(steps, STEPS, "cost of steps")
     token = medians(tokens, TOKENS, "cost of tokens", blocks=BLOCKS)
@@ -61,8 +61,8 @@ def _step_bytes(compiled: jax.stages.Compiled) -> int | None:
     memory = compiled.memory_analysis()
     if memory is None:
         return None
-    held: int = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return held + memory.temp_size_in_bytes
+    total: int = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return total + memory.temp_size_in_bytes
 
 
 def _writer(model: ModelConfig) -> Callable[[], Any]:

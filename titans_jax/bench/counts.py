@@ -97,11 +97,11 @@ def chunk_flops(rule: Rule, chunk: int) -> float | None:
     if not plain or learner.window > 1 or learner.writes_per_token > 1:
         return None
     shapes = {name: w.shape for name, w in jax.eval_shape(network.init, jax.random.key(0)).items()}
-    whole = sum(math.prod(shape) for shape in shapes.values())
+    size = sum(math.prod(shape) for shape in shapes.values())
     first = sum(math.prod(shapes[name]) for name, axis in network.channels.items() if axis == "in")
     parts = 1 + learner.traces + retention.to_origin
     scores = 2 * chunk * sum(sum(shape) for shape in shapes.values())
-    return float(2 * whole + 2 * (whole - first) + 2 * whole * parts + scores + 2 * whole * (1 + learner.traces))
+    return float(2 * size + 2 * (size - first) + 2 * size * parts + scores + 2 * size * (1 + learner.traces))
 
 
 def matmul_flops(jaxpr: Any) -> int:

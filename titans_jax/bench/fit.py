@@ -1,4 +1,4 @@
-"""One short training from scratch, without checkpoints: what each row of a benchmark is made of."""
+"""One short training without checkpoints: each row of a comparison is one of these."""
 
 import dataclasses
 import functools
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax import Array
 
 from titans_jax import config as configs
@@ -24,11 +23,11 @@ from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
 from titans_jax.training import loop
 from titans_jax.training.placement import Placement
-from titans_jax.training.step import Definition, TrainState, begin, define, make_step, optimizer_of
+from titans_jax.training.step import Definition, TrainState, define, init_state, make_step, optimizer_of
 
 
 class Fit(NamedTuple):
-    """losses: of every step, the last one perhaps not finite. seconds: each step's; the first one compiles."""
+    """losses: of every step; only the last may be not finite. seconds: of every step; the first one compiles."""
 
     losses: list[float]
     seconds: list[float]
@@ -38,7 +37,7 @@ class Fit(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether every step's loss was a number."""
+        """Whether every loss is finite."""
         return math.isfinite(self.losses[-1])
 
     @property
@@ -48,7 +47,7 @@ class Fit(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A model, its optimizer and their step: compiled once for every seed and every peak rate."""
+    """A model, its optimizer and their step, compiled once for all seeds and peak rates."""
 
     definition: Definition
     optimizer: optax.GradientTransformation
@@ -56,15 +55,15 @@ class Program(NamedTuple):
 
     def start(self, experiment: Experiment, placement: Placement) -> TrainState:
         """The state before the first step."""
-        state = begin(self.definition, self.optimizer, placement, experiment.train.seed)
+        state = init_state(self.definition, self.optimizer, placement, experiment.train.seed)
         inner, rate = state.optimizer
         state = state._replace(optimizer=(inner, jnp.full_like(rate, experiment.optim.peak_rate)))
-        # Committed, as what a step returns is, or the second step would compile again.
+        # Committed to devices, as the state that a step returns is; otherwise the second step compiles again.
         return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))
 
 
 def program(experiment: Experiment) -> Program:
-    """The program that an experiment runs; experiments that differ in seed and peak rate share it."""
+    """The program of an experiment; experiments that differ only in seed and peak rate share it."""
     train = dataclasses.replace(experiment.train, seed=0)
     return _program(experiment.model, dataclasses.replace(experiment.optim, peak_rate=1.0), train)
 
@@ -93,7 +92,7 @@ def _program(model: ModelConfig, config: OptimConfig, train: TrainConfig) -> Pro
 
 
 def _rated(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The updates of a transformation built for peak rate 1 times a peak rate that its state holds: (inner, rate)."""
+    """Scale the updates of a transformation of peak rate 1 by the rate in its state, (inner, rate)."""
 
     def update(gradients: Any, state: tuple[Any, Array], params: Any) -> tuple[Any, Any]:
         updates, state_ = inner.update(gradients, state[0], params)
@@ -103,19 +102,16 @@ def _rated(inner: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def forget() -> None:
-    """Let go of every compiled program: a process that compiles one model after another would hold them all."""
+    """Drop every compiled program; otherwise a process that compiles many models keeps them all."""
     _program.cache_clear()
     jax.clear_caches()
 
 
-Look = Callable[[int, Any, Any], None]
+def fit(experiment: Experiment, bar: Progress, after_step: Callable[[int, Any, Any], None] | None = None) -> Fit:
+    """Train for train.steps steps, on the batches of `training.run`, or until a loss is not finite.
 
-
-def fit(experiment: Experiment, bar: Progress, look: Look | None = None) -> Fit:
-    """Train for train.steps steps, on the numbers that `training.run` would train on, or until a loss is not finite.
-
-    look: called with the step's number, the parameters and the step's metrics after each step whose loss is finite;
-    its time is not the step's. Raises ValueError and NotImplementedError for what cannot be trained.
+    after_step: called with the step's number, the parameters and the step's metrics if the loss is finite; its time is
+    not the step's. Raises ValueError and NotImplementedError for what cannot be trained.
     """
     placement = Placement.of(experiment.mesh)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
@@ -124,41 +120,41 @@ def fit(experiment: Experiment, bar: Progress, look: Look | None = None) -> Fit:
     parts, tokens = program(experiment), experiment.data.batch * experiment.data.sequence
     losses: list[float] = []
     seconds: list[float] = []
-    begun, seen = 0.0, {}
+    started, metrics = 0.0, {}
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
-        nonlocal begun
+        nonlocal started
         batch = placement.device_batch(batch, experiment.data)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         return parts.step(state, batch)
 
-    def record(n: int, found: Any) -> None:
-        nonlocal seen
-        losses.append(float(found["loss"]))
-        seconds.append(time.perf_counter() - begun)
+    def record(n: int, step_metrics: Any) -> None:
+        nonlocal metrics
+        losses.append(float(step_metrics["loss"]))
+        seconds.append(time.perf_counter() - started)
         bar.advance(1, tokens=tokens, loss=losses[-1])
-        seen = found
+        metrics = step_metrics
 
     def pause(n: int, state: TrainState, stopping: bool) -> None:
-        if look is not None and math.isfinite(losses[-1]):
-            look(n, state.params, seen)
+        if after_step is not None and math.isfinite(losses[-1]):
+            after_step(n, state.params, metrics)
 
     limited = itertools.islice(batches, experiment.train.steps)
     finite = itertools.takewhile(lambda _: not losses or math.isfinite(losses[-1]), limited)
     with placement.active():
         state = parts.start(experiment, placement)
-        # a pause after every step, so that the clock takes whole steps
+        # With a pause after every step, each step is timed alone.
         state = loop.train(step, state, finite, record=record, due=lambda n: True, pause=pause)
     return Fit(losses, seconds, tokens, parts.definition, state.params)
 
 
 def model_of(done: Fit) -> Any:
     """The trained model."""
-    return nnx.merge(done.definition.graphdef, done.params)
+    return done.definition.model(done.params)
 
 
 def held_out(experiment: Experiment, model: Any) -> Scores:
-    """What `score` says of train.eval_batches batches of held-out text."""
+    """The scores on train.eval_batches batches of held-out text."""
     placement = Placement.of(experiment.mesh)
     batches = data.held_out_batches(experiment.data, limit=experiment.train.eval_batches)
     lengths = data.load_tokenizer(experiment.data.tokenizer).byte_lengths

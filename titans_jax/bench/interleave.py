@@ -67,11 +67,11 @@ class Measured(NamedTuple):
         times_cpu is of CPU-seconds, times_wall of wall time, each of samples of the same round.
         """
         found = {}
-        for name, (over, under) in pairs.items():
-            row: Row = {"over": over, "under": under}
-            scale = (self.subjects[under].tokens or 1) / (self.subjects[over].tokens or 1)
+        for name, (first, second) in pairs.items():
+            row: Row = {"over": first, "under": second}
+            scale = (self.subjects[second].tokens or 1) / (self.subjects[first].tokens or 1)
             for clock in CLOCKS:
-                times = [scale * each[over][clock] / each[under][clock] for each in self.rounds]
+                times = [scale * each[first][clock] / each[second][clock] for each in self.rounds]
                 row |= spread(f"times_{clock}", times)
             found[name] = row
         return found

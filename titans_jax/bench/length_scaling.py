@@ -41,43 +41,44 @@ def training(length: int) -> Timer:
 
 
 def streaming(length: int) -> Timer:
-    """The memory over this many tokens in calls of BLOCK, with the state of the call before."""
+    """The memory over this many tokens in calls of BLOCK, each with the state of the call before."""
     rule, axes = presets.titans(SHAPE.dim), state_axes(0)
     made = miras(rule, chunk=CHUNK)
 
-    def one(state: Any, given: Any) -> Any:
-        return made.update(state, *given, valid=np.ones(BLOCK, bool))
+    def head(state: Any, tokens: Any) -> Any:
+        return made.update(state, *tokens, valid=np.ones(BLOCK, bool))
 
-    def step(state: Any, given: Any) -> Any:
-        y, state, _ = jax.vmap(one, (axes, 0), (0, axes, 0))(state, jax.tree.map(lambda x: x[0], given))
+    def step(state: Any, tokens: Any) -> Any:
+        y, state, _ = jax.vmap(head, (axes, 0), (0, axes, 0))(state, jax.tree.map(lambda x: x[0], tokens))
         return state, y
 
-    def state_at_start() -> Any:
+    @jax.jit
+    def initial_state() -> Any:
         states = jax.vmap(made.init, out_axes=axes)(memory.first_weights(rule, SHAPE.heads))
         return jax.tree.map(lambda x: x + 0, states)
 
-    first, given = jax.jit(state_at_start), memory.tokens(rule, SHAPE, BLOCK)
-    compiled = jax.jit(step, donate_argnums=0).lower(first(), given).compile()
+    tokens = memory.tokens(rule, SHAPE, BLOCK)
+    compiled = jax.jit(step, donate_argnums=0).lower(initial_state(), tokens).compile()
 
     def call() -> Any:
-        state = first()
+        state = initial_state()
         for _ in range(length // BLOCK):
-            state, y = compiled(state, given)
+            state, y = compiled(state, tokens)
             jax.block_until_ready(y)
         return state
 
     return _weighed(lambda: call, length)
 
 
-def _weighed(begin: Callable[[], Callable[[], Any]], length: int, **seen: Any) -> Timer:
-    """A timer of the call that `begin` makes, and the most memory that its inputs, results and temporaries took.
+def _weighed(make: Callable[[], Callable[[], Any]], length: int, **sizes: float) -> Timer:
+    """A timer of the call that `make` returns, and the most memory that its inputs, results and temporaries took.
 
     What was compiled before does not count.
     """
     before = reset_peak()
-    take = device_timer(begin())
-    held = {} if before is None else {"bytes_per_token": (peak_bytes() - before) / length}
-    return lambda: {**take(), **held, **seen}
+    take = device_timer(make())
+    found = sizes if before is None else {"bytes_per_token": (peak_bytes() - before) / length, **sizes}
+    return lambda: {**take(), **found}
 
 
 def measure(lengths: Sequence[int], count: int, rows: Rows) -> Report:

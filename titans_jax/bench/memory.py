@@ -76,8 +76,8 @@ def inputs(
     rule: Rule, shape: Shape, length: int, *, chunk: int = CHUNK, init: Init | None = None
 ) -> tuple[Weights, Tokens, Array]:
     """The arguments of `gradient`: weights, tokens, and a cotangent of ones."""
-    given = tokens(rule, shape, length, chunk=chunk)
-    return first_weights(rule, shape.heads, init), given, jnp.ones_like(given.q)
+    inputs = tokens(rule, shape, length, chunk=chunk)
+    return first_weights(rule, shape.heads, init), inputs, jnp.ones_like(inputs.q)
 
 
 def forward(memory: Memory, weights: Weights, tokens: Tokens) -> Array:
@@ -106,11 +106,11 @@ def subject(rule: str, shape: Shape, length: int, *, engine: str, backward: bool
     memory = miras(made, chunk=CHUNK, implementation=engine, matmul_dtype=matmul_dtype)
 
     def make() -> Timer:
-        weights, given = first_weights(made, shape.heads), tokens(made, shape, length)
+        weights, inputs = first_weights(made, shape.heads), tokens(made, shape, length)
         if backward:
-            cotangent = jax.random.normal(jax.random.key(2), given.q.shape)
-            return device_timer(functools.partial(gradient(memory), weights, given, cotangent))
-        return device_timer(functools.partial(jax.jit(functools.partial(forward, memory)), weights, given))
+            cotangent = jax.random.normal(jax.random.key(2), inputs.q.shape)
+            return device_timer(functools.partial(gradient(memory), weights, inputs, cotangent))
+        return device_timer(functools.partial(jax.jit(functools.partial(forward, memory)), weights, inputs))
 
     flops = chunk_flops(made, CHUNK) if engine == "chunked" else None
     facts = {"rule": rule, "heads": shape.heads, "head_dim": shape.dim, "engine": engine}
@@ -134,8 +134,8 @@ def subjects(
     engines: None is the one that `miras` picks for each rule. Raises ValueError for an unknown rule or engine, engines
     that serve none of the rules, and a length that is not a multiple of the chunk.
     """
-    _known("rule", rules, PRESETS)
-    _known("engine", engines or (), IMPLEMENTATIONS)
+    _check_names("rule", rules, PRESETS)
+    _check_names("engine", engines or (), IMPLEMENTATIONS)
     if length % CHUNK:
         raise ValueError(f"length: {length} tokens; it must be a multiple of the chunk, {CHUNK}")
     found = {
@@ -153,10 +153,10 @@ def subjects(
     return found
 
 
-def _known(what: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
+def _check_names(what: str, names: Sequence[str], allowed: Mapping[str, Any]) -> None:
     for name in names:
-        if name not in known:
-            raise ValueError(f"no {what} named {name!r}; known are {', '.join(known)}")
+        if name not in allowed:
+            raise ValueError(f"no {what} named {name!r}; known are {', '.join(allowed)}")
 
 
 def _serving(rule: str, engines: Sequence[str] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Models side by side on the same batches: their losses over seeds, what they cost, and what they write."""
+"""`compare`: models side by side on the same batches: their losses over seeds, their costs, and their samples."""
 
 import math
 import statistics
@@ -24,12 +24,12 @@ MODELS = {name: {"block": name} for name in ("lmm", "mac", "mag", "mal")} | {
     "transformer": {"block": "transformer", "attention": "full"},
     "sliding": {"block": "transformer", "attention": "sliding"},
 }
-"""What changes of the base's model; the config of another name lends its own model."""
+"""The changes of each to the base's model; any other name is a config, whose model is taken."""
 SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy")
-LOOKS = 10
-"""Looks at held-out text in one training."""
+EVALUATIONS = 10
+"""Evaluations on held-out text in one training."""
 PLACES = 16
-"""Parts of a sequence whose losses are told apart."""
+"""Parts of a sequence with a loss each."""
 
 
 def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str]) -> dict[str, Experiment]:
@@ -59,11 +59,11 @@ def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str
 def compare_models(
     experiments: Mapping[str, Experiment], changed: Mapping[str, str], rates: Sequence[float], seeds: int, rows: Rows
 ) -> dict[str, Row]:
-    """Tune, train, measure; what was found by name.
+    """Tune, train and measure; the numbers by name.
 
-    changed: of each model, what was changed to match it, for the table. Where there are several rates, each model
-    takes the one of least held-out loss on seed 0; all results are of seeds 1, 2, ..., at which every model reads the
-    same batches. Raises ValueError for what cannot be trained.
+    changed: by model, the change that matched it, for the table. With several rates each model takes the one of the
+    least held-out loss on seed 0. Results are of seeds 1, 2, ..., at which every model reads the same batches.
+    Raises ValueError for what cannot be trained.
     """
     found = {}
     steps = next(iter(experiments.values())).train.steps
@@ -78,14 +78,14 @@ def compare_models(
 
 
 def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
-    """One training: the scores at its end and along the way; a loss of None where they are not finite."""
+    """One training: its scores at the end and along the way; the loss is None if they are not finite."""
     curve: dict[str, list[float]] = {name: [] for name in ("step", *SCORES)}
     memory: dict[str, float] = {}
     places: list[float] = []
     definition = program(experiment).definition
-    every = max(1, experiment.train.steps // LOOKS)
+    every = max(1, experiment.train.steps // EVALUATIONS)
 
-    def look(step: int, params: Any, seen: Mapping[str, Any]) -> None:
+    def after_step(step: int, params: Any, step_metrics: Mapping[str, Any]) -> None:
         if step % every and step != experiment.train.steps:
             return
         found = held_out(experiment, definition.model(params))
@@ -94,10 +94,10 @@ def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
         if math.isfinite(scores["loss"]):
             for name, values in curve.items():
                 values.append(step if name == "step" else scores[name])
-        if seen["memory"] is not None:
-            memory.update({name: float(x.mean()) for name, x in seen["memory"]._asdict().items()})
+        if step_metrics["memory"] is not None:
+            memory.update({name: float(x.mean()) for name, x in step_metrics["memory"]._asdict().items()})
 
-    done = fit(experiment, bar, look)
+    done = fit(experiment, bar, after_step)
     if not done.finite or curve["step"][-1:] != [experiment.train.steps]:
         return {"loss": None, "curve": curve}
     model = definition.model(jax.device_put(jax.device_get(done.params), jax.local_devices()[0]))
@@ -111,17 +111,17 @@ def _summary(trained: Sequence[Row]) -> Row:
     summary: Row = {}
     for name in SCORES:
         summary |= over_seeds(name, [row.get(name) for row in trained])
-    looks = [row["memory"] for row in trained if row.get("memory")]
-    return summary | {"memory": {name: statistics.mean(look[name] for look in looks) for name in (looks or [{}])[0]}}
+    each = [row["memory"] for row in trained if row.get("memory")]
+    return summary | {"memory": {name: statistics.mean(row[name] for row in each) for name in (each or [{}])[0]}}
 
 
 def tables(found: Mapping[str, Row]) -> str:
     """Tables in markdown: how well the models predict, their costs, and the telemetry of their memories."""
     contexts = next(iter(found.values()))["contexts"]
     memories = {name: row["memory"] for name, row in found.items() if row["memory"]}
-    looks: Row = next(iter(memories.values()), {})
+    fields: Row = next(iter(memories.values()), {})
     speeds = _by_context("decode_tokens_per_second", contexts)
-    telemetry: list[Column] = [(name, lambda row, name=name: f"{row[name]:.4g}") for name in looks]  # type: ignore[misc]
+    telemetry: list[Column] = [(name, lambda row, name=name: f"{row[name]:.4g}") for name in fields]  # type: ignore[misc]
     parts: list[tuple[str, list[Column], Mapping[str, Row]]] = [
         ("Held-out text", QUALITY, found),
         ("Costs", COSTS, found),

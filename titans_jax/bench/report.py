@@ -26,10 +26,10 @@ class Rows:
         self.settings = json.loads(json.dumps(settings))
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
-            held = json.loads(self.path.read_text(encoding="utf-8"))
-            for path, old, new in changes(held["settings"], self.settings):
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            for path, old, new in changes(stored["settings"], self.settings):
                 raise ValueError(f"{folder} holds rows with {path} = {old}, not {new}; give another --output-dir")
-            self.rows = held["rows"]
+            self.rows = stored["rows"]
 
     def get(self, name: str, make: Callable[[], Row]) -> Row:
         """The row of this name; it is made and written if it is not there yet."""

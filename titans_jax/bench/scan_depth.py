@@ -1,6 +1,7 @@
 """`bench tnt`: TNT beside Titans, both with chunks of 16: the depth of their scans, and how fast they train."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -26,7 +27,7 @@ HEADS = {
 }
 
 
-def memories() -> dict[str, tuple[Memory, Callable[[jax.Array], Weights]]]:
+def memories() -> dict[str, tuple[Memory, Callable[[jax.Array], Any]]]:
     """By name: the memory, and a function from a key to its initial weights."""
     both = tnt(RULE, chunk=GLOBAL, local_chunks=(CHUNK,), shard=GLOBAL)
     return {
@@ -35,7 +36,7 @@ def memories() -> dict[str, tuple[Memory, Callable[[jax.Array], Weights]]]:
     }
 
 
-def inputs(init: Callable[[jax.Array], Weights], length: int) -> tuple[Weights, Tokens, jax.Array]:
+def inputs(init: Callable[[jax.Array], Any], length: int) -> tuple[Weights, Tokens, jax.Array]:
     """Initial weights, tokens and a cotangent."""
     return memory.inputs(RULE, SHAPE, length, chunk=CHUNK, init=init)
 

@@ -77,8 +77,8 @@ def _computations(program: str) -> dict[str, list[str]]:
     """The lines of each computation, by its name."""
     found: dict[str, list[str]] = {}
     for text in program.splitlines():
-        if begin := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", text):
-            found[begin[1]] = lines = []
+        if header := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", text):
+            found[header[1]] = lines = []
         elif text.startswith("  ") and found:
             lines.append(text)
     return found

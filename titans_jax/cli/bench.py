@@ -50,8 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     which = "rules, or config:NAME for a config (default: every rule, and hope, tnt, atlas where they are configs)"
     kind("--rules", type=names, metavar="A,B", help=which)
     kind = training_kind(bench_optimizers)
-    known = f"of {', '.join(OPTIMIZERS)} (default %(default)s)"
-    kind("--optimizers", type=names, default="adamw,muon,m3", metavar="A,B", help=known)
+    which = f"of {', '.join(OPTIMIZERS)} (default %(default)s)"
+    kind("--optimizers", type=names, default="adamw,muon,m3", metavar="A,B", help=which)
     kind("--rates", type=rates, default="1e-3,3e-3,1e-2,3e-2", help="the grid (default %(default)s)")
     kind("--seeds", type=positive, default=3, help="seeds at the best rate (default %(default)s)")
     kind = training_kind(bench_formal, "formal", 500)
@@ -106,8 +106,8 @@ def _numbers(default: tuple[int, ...], what: str) -> dict[str, Any]:
     def numbers(text: str) -> list[int]:
         return sorted({positive(number) for number in text.split(",")})
 
-    given = ",".join(map(str, default))
-    return {"type": numbers, "default": given, "metavar": "N,N", "help": f"{what} (default %(default)s)"}
+    text = ",".join(map(str, default))
+    return {"type": numbers, "default": text, "metavar": "N,N", "help": f"{what} (default %(default)s)"}
 
 
 def run(options: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ def with_reset(reset: Reset | None, here: Array, state: State) -> State:
     if reset is None:
         return state
     step, origin = state.step, state.origin
-    new, old = (each._replace(step=0, origin=None) for each in (reset.state, state))
+    new, old = (each._replace(step=jnp.int32(0), origin=None) for each in (reset.state, state))
     return select(here, new, old)._replace(step=step, origin=origin)
 
 

@@ -46,7 +46,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     if not resume:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     checkpoints = Checkpoints(folder / "checkpoints")
-    graphdef, arrays, optimizer = _begin(config, total)
+    graphdef, arrays, optimizer = _init(config, total)
     record: list[dict[str, Any]] = []
     start = 0
     if checkpoints.steps():
@@ -59,8 +59,8 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
 
     with stop_requested() as stop, metrics.progress(total, name, initial=start) as bar:
 
-        def log(n: int, seen: dict[str, Any]) -> None:
-            length, values = seen["length"], {name: float(seen[name]) for name in ("loss", "accuracy")}
+        def log(n: int, step_metrics: dict[str, Any]) -> None:
+            length, values = step_metrics["length"], {name: float(step_metrics[name]) for name in ("loss", "accuracy")}
             _check(n, "loss", values["loss"])
             bar.advance(1, tokens=length * config.batch, **values)
             record.append({"step": n, "split": "train", "length": length, **values})
@@ -109,7 +109,7 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
     config = configs.parse(NeedleConfig, checkpoints.meta(step)["config"], "needle")
-    graphdef, arrays, _ = _begin(config, 1, abstract=True)
+    graphdef, arrays, _ = _init(config, 1, abstract=True)
     params = checkpoints.restore({"params": arrays["params"]}, which=step)[0]["params"]
     return config, nnx.merge(graphdef, params), step
 
@@ -128,9 +128,9 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
     @jax.jit(donate_argnums=0)
     def step(arrays: dict[str, Any], tokens: Array, position: Array) -> tuple[dict[str, Any], tuple[Array, Array]]:
         params = arrays["params"]
-        seen, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, tokens, position)
+        outputs, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, tokens, position)
         updates, state = optimizer.update(gradients, arrays["optimizer"], params)
-        return {"params": optax.apply_updates(params, updates), "optimizer": state}, seen
+        return {"params": optax.apply_updates(params, updates), "optimizer": state}, outputs
 
     def advance(arrays: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays, (loss, accuracy) = step(arrays, batch.tokens, batch.position)
@@ -139,7 +139,7 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
     return advance
 
 
-def _begin(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:
+def _init(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:
     """The model's graph, its first arrays and its optimizer's (their shapes alone if abstract), the optimizer."""
     static = []
 

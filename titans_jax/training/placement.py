@@ -15,11 +15,11 @@ from titans_jax.data import DataConfig
 
 
 class Placement(NamedTuple):
-    """mesh: None on a single device. batch: for arrays [B, ...]. whole: for arrays that every device has."""
+    """mesh: None on a single device. batch: for arrays [B, ...]. replicated: for arrays that every device holds."""
 
     mesh: Mesh | None
     batch: Sharding
-    whole: Sharding
+    replicated: Sharding
 
     @classmethod
     def of(cls, spec: str) -> "Placement":
@@ -44,17 +44,17 @@ class Placement(NamedTuple):
 
     def params(self, axes: Any, abstract: Any) -> Any:
         """The sharding of every parameter, from its logical axes and its shape."""
-        return self.whole if self.mesh is None else sharding.param_shardings(axes, abstract, self.mesh)
+        return self.replicated if self.mesh is None else sharding.param_shardings(axes, abstract, self.mesh)
 
     def abstract_batch(self, config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
-        """What `device_batch` gives, as shapes: so the step can be compiled before the data are read."""
+        """The shapes of `device_batch`, to compile the step before the data are read."""
         shape = (config.batch, config.sequence)
         types = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.float32, "reset": jnp.bool}
         return {name: jax.ShapeDtypeStruct(shape, types[name], sharding=self.batch) for name in _names(config)}
 
-    def device_batch(self, local: Mapping[str, np.ndarray], config: DataConfig) -> dict[str, jax.Array]:
-        """This host's part of a training batch, in its place."""
-        return {name: jax.make_array_from_process_local_data(self.batch, local[name]) for name in _names(config)}
+    def device_batch(self, host_batch: Mapping[str, np.ndarray], config: DataConfig) -> dict[str, jax.Array]:
+        """A training batch on the devices, from this host's part of it."""
+        return {name: jax.make_array_from_process_local_data(self.batch, host_batch[name]) for name in _names(config)}
 
 
 def _names(config: DataConfig) -> tuple[str, ...]:

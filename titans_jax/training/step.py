@@ -1,4 +1,4 @@
-"""One training step as a pure function: gradient, update, and what there is to look at."""
+"""One training step as a pure function: gradient, update and metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -75,11 +75,11 @@ def optimizer_of(model: ModelConfig, config: optim.OptimConfig, steps: int) -> o
     return optim.loss_scaled(optimizer) if model.dtype == "float16" else optimizer
 
 
-def begin(
+def init_state(
     definition: Definition, optimizer: optax.GradientTransformation, placement: Placement, seed: int
 ) -> TrainState:
-    """The state before the first step, in its place; to be called where the placement is active."""
-    key = jax.device_put(jax.random.key(seed), placement.whole)
+    """The state before the first step, on its devices. Call it where the placement is active."""
+    key = jax.device_put(jax.random.key(seed), placement.replicated)
     where = placement.params(definition.axes, jax.eval_shape(definition.init, key))
     params = jax.jit(definition.init, out_shardings=where)(key)
     return TrainState(params, jax.jit(optimizer.init)(params), key)

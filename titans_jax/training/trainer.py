@@ -26,7 +26,7 @@ from titans_jax.training import loop
 from titans_jax.training.errors import Diverged, Stopped, memory_advice, stop_requested
 from titans_jax.training.placement import Placement
 from titans_jax.training.report import finish
-from titans_jax.training.step import TrainState, begin, define, make_step, optimizer_of
+from titans_jax.training.step import TrainState, define, init_state, make_step, optimizer_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
     optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
     start = 0
     with placement.active():
-        state = begin(model, optimizer, placement, experiment.train.seed)
+        state = init_state(model, optimizer, placement, experiment.train.seed)
         if going_on:
             arrays, _, start = checkpoints.restore(state._asdict(), data=batches)
             state = TrainState(**arrays)
@@ -137,16 +137,18 @@ def _train(
     session: Session, state: TrainState, start: int, stop: threading.Event
 ) -> tuple[TrainState, dict[str, Any], float]:
     """Steps start + 1 to the last; the state, the last evaluation, and the seconds that compiling took."""
-    train, config, place = session.experiment.train, session.experiment.data, session.placement
-    begun = time.perf_counter()
-    step = make_step(session.graphdef, session.optimizer, train).lower(state, place.abstract_batch(config)).compile()
-    compile_seconds = time.perf_counter() - begun
+    train, config, placement = session.experiment.train, session.experiment.data, session.placement
+    started = time.perf_counter()
+    step = (
+        make_step(session.graphdef, session.optimizer, train).lower(state, placement.abstract_batch(config)).compile()
+    )
+    compile_seconds = time.perf_counter() - started
     _announce(session, state, start, compile_seconds)
     evaluation: dict[str, Any] = {}
 
-    def advance(state: TrainState, local: Mapping[str, np.ndarray]) -> tuple[TrainState, dict[str, Any]]:
-        state, seen = step(state, place.device_batch(local, config))
-        return state, seen | {"tokens_a_byte": _tokens_a_byte(local, session.tokenizer)}
+    def advance(state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, dict[str, Any]]:
+        state, step_metrics = step(state, placement.device_batch(batch, config))
+        return state, step_metrics | {"tokens_a_byte": _tokens_a_byte(batch, session.tokenizer)}
 
     def evaluating(n: int) -> bool:
         return n % train.eval_every == 0 or n == train.steps
@@ -228,8 +230,8 @@ def _require_finite(n: int, values: Mapping[str, Any], memory: Any, session: Ses
     if not wrong:
         return
     bad = [name for name, value in metrics.telemetry(memory).items() if not np.isfinite(value)]
-    inside = f"; the first of the memory's numbers that is not is {bad[0]}" if bad else ""
-    raise _diverged(n, f"{' and '.join(wrong)} not finite{inside}", session)
+    where = f"; the first of the memory's numbers that is not is {bad[0]}" if bad else ""
+    raise _diverged(n, f"{' and '.join(wrong)} not finite{where}", session)
 
 
 def _diverged(n: int, why: str, session: Session) -> Diverged:
