@@ -13,7 +13,7 @@ import pytest
 from tests.compiling import QUICK
 from tests.jaxprs import equations
 from tests.laws import MEMBERS, RULES, close, in_fast_lane, same
-from tests.memory.situations import CHUNK, Case, fixed_weights, row, situations
+from tests.memory.situations import CHUNK, Case, absolute, fixed_weights, row, situations
 from titans_jax.memory import PRESETS, Gates, Reset, State, miras
 from titans_jax.memory.stream import GROUP
 
@@ -69,11 +69,10 @@ RESETS = [*ENGINES, ("titans_to_origin", "chunked")]
 def test_reset_replaces_the_memory_where_a_chunk_begins(name: str, implementation: str, aligned: bool) -> None:
     """The same as two separate runs; a mask inside a chunk, or on a row that is no token, does nothing.
 
-    The origin is that of the stream, before and after.
+    It then has the reset state's weights, and goes on to forget towards the stream's own origin.
     """
     run = update(name, implementation)
     case, fresh = row(situations(BY_NAME[name], tokens=16), 5), row(situations(BY_NAME[name], seed=1), 0).state
-    fresh = on_origin(fresh, case.state.origin)
     first = 2 if aligned else 0  # rows of chunks begin at 2, 6, 10 of the call, or at 4, 8, 12 of the grid
     mask = np.zeros(16, bool)
     mask[[first + 5, first + 6, first + 7]] = True
@@ -83,14 +82,16 @@ def test_reset_replaces_the_memory_where_a_chunk_begins(name: str, implementatio
     y, end, _ = jax.device_get(run(state, *case[1:], reset=Reset(mask, fresh), **valid))
     stop = 14 if aligned else 16
     before, _, _ = run(state, *tokens(case, first, first + 6))
-    after, want, _ = run(fresh, *tokens(case, first + 6, stop))
+    after, want, _ = run(on_origin(fresh, case.state.origin), *tokens(case, first + 6, stop))
     want = want._replace(step=np.int32(6 + stop - first))  # the count of tokens goes on
     close((y[first:stop], end), (np.concatenate([before, after]), jax.device_get(want)), 1e-12)
 
 
 def on_origin(state: State, origin: Any) -> State:
-    """A state at a chunk's start, with the same dual relative to another origin."""
-    return state if origin is None else state._replace(origin=origin, anchor=jax.tree.map(np.add, origin, state.dual))
+    """A state with the same weights, whose dual is relative to another origin."""
+    if origin is None:
+        return state
+    return state._replace(dual=jax.tree.map(np.subtract, absolute(state), origin), origin=origin)
 
 
 @pytest.mark.parametrize("name", [pytest.param("titans", marks=pytest.mark.slow), "gated_deltanet"])

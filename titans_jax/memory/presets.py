@@ -173,31 +173,12 @@ def lact(dim: int, expansion: int = 4) -> Rule:
     return Rule(architecture.swiglu(dim, expansion), bias.dot(), retention.renormalised(), learner.large_chunk())
 
 
+# fmt: off
 ROWS = (
-    titans,
-    titans_linear,
-    linear_attention,
-    swla,
-    dla,
-    hgrn2,
-    mesa,
-    deltanet,
-    gated_deltanet,
-    deltaproduct,
-    longhorn,
-    dgd_linear,
-    dgd,
-    ttt_linear,
-    ttt_mlp,
-    moneta,
-    yaad,
-    memora,
-    omeganet,
-    atlas,
-    deep_transformer,
-    dot,
-    lact,
+    titans, titans_linear, linear_attention, swla, dla, hgrn2, mesa, deltanet, gated_deltanet, deltaproduct, longhorn,
+    dgd_linear, dgd, ttt_linear, ttt_mlp, moneta, yaad, memora, omeganet, atlas, deep_transformer, dot, lact,
 )
+# fmt: on
 
 
 class GateStyle(NamedTuple):

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from titans_jax.memory.chunk_end import chunk_start
 from titans_jax.memory.engine import Engine
-from titans_jax.memory.types import Reset, Rule, State, Weights, select
+from titans_jax.memory.types import Reset, Rule, State, Weights, from_origin, select
 
 Valid = Array | np.ndarray
 
@@ -85,6 +85,9 @@ def with_reset(reset: Reset | None, here: Array, state: State) -> State:
     if reset is None:
         return state
     step, origin = state.step, state.origin
+    if origin is not None:  # the weights of the reset state, relative to the stream's origin
+        dual = jax.tree.map(jnp.subtract, from_origin(reset.state), origin)
+        reset = reset._replace(state=reset.state._replace(dual=dual))
     new, old = (each._replace(step=jnp.int32(0), origin=None) for each in (reset.state, state))
     return select(here, new, old)._replace(step=step, origin=origin)
 
