@@ -26,6 +26,7 @@ from tests.nn.members import (
     name_of,
     subject,
 )
+from tests.tolerance import close
 from titans_jax.loss import cross_entropy
 from titans_jax.nn import ModelConfig
 
@@ -84,15 +85,6 @@ def in_pieces(model: Subject, text: np.ndarray, sizes: list[int]) -> tuple[np.nd
         logits, state, _ = model.call(piece, state)
         parts.append(logits)
     return np.concatenate(parts, 1), jax.device_get(state)
-
-
-def close(got: Any, want: Any, tolerance: float) -> None:
-    """Every entry finite and within tolerance x (1 + the array's largest)."""
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        assert np.isfinite(x).all() and np.isfinite(y).all(), jax.tree_util.keystr(path)
-        off = np.abs(x - y).max(initial=0) / (1 + np.abs(y).max(initial=0))
-        assert off <= tolerance, f"{jax.tree_util.keystr(path)} is off by {off}"
 
 
 def same(got: Any, want: Any) -> None:
