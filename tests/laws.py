@@ -243,12 +243,12 @@ def nothing_written(member: Member, implementation: str) -> None:
     """8: rate 0 and keep 1 leave the dual as it was, whatever the momentum, and y is what `read` says."""
     memory = miras(member.rule, chunk=CHUNK, implementation=implementation)
     case = situations(member)
-    rate, keep = np.zeros_like(case.gates.rate), np.ones_like(case.gates.keep)
-    state = jax.vmap(memory.init)(in_range(member, case.state.dual))
-    case = Case(state, *case[1:4], Gates(rate, case.gates.momentum, keep))
-    y, after, _, _ = results(member, implementation, case)
+    fresh = jax.jit(jax.vmap(lambda dual: memory.init(member.rule.retention.link(dual))), compiler_options=QUICK)
+    state = jax.device_get(fresh(case.state.dual))
+    gates = case.gates._replace(rate=np.zeros_like(case.gates.rate), keep=np.ones_like(case.gates.keep))
+    y, after, _, _ = results(member, implementation, case._replace(state=state, gates=gates))
     same(after.dual, state.dual)
-    close(y, jax.vmap(memory.read)(state, case.q), 1e-12)
+    close(y, jax.jit(jax.vmap(memory.read), compiler_options=QUICK)(state, case.q), 1e-12)
 
 
 def constant_state(member: Member, implementation: str) -> None:
