@@ -1,12 +1,22 @@
 """What every test shares: the platform, and other Python processes with as many devices as a test asks for."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: an installed libtpu would search for a TPU
+# Before jax is imported. An installed libtpu would search for a TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time goes into compiling: xdist's workers, and the processes that tests start, inherit one cache.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="titans-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
@@ -20,8 +30,9 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist's `--dist loadgroup`, a member's tests, or a file's, run in one process and share its programs.
 
-    Slow ones that compile in processes of their own share nothing, and go last, to whichever worker is free.
+    Slow ones that run in processes of their own share nothing and take longest: each is a group, and they go first.
     """
+    alone = set()
     for item in items:
         given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         member = given.get("member")
@@ -29,7 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
         if item.get_closest_marker("slow") and {"run_python", "run_notebook"} & set(fixtures):
             shared = item.nodeid
+            alone.add(item.nodeid)
         item.add_marker(pytest.mark.xdist_group(shared))
+    items.sort(key=lambda item: item.nodeid not in alone)
 
 
 @pytest.fixture(autouse=True)
@@ -49,30 +62,22 @@ def in_a_hurry() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compilation_cache")
-
-
 @pytest.fixture
-def run_python(tmp_path: Path, compilation_cache: Path) -> RunPython:
-    """run_python(*arguments, devices=1, code=0, cache=True): a Python process of its own, in tmp_path.
+def run_python(tmp_path: Path) -> RunPython:
+    """run_python(*arguments, devices=1, code=0): a Python process of its own, in tmp_path.
 
     The number of CPU devices is fixed when jax is imported, so whatever needs several of them runs here, as in
     `run_python("-c", source, devices=8)`; `run_python(ROOT / "train.py", "tiny", ...)` is a user's command line.
-    Asserts the exit code and returns the CompletedProcess with its text. Processes of one session share compiled
-    programs; cache=False compiles anew.
+    Asserts the exit code and returns the CompletedProcess with its text.
     """
 
     def run(
-        *arguments: object, devices: int = 1, code: int = 0, cache: bool = True, timeout: float = 600
+        *arguments: object, devices: int = 1, code: int = 0, timeout: float = 600
     ) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip(),
         }
-        if cache:
-            environment["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache)
         command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(
             command,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import QUICK
 from titans_jax import interop
 from titans_jax.bench.torch_peer import neural_memory
 
@@ -68,7 +69,8 @@ def jax_values(state, x, chunk):
         y = outputs(weights, x, chunk)
         return jnp.sum(y**2), y
 
-    (by_weights, by_x), y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(weights, x.astype(weights.query.dtype))
+    gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), compiler_options=QUICK)
+    (by_weights, by_x), y = gradient(weights, x.astype(weights.query.dtype))
     return np.asarray(y), np.asarray(by_x), interop.to_titans_pytorch(by_weights)
 
 
@@ -344,7 +346,8 @@ def variant_values(name, dtype):
         return jnp.sum(y**2), y
 
     x = variant_inputs().astype(dtype)
-    (by_weights, by_x), y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variant_weights(name, dtype), x)
+    gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), compiler_options=QUICK)
+    (by_weights, by_x), y = gradient(variant_weights(name, dtype), x)
     by_weights = interop.to_titans_pytorch(by_weights, activation=VARIANTS[name].activation)
     return np.asarray(y), np.asarray(by_x), by_weights
 
@@ -395,10 +398,8 @@ def torch_variant(name, dtype):
 
 @pytest.mark.slow
 @every_variant
-def test_torch_variants_in_float64_and_float32(name):
+def test_torch_variants_in_float64(name):
     there = torch_values(torch_variant(name, np.float64), variant_inputs())
     np.testing.assert_allclose(there[0][0, -1], GIVEN[name], rtol=1e-9)
     with jax.enable_x64(True):
         assert_same_values(variant_values(name, np.float64), there, 1e-11, 1e-9)
-    there = torch_values(torch_variant(name, np.float32), variant_inputs())
-    assert_same_values(variant_values(name, np.float32), there, 1e-5, 1e-4)

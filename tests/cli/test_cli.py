@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 
 from titans_jax import cli, config, training
@@ -18,14 +17,10 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compilation_cache):
-    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     assert cli.main(["train", "tiny", *SMALL, "--output-dir", str(folder)]) == 0
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
+    return folder
 
 
 def test_train_py_lists_the_configs(run_python):

@@ -4,7 +4,6 @@ import io
 import json
 import signal
 
-import jax
 import pytest
 
 from titans_jax import cli, metrics
@@ -25,17 +24,8 @@ def text(tmp_path):
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cached(compilation_cache):
-    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cached):
+def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stream")
     path = folder / "text.txt"
     path.write_text(TEXT)

@@ -60,17 +60,17 @@ def check(run_python, meshes, row, *, optimizer="adamw", resets=False, **changes
 
 @pytest.mark.slow
 def test_twenty_losses_of_a_mac_are_those_of_one_device(run_python):
-    check(run_python, MESHES[1:], dict(block="mac", persistent=3), optimizer="muon", depth=1, heads=2)
+    check(run_python, MESHES[1:2], dict(block="mac", persistent=3), optimizer="muon", depth=1, heads=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["mac", "mag", "lmm", "transformer", "transformer,mac"])  # mal stands below
+@pytest.mark.parametrize("block", ["mac", "lmm", "transformer"])  # mal and mag stand below
 def test_every_block_with_every_residual(run_python, block):
     residual = {"lmm": "weight", "transformer": "value"}.get(block, "both")
     row = dict(block=block, residual=residual, positions="learned", persistent=3)
-    meshes = MESHES if block == "mac" else MESHES[2:]
+    meshes = MESHES if block == "transformer" else MESHES[2:]  # a mesh costs a compilation: the cheap block has all
     depth = {"lmm": 5, "transformer": 5}.get(block, 2)  # so many are scanned
-    check(run_python, meshes, row, optimizer="sgd", resets=block in ("mac", "mag"), heads=2, depth=depth)
+    check(run_python, meshes, row, optimizer="sgd", resets=block == "mac", heads=2, depth=depth)
 
 
 @pytest.mark.slow

@@ -38,14 +38,10 @@ OPTIONS += [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, compilation_cache):
-    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("needle") / "run"
     assert cli.main(["needle", "run", *OPTIONS, "--out", str(folder)]) == 0
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
+    return folder
 
 
 def test_an_epoch_reads_every_sample_once_without_padding():

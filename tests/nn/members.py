@@ -20,7 +20,12 @@ from titans_jax.nn import LM, CMSConfig, LMState, MemoryConfig, ModelConfig
 BATCH, TOKENS, SEGMENT, VOCAB = 2, 40, 8, 32
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "block": ("mac", "mag", "mal", "lmm", "transformer", "transformer,mac"),
-    "rule": (None, "titans", "deltanet", "ttt_mlp", "titans_linear", "gated_deltanet"),
+    "rule": (
+        None,
+        "titans",
+        "gated_deltanet",
+        "ttt_mlp",
+    ),  # momentum, fresh gradients, an average
     "residual": ("both", "value", "weight", "none"),
     "positions": ("rope", "axial", "learned", "none"),
     "attention": (None, "sliding", "segmented", "full"),
@@ -144,7 +149,7 @@ def allowed(pair: Pair) -> bool:
             return False
         if (block == "transformer" and weight) or (block == "lmm" and (value or row.get("positions") == "rope")):
             return False
-    if weight and "rule" in row and rule not in ("titans", "titans_linear", "ttt_mlp"):
+    if weight and "rule" in row and rule not in ("titans", "ttt_mlp"):
         return False
     memory = [row[key] is None for key in ("rule", "channel_keep", "conv", "chunk") if key in row]
     return len(set(memory)) < 2

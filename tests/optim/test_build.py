@@ -58,9 +58,9 @@ def test_schedule_values(schedule):
     config = OptimConfig(peak_rate=2.0, schedule=schedule, warmup=4, final_fraction=0.1, decay_fraction=0.25)
     rate = learning_rate(config, steps=24)
     wanted = {0: 0.4, 1: 0.8, 2: 1.2, 3: 1.6, 4: 2.0} | BY_HAND[schedule]
-    np.testing.assert_allclose([rate(t) for t in wanted], list(wanted.values()), rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(rate)(jnp.array(list(wanted))), list(wanted.values()), rtol=1e-6)
-    np.testing.assert_allclose(rate(1000), rate(24) if schedule != "rsqrt" else 2 * math.sqrt(4 / 1000), rtol=1e-6)
+    np.testing.assert_allclose([rate(t) for t in wanted], list(wanted.values()), rtol=3e-6)
+    np.testing.assert_allclose(jax.vmap(rate)(jnp.array(list(wanted))), list(wanted.values()), rtol=3e-6)
+    np.testing.assert_allclose(rate(1000), rate(24) if schedule != "rsqrt" else 2 * math.sqrt(4 / 1000), rtol=3e-6)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -192,7 +192,7 @@ def test_muon_orthogonalises_each_layer_of_a_stack_alone():
     [after] = run(config, params, [gradient], steps=1)
     larger = jax.tree.map(lambda g: g.at[1].multiply(7.0), gradient)
     [again] = run(config, params, [larger], steps=1)
-    np.testing.assert_allclose(after["layers"]["kernel"], again["layers"]["kernel"], rtol=1e-4)
+    np.testing.assert_allclose(after["layers"]["kernel"], again["layers"]["kernel"], atol=1e-6)
     singular = np.linalg.svd(after["layers"]["kernel"], compute_uv=False) / (0.1 * 0.2 * math.sqrt(6))
     assert np.all((singular > 0.6) & (singular < 1.3))
     np.testing.assert_allclose(np.abs(after["gate"]["bias"]), 0.1, rtol=1e-5)

@@ -56,7 +56,7 @@ def test_twenty_steps_in_float16_are_nearly_those_in_float32(block):
             half, whole = (fit(experiment(dtype, block, seed), bar).losses for dtype in ("float16", "float32"))
         gaps.append(np.abs(np.subtract(half, whole)))
         assert whole[-1] < whole[0] - 1
-    assert 0 < np.mean(gaps) < 0.008, np.round(gaps, 4)  # MAC: 0.0054, and 0.0061 with sums in another order
+    assert 0 < np.mean(gaps) < 0.008, np.round(gaps, 4)  # of ten seeds, any three have at most 0.001
 
 
 @pytest.mark.slow

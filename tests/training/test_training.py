@@ -52,15 +52,6 @@ sys.exit(training.command(sys.argv[3:], prog="train.py"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(compilation_cache):
-    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 def experiment(folder: Path, **train) -> Experiment:
     return Experiment(
         name="small",
@@ -78,8 +69,7 @@ def losses(folder: Path) -> list[tuple[int, str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["transformer", "lmm"])
-def test_a_run_killed_twice_logs_the_losses_of_one_that_was_not(run_python, tmp_path, monkeypatch, block):
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+def test_a_run_killed_twice_logs_the_losses_of_one_that_was_not(run_python, tmp_path, block):
     options = OPTIONS | {"--model.block": block, "--model.memory.heads": 1, "--model.memory.chunk": 8}
     arguments = ["tiny", *(str(part) for pair in options.items() for part in pair), "--output-dir"]
     run_python(ROOT / "train.py", *arguments, "whole")
