@@ -17,8 +17,8 @@ MEMORY = ROOT / "titans_jax" / "memory"
 PATH = {
     "presets.titans": "learner.momentum(",  # four parts, of which the learner makes the step
     "learner.momentum": "gates.momentum * S - gates.rate * g",  # Titans Eq 14
-    "api.miras": "_engine(",  # a rule and a chunk length become a memory
-    "api._engine": "IMPLEMENTATIONS[",
+    "api.miras": "engines(",  # a rule and a chunk length become a memory
+    "api.engines": "IMPLEMENTATIONS[",
     "recurrent.recurrent": "learner.step",  # token by token: the gradient, the learner's step, the read
 }
 BUDGETS = {

@@ -11,7 +11,7 @@ from titans_jax.memory.chunked import chunked
 from titans_jax.memory.engine import Engine, Tokens
 from titans_jax.memory.matmul import MATMULS
 from titans_jax.memory.recurrent import recurrent
-from titans_jax.memory.stream import Stream, Valid, by_length, one_token, streaming
+from titans_jax.memory.stream import Stream, Valid, streaming
 from titans_jax.memory.triangular import delta, exact
 from titans_jax.memory.types import (
     Gates,
@@ -57,15 +57,8 @@ def miras(
         those of the "chunk_start".
 
     Returns:
-      Memory(init, read, update) for one sequence and one head. Arithmetic is float32 (float64 if the inputs are)
-      whatever the inputs' dtype; y has the dtype of q.
-      update(state, q, k, v, gates, *, valid, reset, residual) takes q, k, v [T, D] and Gates of [T], and
-        valid: None for T tokens at any offset; or [T] bool for rows that lie on the grid of chunks already (T a
-          multiple of chunk, the first token in row state.step % chunk, valid rows together). A numpy mask is known
-          while tracing: `np.ones(T, bool)` is a call of whole chunks.
-        reset: None, or a `Reset`: where the memory is replaced by another state.
-        residual: None, or weights [chunks, in, out] that are added where each chunk's gradients are taken: as many as
-          the call's grid has, T // chunk with `valid`, else `stream.grid_of(T, chunk, state.step).chunks`.
+      A `Memory` for one sequence and one head. Arithmetic is float32 (float64 if the inputs are) whatever the inputs'
+      dtype; y has the dtype of q.
 
     Raises:
       ValueError: a chunk below 1 or longer than the learner serves, a clip not above 0, an unknown implementation or
@@ -86,7 +79,7 @@ def miras(
     learner, rows = rule.learner, chunk * rule.learner.writes_per_token
     _check_rule(rule, chunk, clip)
     many, single = engines(rule, rows, implementation, clip, matmul_dtype, read_at)
-    run = by_length(streaming(rule, many, rows), one_token(rule, single, rows) if single else None)
+    run = streaming(rule, many, single, rows)
     if learner.writes_per_token > 1:
         run = _several_writes(run, learner.writes_per_token)
 

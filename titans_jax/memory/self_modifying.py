@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from titans_jax.memory.api import engines, miras, prepared
 from titans_jax.memory.engine import Engine, Tokens
-from titans_jax.memory.stream import by_length, one_token, streaming
+from titans_jax.memory.stream import streaming
 from titans_jax.memory.types import Gates, Info, Reset, Rule, State, Weights, dense, state_axes
 
 MEMORIES = ("key", "value", "rate", "keep", "memory")
@@ -108,7 +108,7 @@ def self_modifying(
     ) -> tuple[Array, State, tuple[Info, Gates]]:
         many, single = (None if engine is None else writing(engine, readout) for engine in inner)
         assert many is not None
-        run = by_length(streaming(rule, many, chunk), one_token(rule, single, chunk) if single else None)
+        run = streaming(rule, many, single, chunk)
         dtype = jax.tree.leaves(state.dual)[0].dtype
         tokens = tuple(leaf.astype(dtype) for leaf in (q, x, momentum))
         (y, observed), state, _ = run(state, tokens, None, reset, None)

@@ -119,65 +119,45 @@ Stream = Callable[[State, Any, Valid | None, Reset | None, Weights | None], tupl
 """(state, tokens [T, ...], valid, reset, residual) -> what the engine returns [T, ...], state, anchors."""
 
 
-def one_token(rule: Rule, engine: Engine, chunk: int) -> Stream:
-    """One token by the recurrent engine, which needs no grid."""
-
-    def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
-        state = state._replace(step=jnp.asarray(state.step))
-        if reset is not None:
-            state = with_reset(reset, reset.mask[0] & (state.step % chunk == 0), state)
-        anchors, shift = None, None
-        if residual is not None:
-            anchors = jax.tree.map(lambda w: w[None], rule.retention.link(state.anchor))
-            shift = jax.tree.map(lambda r: r[0], residual)
-        state, out = engine.chunk_step(state, tokens, None, shift, None)
-        return out, state, anchors
-
-    return update
-
-
-def by_length(many: Stream, single: Stream | None) -> Stream:
-    """`single` for a call of one token, where there is one, else `many`."""
-
-    def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
-        one = len(jax.tree.leaves(tokens)[0]) == 1 and valid is None
-        return (single if single and one else many)(state, tokens, valid, reset, residual)
-
-    return update
-
-
-def streaming(rule: Rule, engine: Engine, chunk: int) -> Stream:
+def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> Stream:
     """Any number of tokens: a scan over the chunks of their grid, each recomputed in the backward pass.
 
-    With `valid` [T], the rows lie on the grid already.
+    With `valid` [T], the rows lie on the grid already. One token goes to `single`, where there is one, and needs no
+    grid.
     """
 
     def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
-        T = len(jax.tree.leaves(tokens)[0])
-        grid = grid_of(T, chunk, state.step) if valid is None else Grid(T, chunk)
-        valid = grid.valid if valid is None else valid.reshape(-1, chunk)
+        T, engine = len(jax.tree.leaves(tokens)[0]), many
+        if single is not None and valid is None and T == rule.learner.writes_per_token:
+            engine, grid, valid, at_start = single, Grid(T, T), np.ones((1, T), bool), False
+        elif valid is None:
+            grid = grid_of(T, chunk, state.step)
+            valid = grid.valid
+            at_start = all_valid(valid)
+        else:
+            grid, valid = Grid(T, chunk), valid.reshape(-1, chunk)
+            at_start = all_valid(valid)
         for name, shift in (residual or {}).items():
             if len(shift) != grid.chunks:
                 raise ValueError(f"residual[{name!r}]: {len(shift)} chunks; the call of {T} rows has {grid.chunks}")
-        aligned, mask = all_valid(valid), None if reset is None else reset.mask
         touched = isinstance(valid, np.ndarray) and bool(valid.any(1).all())
-        origin = state.origin
+        rows, origin = None if all_valid(valid) else jnp.asarray(valid), state.origin
         state = state._replace(step=jnp.asarray(state.step))
 
         def carried(state: State) -> State:
             """Drop fields that are constant or can be rebuilt at a chunk start."""
             state = state._replace(origin=None)
-            return state._replace(anchor={}, weights=None) if aligned else state
+            return state._replace(anchor={}, weights=None) if at_start else state
 
         def rebuilt(state: State) -> State:
             state = state._replace(origin=origin)
-            return chunk_start(rule, state) if aligned else state
+            return chunk_start(rule, state) if at_start else state
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:
             (tokens, mask, valid, shift), plan = xs
             state = rebuilt(state)
             if reset is not None:
-                state = with_reset(reset, mask[0] if aligned else mask[0] & valid[0], state)
+                state = with_reset(reset, mask[0] & (state.step % chunk == 0), state)
             anchors = None if residual is None else rule.retention.link(state.anchor)
 
             def write(state: State) -> tuple[State, Any]:
@@ -198,9 +178,8 @@ def streaming(rule: Rule, engine: Engine, chunk: int) -> Stream:
             state, out = body(state, jax.tree.map(lambda x: x[0], (xs, plan)))
             return state, jax.tree.map(lambda x: x[None], out)
 
-        tokens, mask = jax.tree.map(grid.split, (tokens, mask))
-        xs = tokens, mask, None if aligned else jnp.asarray(valid), residual
-        state, (out, anchors) = in_groups(run, carried(state), xs)
+        tokens, mask = jax.tree.map(grid.split, (tokens, None if reset is None else reset.mask))
+        state, (out, anchors) = in_groups(run, carried(state), (tokens, mask, rows, residual))
         return jax.tree.map(grid.join, out), rebuilt(state), anchors
 
     return update

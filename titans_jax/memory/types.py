@@ -208,7 +208,13 @@ class Memory(NamedTuple):
     """Three pure functions for one sequence and one head; batch and heads by `jax.vmap`.
 
     init: weights -> State. read: (State, q[T, D]) -> y[T, D], without a write.
-    update: (State, q[T, D], k[T, D], v[T, D], Gates) -> y[T, D], State, Info, for any T and any split; see `miras`.
+    update: (State, q[T, D], k[T, D], v[T, D], Gates, *, valid, reset, residual) -> y[T, D], State, Info, where
+      valid: None for T tokens at any offset; or [T] bool for rows that lie on the grid of chunks already (T a multiple
+        of the chunk, the first token in row state.step % chunk, valid rows together). A numpy mask is known while
+        tracing: `np.ones(T, bool)` is a call of whole chunks.
+      reset: None, or a `Reset`.
+      residual: None, or weights [chunks, in, out] that are added where each chunk's gradients are taken: as many as
+        the call's grid has, T // chunk with `valid`, else `stream.grid_of(T, chunk, state.step).chunks`.
     """
 
     init: Callable[[Any], Any]
