@@ -1,4 +1,4 @@
-"""The clock of every measurement: CPU-seconds of the process and wall seconds, of one call. Knows no other library."""
+"""The clock of every measurement: CPU-seconds of the process and wall seconds of a call. Imports no other library."""
 
 import math
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 LEAST = 0.2
-"""Seconds that a sample lasts at least, where one call is shorter."""
+"""The shortest sample in seconds: shorter calls are repeated."""
 
 
 class Sample(NamedTuple):
@@ -18,11 +18,11 @@ class Sample(NamedTuple):
 
 
 Timer = Callable[[], Mapping[str, Any]]
-"""Takes one sample: {"cpu", "wall"}, and perhaps more that was seen."""
+"""Takes one sample: {"cpu", "wall"} and perhaps other fields."""
 
 
 def sample(call: Callable[[], Any], times: int = 1) -> Sample:
-    """The mean over so many calls, one after another."""
+    """The mean over `times` calls in a row."""
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(times):
         call()
@@ -30,12 +30,12 @@ def sample(call: Callable[[], Any], times: int = 1) -> Sample:
 
 
 def timer(call: Callable[[], Any]) -> Timer:
-    """A timer of a call that returns when its work is done: called twice here, so that what compiles has compiled."""
+    """A timer of a call that returns when its work is done. It is called twice here, so that it has compiled."""
     call()
     times = math.ceil(LEAST / max(sample(call).wall, 1e-6))
     return lambda: sample(call, times)._asdict()
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -146,7 +146,7 @@ def spread(field: str, values: Sequence[float]) -> Row:
 
 
 def device_timer(call: Callable[[], Any]) -> Timer:
-    """A timer of a call that returns arrays: it ends when the device has computed them."""
+    """A timer of a call until the device has computed the arrays that it returns."""
     return timer(lambda: jax.block_until_ready(call()))
 
 

@@ -1,14 +1,8 @@
-"""What models are matched by: parameters, state bytes or FLOPs, each counted before anything is compiled.
+"""Models of equal size, by parameters, bytes of state or FLOPs, as `counts` defines them.
 
-parameters  the numbers that are trained.
-state       bytes of all that one sequence carries from token to token, attention's caches included. Full attention's
-            grows with the context; it counts at the context the model is given.
-flops       2 m k n for each matrix product of the training loss and its gradient, a token of a training sequence;
-            the optimizer, and what is no matrix product, are left out.
-
-Models are matched to the largest of them, so that none loses anything: for parameters and FLOPs by the hidden width of
-the layers' MLPs (`ff_mult`, in steps of 8); for the state by the context of full attention, the window of sliding
-attention, or where there is neither (LMM, MAC) by the heads' size in the memory.
+Models are matched to the largest of them: for parameters and FLOPs by the hidden width of the layers' MLPs (`ff_mult`,
+in steps of 8); for the state by the context of full attention, the window of sliding attention, or else (LMM, MAC) by
+the heads' size in the memory.
 """
 
 import dataclasses
@@ -26,7 +20,7 @@ Dial = tuple[str, int, Callable[[int], ModelConfig]]
 
 
 def matched(experiments: Mapping[str, Experiment], by: str) -> tuple[dict[str, Experiment], dict[str, str]]:
-    """The experiments with models as equal as whole numbers allow, and in words what was changed of each.
+    """The experiments with models as equal as whole numbers allow, and the change of each in words.
 
     by: one of MATCHES. Raises ValueError for another name, and for a model that nothing can match.
     """
@@ -54,7 +48,7 @@ def matched(experiments: Mapping[str, Experiment], by: str) -> tuple[dict[str, E
 def _turned(
     model: ModelConfig, by: str, measure: Callable[[ModelConfig], float], target: float
 ) -> tuple[ModelConfig, str]:
-    """The model nearest the target, and in words what was changed."""
+    """The model nearest the target, and the change in words."""
     field, start, turned = _reach(model) if by == "state" else _width(model)
     value = _nearest(lambda value: measure(model if value == start else turned(value)), start, target)
     if value == start:
@@ -72,7 +66,7 @@ def _measure(by: str, experiment: Experiment) -> Callable[[ModelConfig], float]:
 
 
 def _nearest(measure: Callable[[int], float], start: int, target: float) -> int:
-    """The whole number whose measure, which grows with it, is nearest the target; by secants from `start` on."""
+    """The integer whose measure, which grows with it, is nearest the target; by secants from `start`."""
     (last, before), (value, here) = (start + 1, None), (start, measure(start))
     while here != target:
         before = measure(last) if before is None else before
@@ -93,7 +87,7 @@ def _width(model: ModelConfig) -> Dial:
 
 
 def _reach(model: ModelConfig) -> Dial:
-    """What attention holds, or the size of a memory that is alone."""
+    """The length of attention's cache, or the head size of a memory without attention."""
     if model.attends:
         field = {"full": "context", "sliding": "window", "segmented": "segment"}[model.attention]
         return field, getattr(model, field), lambda slots: dataclasses.replace(model, **{field: slots})

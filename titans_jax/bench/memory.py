@@ -20,14 +20,14 @@ CHUNK, MOMENTUM, KEEP = 64, 0.9, 0.99
 
 
 class Shape(NamedTuple):
-    """heads memories of size dim side by side."""
+    """Memories side by side, and the size of each."""
 
     heads: int
     dim: int
 
     @classmethod
     def of(cls, text: str) -> "Shape":
-        """4x64 is 4 heads of 64. Raises ValueError for what is not two whole numbers.
+        """4x64 is 4 heads of 64. Raises ValueError for any other form.
 
         >>> Shape.of("4x64")
         Shape(heads=4, dim=64)
@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a memory is written with: q, k, v [B, H, T, D] (k, v [B, H, T, m, D] of several writes), Gates [B, H, T]."""
+    """Inputs of a memory: q, k, v [B, H, T, D] (k, v [B, H, T, m, D] with m writes a token), gates [B, H, T]."""
 
     q: Array
     k: Array
@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
 
 
 def tokens(rule: Rule, shape: Shape, length: int, *, chunk: int = CHUNK) -> Tokens:
-    """Random tokens of one sequence: unit queries and keys, gates as a layer's at its start."""
+    """Random tokens of one sequence: unit queries and keys, the gates of an untrained layer."""
     each, writes = (1, shape.heads, length), rule.learner.writes_per_token
     written = each if writes == 1 else (*each, writes)
     keys, sizes = jax.random.split(jax.random.key(0), 3), (each, written, written)
@@ -160,7 +160,7 @@ def _check_names(what: str, names: Sequence[str], allowed: Mapping[str, Any]) ->
 
 
 def _serving(rule: str, engines: Sequence[str] | None) -> list[str]:
-    """The engines, of these, that serve a rule; of all, the first."""
+    """Those of the engines that serve a rule; without a choice, the first of all that do."""
     serving = []
     for engine in engines or IMPLEMENTATIONS:
         try:

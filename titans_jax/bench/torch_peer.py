@@ -1,4 +1,4 @@
-"""What is timed of titans-pytorch 0.5.5, in a process with torch and without jax. Each function returns a timer."""
+"""The timers of titans-pytorch 0.5.5, for a process with torch and without jax."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ DIM, HEADS, HEAD_DIM, SEGMENT = 256, 4, 64, 64
 def neural_memory(
     torch: Any, titans: Any, dim: int, *, heads: int, depth: int, chunk: int, batch: int, max_rate: float
 ) -> Any:
-    """titans-pytorch's NeuralMemory as the paper has it, with anchors `batch` tokens apart and the given libraries.
+    """titans-pytorch's NeuralMemory set up as in the paper, with a gradient anchor every `batch` tokens.
 
     With chunk 1 it computes the recurrence that ours computes; see `titans_jax.interop`.
     """
@@ -34,7 +34,7 @@ def neural_memory(
 
 
 def memory(chunk: int, length: int, batch: int) -> Timer:
-    """`neural_memory` with its projections and gates: its gradient in x [B, T, 256] and in every parameter."""
+    """The gradient of `neural_memory` in x [B, T, 256] and in every parameter."""
     torch, titans = _libraries()
     layer = neural_memory(torch, titans, DIM, heads=HEADS, depth=2, chunk=chunk, batch=SEGMENT, max_rate=1e-4)
     _own_memory(layer)
@@ -67,7 +67,7 @@ def training_step(length: int, batch: int) -> Timer:
 
 
 def tokens(context: int) -> Timer:
-    """64 tokens of one sequence after a context, greedily, with its caches, as its `sample` goes on."""
+    """64 tokens of one sequence after a context, greedily and with its caches, as its `sample` does."""
     torch, _ = _libraries()
     model = _mac().eval()
     longest = context + 64 * 64
@@ -113,7 +113,7 @@ def _mac() -> Any:
 
 
 def _own_memory(module: Any) -> None:
-    """Give every head's first weights a place of their own: as made they are views of one, which no optimizer takes."""
+    """Copy the initial weights of every head: they are views of one tensor, which no optimizer takes."""
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
 

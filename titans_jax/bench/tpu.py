@@ -1,7 +1,7 @@
-"""What the TPU's compiler expects of a program, without a TPU: its estimated cycles, summed over the program.
+"""Cycles of a program as the TPU's compiler estimates them, without a TPU.
 
-libtpu (the extra tpu) compiles for a chip that is not here. Its estimates bear ranking, not timing: they overlap
-nothing, and are pessimistic where memory is the bound.
+libtpu (the extra tpu) compiles for a chip that is not here. Its estimates rank programs but do not time them: nothing
+overlaps in them, and they are pessimistic where memory is the bound.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ QUIET = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
-"""What libtpu must find in the environment before jax is imported, so that it asks no cloud and says nothing."""
+"""Environment for libtpu, set before jax is imported: no cloud queries and no output."""
 
 
 def available() -> bool:
@@ -49,7 +49,7 @@ def memory_cycles(name: str, length: int) -> Timer:
 
 
 def cycles(program: str) -> int:
-    """The estimated cycles of a compiled program's text: a loop's body as often as it runs, of branches the dearest.
+    """The estimated cycles of a compiled program: a loop's body as often as it runs, the dearest of its branches.
 
     Loops are those of scans, from 0 by 1 to the constant that their condition compares with. Raises ValueError for a
     loop without one.

@@ -12,7 +12,7 @@ from titans_jax.bench.steps import MAC
 
 CONTEXT = 4096
 ALIKE = "memory of the peer's parts"
-"""No convolution, and what is forgotten does not return to where the memory began: titans-pytorch has neither."""
+"""No convolution, and forgetting decays to 0, not to the initial weights: titans-pytorch has neither."""
 
 EXACT, COARSE = (f"titans-pytorch memory, chunk_size {chunk}" for chunk in (1, 64))
 PAIRS = {
@@ -26,7 +26,7 @@ PAIRS = {
 
 
 def version(python: str) -> str:
-    """What that interpreter has of both libraries. Raises ValueError, in one line, where one is missing."""
+    """The versions of torch and titans-pytorch there. Raises ValueError, in one line, if one is missing."""
     code = (
         "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in ('torch', 'titans-pytorch')), sep=', ')"
     )
@@ -63,7 +63,7 @@ def subjects(start: Start, python: str, batch: int) -> dict[str, Subject]:
 
 
 def compare(python: str, batch: int, count: int, rows: Rows) -> Report:
-    """What was measured by subject, and by pair how many times our CPU-seconds a token theirs are."""
+    """Each subject of both libraries; the ratios are their seconds a token over ours."""
     libraries = version(python)
     with processes() as start:
         every = subjects(start, python, batch)

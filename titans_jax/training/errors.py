@@ -1,4 +1,4 @@
-"""What can end a run early: numbers that are no longer finite, a signal, too little memory."""
+"""What ends a run early: numbers that are not finite, a signal, too little memory."""
 
 import contextlib
 import signal
@@ -11,11 +11,11 @@ import jax
 
 
 class Diverged(Exception):
-    """The loss or its gradient is no longer a finite number; the message says where."""
+    """The loss or its gradient is not finite; the message says where."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; everything needed to go on is saved."""
+    """A signal ended the run; everything needed to resume is saved."""
 
 
 @contextlib.contextmanager

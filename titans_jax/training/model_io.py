@@ -1,4 +1,4 @@
-"""Trained models on disk: the checkpoints of a run, and folders of safetensors that need nothing of the run.
+"""Trained models on disk: the checkpoints of a run, and folders of safetensors that stand alone.
 
     folder/model.safetensors    every parameter by name, as `titans_jax.checkpoint` names them
     folder/config.json          the experiment, the step, what it was trained on, what was measured, a sha256

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: a result, a sample, two pictures, and a few lines that say where they are."""
+"""The files of a finished run: result, sample and pictures; and the summary that is printed."""
 
 from typing import Any
 
@@ -45,13 +45,13 @@ def sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str:
 
 
 def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[str]:
-    """The pictures' names; none where matplotlib is not installed, and no memory where there is none."""
+    """The pictures' names; none without matplotlib."""
     if not plots.available():
         return []
     folder = experiment.output
     plots.loss_curve(metrics.read_records(folder), folder / "loss_curve.png")
     batch = next(data.held_out_batches(experiment.data, limit=1))
-    info = _look(*nnx.split(model), batch["inputs"][:1])
+    info = _memory_info(*nnx.split(model), batch["inputs"][:1])
     if info is None:
         return ["loss_curve.png"]
     text = [tokenizer.decode([token]) for token in batch["inputs"][0]]
@@ -60,8 +60,8 @@ def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[
 
 
 @jax.jit(static_argnums=0)
-def _look(graphdef: Any, params: Any, tokens: jax.Array) -> Any:
-    """The memory's info while it reads tokens [1, T]."""
+def _memory_info(graphdef: Any, params: Any, tokens: jax.Array) -> Any:
+    """The memory's info on tokens [1, T]."""
     model = nnx.merge(graphdef, params)
     return model(tokens, model.init_state(1), aligned=True)[2]
 
