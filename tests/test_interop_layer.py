@@ -106,7 +106,7 @@ def test_a_layers_state_dicts_return_unchanged():
     [
         (0, "persistent_memory", np.ones((2, HEADS, 1, SIZE)), "persistent_memory is not empty"),
         (1, "3.bias", np.ones(DIM), "3.bias is not zero"),
-        (0, "to_learned_v_mix.0.weight", np.ones((HEADS, DIM)), "to_learned_v_mix.0.weight is of a layer that"),
+        (0, "to_learned_v_mix.0.weight", np.ones((HEADS, DIM)), "to_learned_v_mix.0.weight belongs to a layer that"),
         (0, "rotary_emb.freqs", np.ones(SIZE // 2), "rotary_emb.freqs are not"),
         (0, "to_qkv.weight", np.ones((33, DIM)), "to_qkv: 33 rows cannot be queries"),
     ],

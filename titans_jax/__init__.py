@@ -59,7 +59,7 @@ _EXPORTS = {
     "nn": ("LM", "MemoryConfig", "MemoryLayer", "ModelConfig"),
     "optim": ("m3",),
 }
-_HOME = {name: f"titans_jax.{package}" for package, names in _EXPORTS.items() for name in names}
+_MODULES = {name: f"titans_jax.{package}" for package, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "LM",
@@ -82,9 +82,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import an exported name when it is first used, so that `import titans_jax` itself is fast."""
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

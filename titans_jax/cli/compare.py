@@ -69,8 +69,8 @@ def _conditions(options: argparse.Namespace, base: config.Experiment) -> str:
 
 def _samples(found: Mapping[str, dict[str, Any]]) -> str:
     """What each model writes, of the first seed."""
-    texts = {name: row["seeds"][0].get("sample", "(not finite)") for name, row in found.items()}
-    return "\n\n".join(f"== {name}\n\n{text}" for name, text in texts.items()) + "\n"
+    samples = {name: row["seeds"][0].get("sample", "(not finite)") for name, row in found.items()}
+    return "\n\n".join(f"== {name}\n\n{text}" for name, text in samples.items()) + "\n"
 
 
 def _draw(found: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:

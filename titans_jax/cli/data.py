@@ -86,9 +86,9 @@ def bpe(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> data.DataConfig:
-    given = {"corpus": options.corpus, "split": options.split, "held_out": options.held_out}
-    given["cache_dir"] = getattr(options, "cache_dir", None)
-    return data.DataConfig(**{name: value for name, value in given.items() if value is not None})
+    names = ("corpus", "split", "held_out", "cache_dir")
+    values = {name: getattr(options, name, None) for name in names}
+    return data.DataConfig(**{name: value for name, value in values.items() if value is not None})
 
 
 def _counted(documents: Iterable[str], bar: metrics.Progress) -> Iterator[str]:

@@ -15,30 +15,30 @@ from titans_jax.evaluation.report import STEPS, Report
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """What is read, and when the memory begins anew."""
+    """Add the options: which text, how the memory resets, and what the report has."""
     checkpoint_options(parser)
-    parser.add_argument("--corpus", help="what to read, as data.corpus; by default what it was trained on")
-    parser.add_argument("--split", choices=get_args(data.Split), help="what is held out of it, as data.split")
-    parser.add_argument("--batch", type=positive, help="rows read side by side; by default as in training")
-    parser.add_argument("--sequence", type=positive, help="tokens of a sequence; by default as in training")
-    parser.add_argument("--limit", type=positive, help="read at most so many batches; by default all held-out text")
+    parser.add_argument("--corpus", help="the text, as data.corpus (default: that of training)")
+    parser.add_argument("--split", choices=get_args(data.Split), help="its held-out part, as data.split")
+    parser.add_argument("--batch", type=positive, help="rows of a batch (default: as in training)")
+    parser.add_argument("--sequence", type=positive, help="tokens of a sequence (default: as in training)")
+    parser.add_argument("--limit", type=positive, help="the most batches (default: all held-out text)")
     policies = "; ".join(f"{name}: {text}" for name, text in RESETS.items())
-    parser.add_argument("--samples", type=positive, default=3, help="texts to write, for the report (default 3)")
-    parser.add_argument("--length", type=positive, default=256, help="tokens of each of them (default 256)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of these samples (default 0.8)")
+    parser.add_argument("--samples", type=positive, default=3, help="texts to write for the report (default 3)")
+    parser.add_argument("--length", type=positive, default=256, help="tokens of each sample (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the samples (default 0.8)")
     parser.add_argument("--no-report", action="store_true", help="scores alone: no samples, no pictures, no report")
     parser.add_argument("--reset", choices=list(RESETS), default="sequence", help=f"{policies} (default sequence)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score a checkpoint on held-out text, and report what goes on inside: loss, samples, attention, memories."""
+    """Score a checkpoint on held-out text, and write a report: loss, samples, attention, memories."""
     if not options.no_report and not plots.available():
         raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
     Sampling(options.temperature)
     experiment, model, step = training.load(options.checkpoint, options.which)
     names = ("corpus", "split", "batch", "sequence")
-    given = {name: getattr(options, name) for name in names if getattr(options, name)}
-    source = replace(experiment.data, **given)
+    changes = {name: getattr(options, name) for name in names if getattr(options, name)}
+    source = replace(experiment.data, **changes)
     tokenizer = data.load_tokenizer(source.tokenizer)
     text = None if source.task else data.held_out_stream(source)
     batches = data.held_out_batches(source, limit=options.limit)

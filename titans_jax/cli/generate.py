@@ -19,13 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """What to go on from, how far, and how tokens are drawn."""
     checkpoint_options(parser)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", action="append", help="what to go on from; repeatable; none begins a document")
-    prompt.add_argument("--prompt-file", type=Path, help="a UTF-8 file to go on from")
-    prompt.add_argument("--prompts", type=Path, metavar="FILE", help="a UTF-8 file with a prompt a line")
+    prompt.add_argument("--prompt", action="append", help="text to continue; repeatable; none starts a document")
+    prompt.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
+    prompt.add_argument("--prompts", type=Path, metavar="FILE", help="a UTF-8 file with one prompt per line")
     parser.add_argument("--length", type=positive, default=256, help="tokens to write (default 256)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this much probability")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens whose probabilities reach this sum")
     parser.add_argument("--min-p", type=float, help="draw from tokens at least this many times as likely as the best")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal text (default 0)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Go on from a prompt with a checkpoint; a single sample is shown as it is written."""
+    """Continue a prompt with a checkpoint; a single sample is printed token by token."""
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
     prompts = [prompt for prompt in _prompts(options) for _ in range(options.batch)]
     experiment, model, step = training.load(options.checkpoint, options.which)
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     with training.memory_advice(), contextlib.ExitStack() as stack:
         bar = None if alone else stack.enter_context(metrics.progress(options.length * len(rows), "generate"))
 
-        def heard(row: int, token: int) -> bool:
+        def stop(row: int, token: int) -> bool:
             times.append(time.perf_counter())
             piece = texts[row].add(token)
             if bar is None:
@@ -57,14 +57,14 @@ def run(options: argparse.Namespace) -> None:
 
         print(prompts[0] if alone else "", end="", flush=True)
         key = jax.random.key(options.seed)
-        generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=heard, slots=options.slots)
+        generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=stop, slots=options.slots)
     rest = [text.finish() for text in texts]
     samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
     print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
     folder = output(options, "generate")
     files.write(folder / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     files.write(folder / "samples.txt", "\n\n".join(samples) + "\n")
-    # From the first token on: before it, the prompt is read and the model compiled.
+    # From the first token on: reading the prompt and compiling come before it.
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
     result = {"samples": len(rows), "tokens": len(times), "tokens_per_second": rate, "seed": options.seed}
     result["slots"] = min(options.slots, len(rows))
@@ -76,6 +76,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     if options.prompts:
         lines = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line]
         if not lines:
-            raise ValueError(f"{options.prompts}: there is no prompt in it; write one a line")
+            raise ValueError(f"{options.prompts}: it has no prompt; write one per line")
         return lines
     return options.prompt or [options.prompt_file.read_text(encoding="utf-8") if options.prompt_file else ""]

@@ -28,7 +28,7 @@ def advance(graphdef: Any, params: Any, state: Any, tokens: Array) -> tuple[Arra
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _begin(graphdef: Any, params: Any, batch: int) -> Any:
+def _first_state(graphdef: Any, params: Any, batch: int) -> Any:
     return nnx.merge(graphdef, params).init_state(batch)
 
 
@@ -53,7 +53,12 @@ def first_state(graphdef: Any, params: Any, batch: int) -> Any:
 
     It is a copy, because a first state may share arrays with the parameters.
     """
-    return jax.tree.map(partial(jnp.array, copy=True), _begin(graphdef, params, batch))
+    return copied(_first_state(graphdef, params, batch))
+
+
+def copied(tree: Any) -> Any:
+    """The same tree in arrays of its own."""
+    return jax.tree.map(partial(jnp.array, copy=True), tree)
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array, lax
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.decode.rows import advance, check_tokens, first_state, unrolled
+from titans_jax.decode.rows import advance, check_tokens, copied, first_state, unrolled
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
 
@@ -99,7 +99,7 @@ def _next_text(model: LM, waiting: Iterator[tuple[int, Request]], start: Any) ->
         prompt = np.asarray(request.prompt, np.int32)
         _check(model, prompt, request)
         if request.length:
-            return _Text(number, request, prompt, jax.tree.map(partial(jnp.array, copy=True), start))
+            return _Text(number, request, prompt, copied(start))
     return None
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
+from titans_jax.decode.rows import copied
 from titans_jax.nn import LM
 
 
@@ -64,7 +65,7 @@ def _init(graphdef: Any, params: Any, batch: int, separator: Array) -> StreamSta
 
 def fork(state: StreamState) -> StreamState:
     """A copy: each of the two can be read on from, without changing the other."""
-    return jax.tree.map(partial(jnp.array, copy=True), state)
+    return copied(state)
 
 
 def read(model: LM, state: StreamState, tokens: ArrayLike, *, aligned: bool = False) -> tuple[StreamState, Scores]:

@@ -34,7 +34,7 @@ class Watched(nnx.Module):
     @property
     def memory(self) -> Any:
         """The block's; the model reads its shapes."""
-        return self.block.memory  # type: ignore[attr-defined]
+        return self.block.memory
 
     def init_state(self, batch: int) -> Any:
         """The block's."""
@@ -130,7 +130,7 @@ def fast_weights(model: LM, state: Any) -> dict[int, dict[str, NDArray]]:
     found: dict[int, dict[str, NDArray]] = {}
     blocks = getattr(state, "now", state).blocks
     for place, (block, block_state) in enumerate(zip(model.blocks, blocks, strict=True)):
-        if (memory := block.memory_state(block_state)) is None:
+        if (memory := block.parts(block_state)[0]) is None:
             continue
         dual = jax.device_get(named_weights(memory.memory))
         for repeat in range(model.config.repeats):

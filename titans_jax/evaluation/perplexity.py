@@ -41,7 +41,7 @@ class Scores(NamedTuple):
     reset: str
 
     def summary(self) -> dict[str, Any]:
-        """What `evaluate` returns."""
+        """The means over all tokens, by name."""
         nll, correct, tokens = (float(sums.sum()) for sums in (self.nll, self.correct, self.tokens))
         numbers = summarise(nll, tokens, correct, self.bytes)
         return {**numbers, "tokens": int(tokens), "bytes": self.bytes, "reset": self.reset}
@@ -57,19 +57,9 @@ def _score(graphdef: Any, params: Any, state: Any, batch: Batch) -> tuple[dict[s
     return by_position(logits, batch["targets"], batch["mask"]), state
 
 
-def evaluate(
-    model: LM,
-    batches: Iterable[Batch],
-    byte_lengths: NDArray[np.int32],
-    *,
-    reset: str = "sequence",
-    sharding: jax.sharding.Sharding | None = None,
-) -> dict[str, Any]:
-    """Score a model as `score` does.
-
-    Returns loss (nats per token), perplexity, bits_per_byte, accuracy, tokens, bytes and reset, the policy in words.
-    """
-    return score(model, batches, byte_lengths, reset=reset, sharding=sharding).summary()
+def evaluate(model: LM, batches: Iterable[Batch], byte_lengths: NDArray[np.int32], **options: Any) -> dict[str, Any]:
+    """The summary of `score`: loss (nats per token), perplexity, bits_per_byte, accuracy, tokens, bytes and reset."""
+    return score(model, batches, byte_lengths, **options).summary()
 
 
 def score(

@@ -41,6 +41,9 @@ class Activations(NamedTuple):
 class Block(nnx.Module):
     """Mix over time, then SwiGLU, each on a normalised input and added to the stream."""
 
+    attention: Any = None
+    memory: Any = None
+
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.norm = RMSNorm(config.dim)
@@ -71,15 +74,26 @@ class Block(nnx.Module):
     @property
     def view(self) -> int:
         """How many tokens the attention sees, the newest included; 0 without attention."""
-        return 0
+        return self.attention.view if self.attention else 0
 
-    def memory_state(self, state: Any) -> Any:
-        """The `MemoryState` in the layer's state; None without a memory."""
-        return None
+    def parts(self, state: Any) -> tuple[Any, Any]:
+        """The `MemoryState` and the `KV` in the layer's state; None for a part that the layer lacks."""
+        return None, None
 
-    def introspect(self, stream: Activations, before: Any, after: Any, info: LayerInfo | None) -> Introspection:
+    def attention_input(self, stream: Activations, memory: Any) -> Array:
+        """What the attention reads, [B, T, E], with the memory in this state."""
+        return self.norm(stream.x)
+
+    def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
         """What the layer did with the one token of a call, from the call's stream, its two states and its info."""
-        return Introspection()
+        (memory, cache), (later, _) = self.parts(before), self.parts(after)
+        attention = remember = None
+        if self.attention:
+            x = self.attention_input(stream, memory)
+            attention = attended(self.attention, x, cache, stream.age, stream.values)
+        if self.memory:
+            remember = remembered(self.memory, self.norm(stream.x), stream.age, memory, later, info)
+        return Introspection(attention, remember)
 
 
 class Transformer(Block):
@@ -98,14 +112,9 @@ class Transformer(Block):
         y, state, values = self.attention(self.norm(stream.x), state, stream.age, stream.values, aligned=stream.aligned)
         return stream._replace(x=stream.x + y, values=values), state, None
 
-    @property
-    def view(self) -> int:
-        """Of the attention."""
-        return self.attention.view
-
-    def introspect(self, stream: Activations, before: Any, after: Any, info: LayerInfo | None) -> Introspection:
-        """The attention."""
-        return Introspection(attended(self.attention, self.norm(stream.x), before, stream.age, stream.values))
+    def parts(self, state: Any) -> tuple[Any, Any]:
+        """The cache."""
+        return None, state
 
 
 class LMM(Block):
@@ -124,14 +133,9 @@ class LMM(Block):
         y, state, info, learned = _remember(self.memory, self.norm(stream.x), stream, state)
         return stream._replace(x=stream.x + y, learned=learned), state, info
 
-    def memory_state(self, state: Any) -> Any:
-        """All of it."""
-        return state
-
-    def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
+    def parts(self, state: Any) -> tuple[Any, Any]:
         """The memory."""
-        old, new = self.memory_state(before), self.memory_state(after)
-        return Introspection(memory=remembered(self.memory, self.norm(stream.x), stream.age, old, new, info))
+        return state, None
 
 
 class MAL(LMM):
@@ -155,20 +159,13 @@ class MAL(LMM):
         )
         return stream._replace(x=stream.x + y, values=values), (memory, cache), info
 
-    @property
-    def view(self) -> int:
-        """Of the attention."""
-        return self.attention.view
+    def parts(self, state: Any) -> tuple[Any, Any]:
+        """Both."""
+        return state
 
-    def memory_state(self, state: Any) -> Any:
-        """The first of the two."""
-        return state[0]
-
-    def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
-        """The memory, and attention over what it gave."""
-        x = self.attention_norm(LMM.mix(self, stream, before[0])[0].x)
-        attention = attended(self.attention, x, before[1], stream.age, stream.values)
-        return super().introspect(stream, before, after, info)._replace(attention=attention)
+    def attention_input(self, stream: Activations, memory: Any) -> Array:
+        """What the memory gave."""
+        return self.attention_norm(LMM.mix(self, stream, memory)[0].x)
 
 
 class MAG(LMM):
@@ -195,19 +192,9 @@ class MAG(LMM):
         y = stream.x + attended
         return stream._replace(x=y + self.gating(y, m), values=values, learned=learned), (memory, cache), info
 
-    @property
-    def view(self) -> int:
-        """Of the attention."""
-        return self.attention.view
-
-    def memory_state(self, state: Any) -> Any:
-        """The first of the two."""
-        return state[0]
-
-    def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
-        """The attention and the memory."""
-        attention = attended(self.attention, self.norm(stream.x), before[1], stream.age, stream.values)
-        return super().introspect(stream, before, after, info)._replace(attention=attention)
+    def parts(self, state: Any) -> tuple[Any, Any]:
+        """Both."""
+        return state
 
 
 class Gating(nnx.Module):

@@ -138,11 +138,9 @@ class Nested(Block):
         stream, mixed, info = self.mix(stream, state.mixed)
         return stream._replace(x=self.cms(stream.x, state.kernels)), state._replace(mixed=mixed), info
 
-    def introspect(
-        self, stream: Activations, before: CMSState, after: CMSState, info: LayerInfo | None
-    ) -> Introspection:
-        """The mixing; the levels' MLPs are not shown."""
-        return super().introspect(stream, before.mixed, after.mixed, info)
+    def parts(self, state: CMSState) -> tuple[Any, Any]:
+        """Of the mixing; the levels' MLPs are not shown."""
+        return super().parts(state.mixed)
 
 
 class Hope(Nested):
@@ -161,9 +159,9 @@ class Hope(Nested):
         y, state, info = self.memory(self.norm(stream.x), state, stream.age, stream.reset)
         return stream._replace(x=stream.x + y), state, info
 
-    def memory_state(self, state: CMSState) -> MemoryState:
+    def parts(self, state: CMSState) -> tuple[Any, None]:
         """The five memories."""
-        return state.mixed
+        return state.mixed, None
 
     def introspect(self, stream: Activations, before: CMSState, after: CMSState, info: Any) -> Introspection:
         """The memories, which make their own keys and values."""

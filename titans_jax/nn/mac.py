@@ -178,9 +178,9 @@ class MAC(Block):
         """A segment."""
         return self.config.segment
 
-    def memory_state(self, state: MACState) -> MemoryState:
-        """The memory."""
-        return state.memory
+    def parts(self, state: MACState) -> tuple[MemoryState, KV]:
+        """The memory and the segment."""
+        return state.memory, state.cache
 
     def introspect(self, stream: Activations, before: MACState, after: MACState, info: Any) -> Introspection:
         """The attention over the segment, and the memory."""

@@ -174,7 +174,7 @@ class LM(nnx.Module):
         rows = length if aligned else grid_of(length, size, jnp.int32(0)).rows
         chunks = rows // c.memory.chunk if length > 1 else 1
         block = self.blocks[next(i for i, name in enumerate(c.pattern) if name in MEMORY_BLOCKS)]
-        fast = block.memory.fast  # type: ignore[attr-defined]  # stacked [layers, H, in, out]
+        fast = block.memory.fast  # stacked [layers, H, in, out]
         return {
             name: sharding.constrain(
                 jnp.zeros((batch, w.shape[1], chunks, *w.shape[2:])), "batch", "heads", None, None, None

@@ -4,19 +4,16 @@ Needs matplotlib, the optional extra `plot`; without it every function raises Im
 used: no window, no global state.
 """
 
-from titans_jax.plots.activity import memory_activity, memory_updates
 from titans_jax.plots.animation import generation
 from titans_jax.plots.attention import attention_maps, head_comparison, head_grid, layer_analysis
 from titans_jax.plots.compare import compare_contexts, compare_costs, compare_curves, compare_places
-from titans_jax.plots.haystack import haystack_picture
-from titans_jax.plots.memory import memory_picture
-from titans_jax.plots.needle import needle_ablations, needle_answers, needle_memory
+from titans_jax.plots.memory import memory_activity, memory_picture, memory_updates
+from titans_jax.plots.needle import haystack_picture, needle_ablations, needle_answers, needle_memory
 from titans_jax.plots.speed import speed_bars, speed_lines
 from titans_jax.plots.state import ablation_bars, memory_state, norms, positions_curve
-from titans_jax.plots.stream import stream_picture
 from titans_jax.plots.style import available
 from titans_jax.plots.surprise import learning_picture, surprise_dashboard, surprise_grid
-from titans_jax.plots.training import loss_curve
+from titans_jax.plots.training import loss_curve, stream_picture
 
 __all__ = [
     "ablation_bars",

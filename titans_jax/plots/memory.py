@@ -1,13 +1,14 @@
-"""The picture of each layer's memory over the tokens of a text."""
+"""Pictures of memories over the tokens of a text: surprise, gates, updates and weights."""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from titans_jax.plots.style import INK, ORANGE, drawable, figure_of, layer_colours, style, write
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, few, figure_of, layer_colours, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,3 +120,111 @@ def _write_marks(panels: Sequence["Axes"], surprise: np.ndarray, text: Sequence[
         for position in marked:
             axes.axvline(position, color=ORANGE, lw=0.6, alpha=0.35, zorder=0)
     panels[0].plot(marked, surprise[marked], "v", color=ORANGE, ms=4)
+
+
+def memory_activity(
+    values: Mapping[str, NDArray], path: str | os.PathLike[str], *, names: Sequence[int] | None = None
+) -> "Figure":
+    """Draws a coloured strip for each of `values`, [layers, heads, T] by title: rows are heads, columns tokens.
+
+    names: the layers' numbers, if they are not 0, 1, .... At most six layers and four heads are drawn. The JSON has
+    means over heads. Raises ValueError if shapes differ.
+    """
+    shapes = {array.shape for array in values.values()}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
+        found = ", ".join(f"{name} {array.shape}" for name, array in values.items())
+        raise ValueError(f"values: expected arrays of one shape [layers, heads, T], not {found}")
+    rows, heads = few(shape[0], 6), few(shape[1], 4)
+    numbers = list(names or range(shape[0]))
+    figure = figure_of(12, len(values) * (0.16 * len(rows) * len(heads) + 0.55) + 0.4)
+    with style():
+        panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (title, array) in zip(panels, values.items(), strict=True):
+            strip = array[np.ix_(rows, heads)].reshape(-1, shape[2])
+            shown = axes.imshow(
+                strip, aspect="auto", cmap="magma_r", interpolation="nearest", vmin=_low(strip), vmax=_high(strip)
+            )
+            axes.grid(False)
+            axes.set_title(title, fontsize=9)
+            middles = [len(heads) * (i + 0.5) - 0.5 for i in range(len(rows))]
+            axes.set_yticks(middles, [f"layer {numbers[i]}" for i in rows], fontsize=7)
+            axes.tick_params(axis="y", length=0)
+            for i in range(1, len(rows)):
+                axes.axhline(len(heads) * i - 0.5, color="white", lw=1.5)
+            bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.005)
+            bar.ax.tick_params(labelsize=6)
+            bar.ax.yaxis.get_offset_text().set_fontsize(6)
+        panels[-1].set_xlabel(f"token; in each layer {len(heads)} of its {shape[1]} heads, one below the other")
+        return write(figure, path, {title: array.mean(1) for title, array in values.items()})
+
+
+def memory_updates(
+    surprise: NDArray,
+    change: NDArray,
+    ends: Sequence[int],
+    learned: Mapping[str, Mapping[int, NDArray]],
+    path: str | os.PathLike[str],
+) -> "Figure":
+    """Draws the sizes of the writes, their correlation with surprise, and how the weights change.
+
+    surprise, change: [layers, T], means over heads; change is the norm of a token's change. ends: tokens read at each
+    measurement of the weights. learned: as from `evaluation.statistics.learned`. The JSON has all of them, and each
+    layer's rank correlation of surprise and change.
+    """
+    layers = list(learned["rank"])
+    colours = layer_colours(len(layers))
+    figure = figure_of(12, 6.6)
+    correlations = [_rank_correlation(x, y) for x, y in zip(surprise, change, strict=True)]
+    with style():
+        panels = figure.subplots(2, 3).ravel()
+        for row, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
+            label = f"layer {layer}"
+            sizes = np.sort(change[row][change[row] > 0])
+            panels[0].plot(sizes, np.linspace(0, 1, len(sizes)), color=colour, label=label)
+            panels[1].plot(surprise[row], change[row], ".", ms=3, alpha=0.6, color=colour)
+            for axes, values in zip(panels[2:5], learned.values(), strict=True):
+                axes.plot(ends, values[layer], "o-", ms=3, color=colour)
+        panels[0].set(xscale="log", xlabel="norm of a token's change", ylabel="share of tokens below")
+        panels[0].set_title("Sizes of the writes")
+        panels[1].set(yscale="log", xlabel="surprise", ylabel="norm of the change")
+        panels[1].set_title("Does surprise drive the writes?")
+        titles = ("Effective rank of the fast weights", "Effective rank of what was learned", "Drift")
+        marks = (
+            "exp(entropy of singular values)",
+            "exp(entropy of singular values)",
+            "|W - W at first| / |W at first|",
+        )
+        for axes, title, mark in zip(panels[2:5], titles, marks, strict=True):
+            axes.set(xlabel="tokens read", ylabel=mark, title=title)
+        panels[5].bar([str(layer) for layer in layers], correlations, color=colours, width=0.6)
+        panels[5].axhline(0, color=MUTED, lw=0.8)
+        panels[5].set(xlabel="layer", ylabel="Spearman's rho", ylim=(-1, 1), title="Surprise and change, rank by rank")
+        _legend(panels[0], len(layers))
+        numbers: dict[str, Any] = {"surprise": surprise, "change": change, "ends": list(ends)}
+        numbers |= {name: {str(layer): x for layer, x in values.items()} for name, values in learned.items()}
+        return write(figure, path, numbers | {"correlation": correlations})
+
+
+def _legend(axes: "Axes", layers: int) -> None:
+    lines, names = axes.get_legend_handles_labels()
+    shown = few(layers, 6)
+    axes.legend([lines[i] for i in shown], [names[i] for i in shown], fontsize=7, labelcolor=INK)
+
+
+def _rank_correlation(x: NDArray, y: NDArray) -> float:
+    """Spearman's rank correlation; 0 if x or y is constant."""
+    first, second = (np.argsort(np.argsort(values)).astype(float) for values in (x, y))
+    if not (np.ptp(x) > 0 and np.ptp(y) > 0):
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _low(values: NDArray) -> float:
+    return float(np.nanmin(values, initial=np.inf)) if np.isfinite(values).any() else 0.0
+
+
+def _high(values: NDArray) -> float:
+    """The 99th percentile, so that a few peaks do not use up the colour scale."""
+    if not np.isfinite(values).any():
+        return 1.0
+    return max(float(np.nanquantile(values, 0.99)), _low(values) + 1e-12)

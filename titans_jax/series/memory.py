@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,28 +55,16 @@ class SeriesRecord(NamedTuple):
     weights: Weights | None
 
 
-class Process(Protocol):
-    """Read a series and learn from every step of it; see `series_memory`."""
-
-    def __call__(
-        self,
-        state: SeriesState,
-        series: Array,
-        *,
-        momentum: ArrayLike = 0.9,
-        forget_rate: ArrayLike = 0.01,
-        rate: ArrayLike = 0.05,
-        snapshots: bool = False,
-    ) -> tuple[SeriesRecord, SeriesState]:
-        """series: [T, D]. momentum, forget_rate: in [0, 1]; rate: in unit rates; each a number or [T]."""
-        ...
-
-
 class SeriesMemory(NamedTuple):
-    """init: key -> SeriesState; process: (SeriesState, series [T, D]) -> SeriesRecord, SeriesState."""
+    """A memory of a series.
+
+    init: key -> SeriesState.
+    process: (state, series [T, D], momentum=0.9, forget_rate=0.01, rate=0.05, snapshots=False) -> SeriesRecord,
+      SeriesState. momentum and forget_rate are in [0, 1], rate is in unit rates; each is a number or [T].
+    """
 
     init: Callable[[Array], SeriesState]
-    process: Process
+    process: Callable[..., tuple[SeriesRecord, SeriesState]]
 
 
 def series_rule(memory_dim: int = 16, hidden_dim: int = 64) -> Rule:
