@@ -11,7 +11,7 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.jaxprs import equations
-from tests.laws import MEMBERS, RULES, close, in_fast_lane, same
+from tests.laws import MEMBERS, RULES, SAME, close, in_fast_lane, same
 from tests.memory.situations import CHUNK, Case, row, situations
 from titans_jax.memory import PRESETS, Gates, Restart, Span, State, miras
 from titans_jax.memory.scan import GROUP
@@ -156,7 +156,7 @@ MATMULS = [
     pytest.param(m.row, m.channel, i, id=f"{m.name}-{i}", marks=() if in_fast_lane(m) else pytest.mark.slow)
     for m in MEMBERS
     for i in m.implementations
-    if m.preset and i != "recurrent"
+    if m.preset and m.row not in SAME and i != "recurrent"
 ]
 
 

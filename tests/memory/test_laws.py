@@ -16,7 +16,6 @@ from tests.laws import (
     close,
     equal_to_recurrent,
     in_fast_lane,
-    nothing_written,
 )
 from tests.memory.situations import TOKENS, Member, pieced, results, row, situations
 
@@ -25,8 +24,8 @@ MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
 
 
 def quick(law: Any, member: Member) -> bool:
-    """Whether it is in the fast lane; of laws that compile anew, for other lengths or spans, the presets alone."""
-    return in_fast_lane(member) and (law not in (any_split, nothing_written) or (member.preset and not member.channel))
+    """Whether it is in the fast lane; of the law that compiles anew, for other lengths, the presets alone."""
+    return in_fast_lane(member) and (law is not any_split or (member.preset and not member.channel))
 
 
 def params(pairs: Any, law: Any = None) -> list[Any]:
@@ -44,9 +43,15 @@ def _float64() -> Iterator[None]:
         yield
 
 
+# Of the rows that are no preset, those whose state holds something more: their streams are tried in pieces too.
+PIECED = ("titans_home", "titans_order2", "titans_linear_window", "titans_linear_fresh", "titans_elastic", "muon")
+
+
 def served(law: Any) -> list[Any]:
-    """Whom a law is tried on: pieces of a keep per channel take the same path as those of others."""
-    return [(m, i) for m, i in SERVED if law is not any_split or not m.channel or m.row in FAST_CHANNELS]
+    """Whom a law is tried on. Pieces compile anew; a keep per channel takes the same path in them as any other."""
+    if law is not any_split:
+        return SERVED
+    return [(m, i) for m, i in SERVED if (m.row in FAST_CHANNELS if m.channel else m.preset or m.row in PIECED)]
 
 
 @pytest.mark.parametrize("law, member, implementation", [p for law in LAWS for p in params(served(law), law)])
@@ -54,26 +59,21 @@ def test_law(law: Any, member: Member, implementation: str) -> None:
     law(member, implementation)
 
 
-FLOAT32 = [(m, i) for m, i in MATMULS if m.name in ("titans_depth1", "gated_deltanet-channel")]
+FLOAT32 = [(m, i) for m, i in MATMULS if m.name in ("titans", "gated_deltanet-channel")]
 
 
 @pytest.mark.parametrize("member, implementation", FLOAT32, ids=[m.name for m, _ in FLOAT32])
 def test_float32_to_its_precision(member: Member, implementation: str) -> None:
-    equal_to_recurrent(member, implementation, gradients=True, tolerance=1e-5, dtype="float32")
+    equal_to_recurrent(member, implementation, gradients=True, dtype="float32")
 
 
 SCALAR_PRESETS = [(m, i) for m, i in MATMULS if m.preset and not m.channel]
-CORE = [(m, i) for m, i in SCALAR_PRESETS if in_fast_lane(m)]
+EACH_ENGINE = [(m, i) for m, i in SCALAR_PRESETS if m.row in ("titans", "memora", "gated_deltanet", "dgd_linear")]
 
 
-@pytest.mark.parametrize("member, implementation", params(SCALAR_PRESETS))
+@pytest.mark.parametrize("member, implementation", params(pair for pair in SCALAR_PRESETS if pair not in FLOAT32))
 def test_float32_of_every_preset(member: Member, implementation: str) -> None:
-    # Newton-Schulz multiplies roundings by up to 3.4^5; a cubed error and a threshold by 2, softmax weights by 10;
-    # the powers of a key and the terms of exp are 15 features for 4: float32 itself is 1.8e-5 and 1.24e-5 from float64;
-    # in yaad the recurrence itself is 4.5e-5 from float64 by the initial state, for a reason that was not looked for
-    steep = {"moneta": 3e-5, "yaad": 1e-4, "memora": 2e-4, "omeganet": 3e-5, "deep_transformer": 2e-5}
-    tolerance = 1e-4 if member.rule.learner.size is not None else steep.get(member.row, 1e-5)
-    equal_to_recurrent(member, implementation, tolerance=tolerance, dtype="float32")
+    equal_to_recurrent(member, implementation, dtype="float32")
 
 
 @pytest.mark.parametrize("member, implementation", params([(m, i) for m, i in MATMULS if not m.gradients]))
@@ -82,13 +82,13 @@ def test_gradients_of_a_variant_of_the_fast_lane(member: Member, implementation:
 
 
 @pytest.mark.parametrize("tokens, chunk", [(13, 1), (1, 4), (3, 8), (8, 4), (25, 6)], ids=str)
-@pytest.mark.parametrize("member, implementation", params(CORE))
+@pytest.mark.parametrize("member, implementation", params(EACH_ENGINE))
 def test_any_length_in_any_chunk(member: Member, implementation: str, tokens: int, chunk: int) -> None:
     equal_to_recurrent(member, implementation, gradients=chunk == 1, tokens=tokens, chunk=chunk)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_splits(seed: int) -> None:
     member = next(m for m in MEMBERS if m.name == "titans_linear")
     rng = np.random.default_rng(seed)
