@@ -96,7 +96,7 @@ def reads_keep(rule: Rule) -> bool:
 SAME = tuple(presets.ALIASES)
 # What the fast lane can pay for, since every member is a program of its own to compile: each kind of engine, learner,
 # link and window once. The slow lane has all rows.
-FAST = ("titans", "titans_linear", "linear_attention", "deltanet", "gated_deltanet", "ttt_linear", "memora", "swla")
+FAST = ("titans", "linear_attention", "gated_deltanet", "ttt_linear", "memora", "swla")
 FAST += ("dgd_linear", "titans_to_origin", "titans_linear_fresh", "titans_order2", "given")
 FAST_CHANNELS = ("titans", "gated_deltanet")
 

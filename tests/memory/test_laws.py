@@ -44,7 +44,7 @@ def _float64() -> Iterator[None]:
 
 
 # Of the rows that are no preset, those whose state holds something more: their streams are tried in pieces too.
-PIECED = ("titans_home", "titans_order2", "titans_linear_window", "titans_linear_fresh", "titans_elastic", "muon")
+PIECED = ("titans_to_origin", "titans_order2", "titans_linear_window", "titans_linear_fresh", "titans_elastic", "muon")
 
 
 def served(law: Any) -> list[Any]:
