@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
 LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots", "files"}
-MIDDLE = {"nn", "config", "decode", "inner_loop", "interop"}
+MIDDLE = {"nn", "config", "decode", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": {"config", "decode", "memory", "nn", "optim"},
     **{leaf: set() for leaf in LEAVES},
@@ -22,7 +22,6 @@ ARROWS: dict[str, set[str]] = {
     "nn": {"memory", "sharding"},
     "config": {"nn", "memory", "optim", "data"},
     "decode": {"nn", "memory"},
-    "inner_loop": {"nn", "memory"},
     "interop": {"nn", "memory"},
     "series": {"memory", "plots"},
     "evaluation": LEAVES | MIDDLE,

@@ -107,8 +107,8 @@ def similarity(matmul: Matmul, x: Array, a: Array, grad_weight: Array, axis: str
     return matmul("ti,ji->tj", x, a) * (grad_weight if axis is None else 1.0)
 
 
-def sources(state: State) -> list[Weights]:
-    """z at the chunk's start, with W in place of the dual where the state carries it."""
+def start_z(state: State) -> list[Weights]:
+    """z at the chunk start, with W in place of the dual where the state carries it."""
     return [state.dual if state.weights is None else state.weights, *state.traces]
 
 
@@ -125,7 +125,7 @@ def _read(
             y = jnp.einsum("tj,tjo,jo->to", weight, u.grad_weight, delta[name])
         else:
             y = matmul("tj,jo->to", weight, delta[name])
-        for i, z in enumerate(sources(state)):
+        for i, z in enumerate(start_z(state)):
             c = u.initial_weight[:, i, None] if axis is None else u.initial_weight[:, i]
             y += matmul("ti,io->to", c * x, z[name]) if axis == "in" else c * matmul("ti,io->to", x, z[name])
         return y if state.origin is None else y + matmul("ti,io->to", x, state.origin[name])
@@ -136,7 +136,7 @@ def _read(
 def _carry(matmul: Matmul, rule: Rule, state: State, plan: Coefficients, inputs: Weights, delta: Weights) -> State:
     """z after the chunk's last row."""
 
-    def moved(i: int, name: str, z: list[Weights]) -> Array:
+    def last_z(i: int, name: str, z: list[Weights]) -> Array:
         axis, u = plan.of(rule.architecture, name)
         grads = u.last_grad[i, :, None] if axis is None else u.last_grad[i]
         a, d = (inputs[name], grads * delta[name]) if axis == "out" else (grads * inputs[name], delta[name])
@@ -145,10 +145,10 @@ def _carry(matmul: Matmul, rule: Rule, state: State, plan: Coefficients, inputs:
         return kept + matmul("ti,to->io", a, d)
 
     def every(i: int, z: list[Weights]) -> Weights:
-        return {name: moved(i, name, z) for name in state.dual}
+        return {name: last_z(i, name, z) for name in state.dual}
 
     z = [state.dual, *state.traces]
-    weights = None if state.weights is None else every(0, sources(state))
+    weights = None if state.weights is None else every(0, start_z(state))
     return state._replace(dual=every(0, z), traces=tuple(every(i, z) for i in range(1, len(z))), weights=weights)
 
 

@@ -1,7 +1,7 @@
 """The papers' equations as single functions, for a notebook or an experiment; `miras` is what streams and trains.
 
 Keys, values and queries are [T, D], one sequence and one head; batch and heads by `jax.vmap`. A memory forgets towards
-zero here, whatever home its rule gives it. Attention, and what it says written into a memory:
+zero here, also where its rule forgets to the origin. Attention, and what it says written into a memory:
 
 >>> import jax, jax.numpy as jnp
 >>> from titans_jax.memory import functional, presets
@@ -138,7 +138,7 @@ def attention(query: Array, key: Array, value: Array, causal: bool = True) -> Ar
     ([[2.0], [3.0]], [[3.0], [3.0]])
     """
     scores = query @ key.T * query.shape[-1] ** -0.5
-    return jax.nn.softmax(jnp.where(_seen(scores, causal), scores, -jnp.inf), axis=-1) @ value
+    return jax.nn.softmax(jnp.where(_visible(scores, causal), scores, -jnp.inf), axis=-1) @ value
 
 
 def linear_attention(query: Array, key: Array, value: Array, causal: bool = True) -> Array:
@@ -152,11 +152,11 @@ def linear_attention(query: Array, key: Array, value: Array, causal: bool = True
     [[2.0], [3.0]]
     """
     weights = (jax.nn.elu(query) + 1) @ (jax.nn.elu(key) + 1).T
-    weights = jnp.where(_seen(weights, causal), weights, 0)
+    weights = jnp.where(_visible(weights, causal), weights, 0)
     return weights @ value / weights.sum(-1, keepdims=True)
 
 
-def _seen(scores: Array, causal: bool) -> Array:
+def _visible(scores: Array, causal: bool) -> Array:
     """[T, T] bool: which keys each query sees."""
     return jnp.tril(jnp.ones(scores.shape, bool)) if causal else jnp.ones(scores.shape, bool)
 

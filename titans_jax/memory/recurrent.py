@@ -38,7 +38,7 @@ def recurrent(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, rea
     def step(state: State, g: Weights, gates: Gates) -> State:
         """z_t from z_{t-1}, matrix by matrix; W_t beside A_t where the link acts at chunk ends."""
 
-        def moved(dual: Weights) -> tuple[Weights, ...]:
+        def next_z(dual: Weights) -> tuple[Weights, ...]:
             z = {n: learner.step((dual[n], *(S[n] for S in state.traces)), g[n], decay(n), position) for n in g}
             return tuple({n: z[n][i] for n in g} for i in range(1 + learner.traces))
 
@@ -49,8 +49,8 @@ def recurrent(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, rea
             return gates._replace(keep=keep)
 
         position = state.step % chunk
-        dual, *traces = moved(state.dual)
-        weights = None if state.weights is None else moved(state.weights)[0]
+        dual, *traces = next_z(state.dual)
+        weights = None if state.weights is None else next_z(state.weights)[0]
         return state._replace(dual=dual, traces=tuple(traces), weights=weights)
 
     def token(state: State, xs: tuple[Tokens, Any], shift: Weights | None) -> tuple[State, tuple[Array, Info]]:

@@ -105,12 +105,12 @@ def in_groups(run: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any) -
     count = jax.tree.leaves(xs)[0].shape[0]
     if count <= 2 * GROUP:
         return run(state, xs)
-    whole = count // GROUP * GROUP
-    groups = jax.tree.map(lambda x: x[:whole].reshape(-1, GROUP, *x.shape[1:]), xs)
+    full = count // GROUP * GROUP
+    groups = jax.tree.map(lambda x: x[:full].reshape(-1, GROUP, *x.shape[1:]), xs)
     state, ys = lax.scan(jax.checkpoint(run), state, groups)
-    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
-    if count > whole:
-        state, rest = run(state, jax.tree.map(lambda x: x[whole:], xs))
+    ys = jax.tree.map(lambda y: y.reshape(full, *y.shape[2:]), ys)
+    if count > full:
+        state, rest = run(state, jax.tree.map(lambda x: x[full:], xs))
         ys = jax.tree.map(lambda *y: jnp.concatenate(y), ys, rest)
     return state, ys
 

@@ -25,8 +25,8 @@ from titans_jax.memory.types import Gates, Info, Memory, Reset, Rule, State, Wei
 class TNTWeights(NamedTuple):
     """The initial weights of M_G and of each M_i."""
 
-    whole: Weights
-    local: tuple[Weights, ...]
+    global_memory: Weights
+    local_memories: tuple[Weights, ...]
 
 
 class TNTState(NamedTuple):
@@ -35,8 +35,8 @@ class TNTState(NamedTuple):
     start_dual: the dual of each M_i at a shard's start, or None where the dual is relative to it. start_pi: Pi there.
     """
 
-    whole: State
-    local: tuple[State, ...]
+    global_memory: State
+    local_memories: tuple[State, ...]
     pi: Array
     start_dual: tuple[Weights, ...] | None
     start_pi: Array
@@ -44,7 +44,7 @@ class TNTState(NamedTuple):
     @property
     def step(self) -> Array:
         """Number of tokens read, int32 scalar."""
-        return self.whole.step
+        return self.global_memory.step
 
 
 def tnt_axes(axes: Any, locals: int, step: Any = None) -> TNTState:
@@ -55,19 +55,19 @@ def tnt_axes(axes: Any, locals: int, step: Any = None) -> TNTState:
 
 def tnt_new_stream(rule: Rule, state: TNTState) -> TNTState:
     """The state of a stream whose memories and shards start from this one's weights and Pi."""
-    whole, *local = (new_stream(rule, s) for s in (state.whole, *state.local))
-    return _at_start(rule, whole, tuple(local), state.pi)
+    main, *local = (new_stream(rule, s) for s in (state.global_memory, *state.local_memories))
+    return _at_start(rule, main, tuple(local), state.pi)
 
 
-def _at_start(rule: Rule, whole: State, local: tuple[State, ...], pi: Array) -> TNTState:
+def _at_start(rule: Rule, main: State, local: tuple[State, ...], pi: Array) -> TNTState:
     start = None if rule.retention.to_origin else tuple(jax.tree.map(lambda x: x + 0, s.dual) for s in local)
-    return TNTState(whole, local, pi, start, pi + 0)
+    return TNTState(main, local, pi, start, pi + 0)
 
 
 def tnt_weights(rule: Rule, key: Array, locals: int) -> TNTWeights:
     """A rule's initial weights for M_G and each M_i."""
-    whole, *local = (rule.architecture.init(k) for k in jax.random.split(key, 1 + locals))
-    return TNTWeights(whole, tuple(local))
+    main, *local = (rule.architecture.init(k) for k in jax.random.split(key, 1 + locals))
+    return TNTWeights(main, tuple(local))
 
 
 def tnt(
@@ -102,18 +102,20 @@ def tnt(
     if not rule.retention.identity:
         raise NotImplementedError("tnt: the link is not the identity, and a shard starts with a dual")
     made = functools.partial(miras, rule, clip=clip, implementation=implementation, matmul_dtype=matmul_dtype)
-    whole, parts = made(chunk=chunk, read_at="chunk_start"), [made(chunk=c) for c in local_chunks]
+    main, parts = made(chunk=chunk, read_at="chunk_start"), [made(chunk=c) for c in local_chunks]
 
     def init(weights: TNTWeights) -> TNTState:
-        local = tuple(part.init(w) for part, w in zip(parts, weights.local, strict=True))
-        state = whole.init(weights.whole)
+        local = tuple(part.init(w) for part, w in zip(parts, weights.local_memories, strict=True))
+        state = main.init(weights.global_memory)
         first = jax.tree.leaves(state.dual)[0]
         return _at_start(rule, state, local, jnp.zeros((len(first),) * 2, first.dtype))
 
     def read(state: TNTState, q: Array) -> Array:
-        y = whole.read(State(state.whole.anchor, (), {}, state.step), q)
+        y = main.read(State(state.global_memory.anchor, (), {}, state.step), q)
         x = q @ state.pi.astype(q.dtype)
-        return functools.reduce(jnp.add, (part.read(s, x) for part, s in zip(parts, state.local, strict=True)), y)
+        return functools.reduce(
+            jnp.add, (part.read(s, x) for part, s in zip(parts, state.local_memories, strict=True)), y
+        )
 
     def fresh(state: TNTState) -> TNTState:
         """The local memories and Pi at a shard's start."""
@@ -125,7 +127,7 @@ def tnt(
             return zeros._replace(dual=dual, anchor=anchor, origin=local.origin)
 
         start = state.start_dual or (None,) * len(parts)
-        return state._replace(local=tuple(map(one, state.local, start)), pi=state.start_pi)
+        return state._replace(local_memories=tuple(map(one, state.local_memories, start)), pi=state.start_pi)
 
     def write(state: TNTState, tokens: Any, valid: Valid | None) -> tuple[Array, TNTState]:
         """Pi and every M_i: tokens of one shard."""
@@ -134,10 +136,10 @@ def tnt(
         q = q @ state.pi + jnp.tril(q @ keys.T) @ keys
         y = jnp.zeros_like(q)
         local: list[State] = []
-        for part, s in zip(parts, state.local, strict=True):
+        for part, s in zip(parts, state.local_memories, strict=True):
             y_i, s, _ = part.update(s, q, k, v, gates, valid=valid)
             y, local = y + y_i, [*local, s]
-        return y, state._replace(local=tuple(local), pi=state.pi + keys.T @ keys)
+        return y, state._replace(local_memories=tuple(local), pi=state.pi + keys.T @ keys)
 
     def write_shards(state: TNTState, tokens: Any, valid: Valid | None) -> tuple[Array, TNTState]:
         """All shards in parallel; the first continues from `state`."""
@@ -176,9 +178,9 @@ def tnt(
             raise NotImplementedError("tnt: no weight residual")
         tokens = jax.tree.map(lambda x: x.astype(state.pi.dtype), (q, k, v, gates))
         if reset is not None:
-            reset = reset._replace(state=reset.state.whole)
-        y, stream, info = whole.update(state.whole, *tokens, valid=valid, reset=reset)
+            reset = reset._replace(state=reset.state.global_memory)
+        y, stream, info = main.update(state.global_memory, *tokens, valid=valid, reset=reset)
         near, state = write_shards(state, tokens, valid)
-        return (y + near).astype(q.dtype), state._replace(whole=stream), info
+        return (y + near).astype(q.dtype), state._replace(global_memory=stream), info
 
     return Memory(init, read, update)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.chunked import chunk_start_factors, in_chunks, similarity, sources
+from titans_jax.memory.chunked import chunk_start_factors, in_chunks, similarity, start_z
 from titans_jax.memory.engine import Engine, reads_key
 from titans_jax.memory.matmul import Matmul, exactly
 from titans_jax.memory.types import Rule, State, Weights, Window
@@ -80,7 +80,7 @@ def solve(name: str, slope: float, rule: Rule, state: State, plan: Coefficients,
     """Delta = slope (rest + k_t W_pre), W_pre the weights just before row t's step. [b, out]."""
     axis, u = plan.of(rule.architecture, name)
     u = u.before(rule.learner.grad_at)
-    for i, z in enumerate(sources(state)):
+    for i, z in enumerate(start_z(state)):
         c = u.initial_weight[:, i, None] if axis is None else u.initial_weight[:, i]
         rest += (c * k) @ z[name]
     if state.origin is not None:

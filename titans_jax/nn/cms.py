@@ -1,7 +1,7 @@
 """Continuum memory system: an MLP as a chain of networks that learn at their own pace (Nested Learning Eq 70-74).
 
 Which kernels a level acts with is part of the state: the parameters as they are, or each sequence's own, which
-`titans_jax.inner_loop` rewrites every so many tokens. Inside a call they do not change.
+`nn.inner_loop` writes at the end of each period. Inside a call they do not change.
 """
 
 from collections.abc import Iterable

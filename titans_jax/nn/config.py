@@ -191,7 +191,7 @@ class ModelConfig:
 
     @property
     def learns_inside(self) -> bool:
-        """Whether layers' networks learn while the model reads; see `titans_jax.inner_loop`."""
+        """Whether layers' networks learn while the model reads; see `nn.inner_loop`."""
         return any(name in CMS_BLOCKS for name in self.pattern) and self.cms.rate > 0 and any(self.cms.periods)
 
     def check(self) -> None:

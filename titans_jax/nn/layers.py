@@ -172,8 +172,8 @@ class Conv(nnx.Module):
         taps = self.taps[...]
         y = scaled(x, taps[0])
         for i in range(1, self.width):
-            seen = (age >= i)[..., None].astype(x.dtype)
-            y += scaled(seen * lax.dynamic_slice_in_dim(inputs, before - i, T, 1), taps[i])
+            visible = (age >= i)[..., None].astype(x.dtype)
+            y += scaled(visible * lax.dynamic_slice_in_dim(inputs, before - i, T, 1), taps[i])
         return y, lax.dynamic_slice_in_dim(inputs, end, before, 1)
 
 

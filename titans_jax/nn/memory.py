@@ -181,4 +181,6 @@ class Retrieve(nnx.Module):
 def _parameters(duals: Any) -> nnx.Dict:
     if isinstance(duals, dict):
         return nnx.Dict({name: param(w, "heads", None, None) for name, w in duals.items()})
-    return nnx.Dict(whole=_parameters(duals.whole), local=nnx.List(map(_parameters, duals.local)))
+    return nnx.Dict(
+        global_memory=_parameters(duals.global_memory), local_memories=nnx.List(map(_parameters, duals.local_memories))
+    )

@@ -63,8 +63,10 @@ def restarted(config: MemoryConfig, state: Any) -> Any:
 def readable(state: Any) -> Any:
     """The part of a state that a read needs: the weights as they are now."""
     if isinstance(state, TNTState):
-        local = tuple(map(readable, state.local))
-        return state._replace(whole=readable(state.whole), local=local, start_dual=(), start_pi=state.pi)
+        local = tuple(map(readable, state.local_memories))
+        return state._replace(
+            global_memory=readable(state.global_memory), local_memories=local, start_dual=(), start_pi=state.pi
+        )
     dual = from_origin(state)
     return State(dual, (), dual, state.step)
 
@@ -82,15 +84,15 @@ def spread(x: Array, batch: int, *axes: str | None) -> Array:
 
 def as_tuple(weights: Any) -> Any:
     """The parameters of a layer's memories as its functions take them."""
-    if "whole" in weights:
-        return TNTWeights(as_tuple(weights["whole"]), tuple(map(as_tuple, weights["local"])))
+    if "global_memory" in weights:
+        return TNTWeights(as_tuple(weights["global_memory"]), tuple(map(as_tuple, weights["local_memories"])))
     return {name: w[...] for name, w in weights.items()}
 
 
 def duals(state: Any) -> Any:
     """What a memory's writes change."""
     if isinstance(state, TNTState):
-        return duals(state.whole), tuple(map(duals, state.local)), state.pi
+        return duals(state.global_memory), tuple(map(duals, state.local_memories)), state.pi
     return state.dual
 
 
@@ -98,6 +100,6 @@ def named_weights(state: Any) -> dict[str, Array]:
     """origin + dual of a memory by name; TNT's as global_w1, local_0_w1, ..., pi."""
     if not isinstance(state, TNTState):
         return from_origin(state)
-    parts = {"global": state.whole} | {f"local_{i}": local for i, local in enumerate(state.local)}
+    parts = {"global": state.global_memory} | {f"local_{i}": local for i, local in enumerate(state.local_memories)}
     named = {f"{part}_{name}": w for part, s in parts.items() for name, w in from_origin(s).items()}
     return named | {"pi": state.pi}

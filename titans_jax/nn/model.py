@@ -89,7 +89,7 @@ class LM(nnx.Module):
         Args:
           tokens: [B, T] int, T >= 1.
           state: of `init_state` or of an earlier call.
-          reset: None, or [B, T] bool where a document begins: nothing before is seen from there on. Memories begin
+          reset: None, or [B, T] bool where a document begins: nothing before is stacked from there on. Memories begin
             anew at a chunk's start only (MAC: at a segment's), so documents must be laid out on multiples of it.
           aligned: a promise that the tokens read so far are a multiple of T, as at a stream's beginning or where it is
             read in pieces of one length. Where chunks divide T, the call then need not be laid on their grid.
@@ -116,8 +116,8 @@ class LM(nnx.Module):
                 stream, block_state, info = block(stream, block_state)
                 states.append(block_state)
                 infos += [] if info is None else [info]
-            seen = jax.tree.map(lambda *x: jnp.stack(x), *infos) if infos else None
-            return (stream.x, stream.values, stream.learned), (tuple(states), seen)
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *infos) if infos else None
+            return (stream.x, stream.values, stream.learned), (tuple(states), stacked)
 
         body = jax.checkpoint(layer) if c.remat else layer
         carry = (first.x, first.values, first.learned)

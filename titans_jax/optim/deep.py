@@ -136,11 +136,11 @@ def scale_by_delta_momentum(momentum: float = 0.9, erase: float = 1.0) -> optax.
 
 
 class DeepMomentumState(NamedTuple):
-    """The network of every matrix: first and home [..., out, width], second [..., width, out], float32."""
+    """The network of every matrix: first and origin [..., out, width], second [..., width, out], float32."""
 
     first: PyTree
     second: PyTree
-    home: PyTree
+    origin: PyTree
 
 
 def scale_by_deep_momentum(
@@ -174,9 +174,9 @@ def scale_by_deep_momentum(
         keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
         shapes = [(*p.shape[:-2], p.shape[-1], width) for p in leaves]
         drawn = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False)]
-        home = jax.tree.unflatten(treedef, drawn)
-        second = jax.tree.map(lambda a: jnp.zeros_like(a.mT), home)
-        return DeepMomentumState(jax.tree.map(lambda a: a + 0, home), second, home)
+        origin = jax.tree.unflatten(treedef, drawn)
+        second = jax.tree.map(lambda a: jnp.zeros_like(a.mT), origin)
+        return DeepMomentumState(jax.tree.map(lambda a: a + 0, origin), second, origin)
 
     def answer(first: jax.Array, second: jax.Array, u: jax.Array) -> jax.Array:
         return jnp.tanh(u @ first / u.shape[-1] ** 0.5) @ second / width**0.5
@@ -185,15 +185,15 @@ def scale_by_deep_momentum(
         del params
         u = jax.tree.map(_unit, _float32(gradients))
 
-        def learn(first: jax.Array, second: jax.Array, home: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def learn(first: jax.Array, second: jax.Array, origin: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
             wanted = u if value == "gradient" else jnp.ones_like(u)
             a, b = jax.grad(lambda a, b: jnp.vdot(answer(a, b, u), wanted), (0, 1))(first, second)
-            return home + momentum * (first - home) + rate * a, momentum * second + rate * b
+            return origin + momentum * (first - origin) + rate * a, momentum * second + rate * b
 
         learned = jax.tree.map(learn, *state, u)
         first, second = (jax.tree.map(lambda _, pair, i=i: pair[i], u, learned) for i in range(2))
         updates = jax.tree.map(answer, first, second, u)
-        return _like(updates, gradients), DeepMomentumState(first, second, state.home)
+        return _like(updates, gradients), DeepMomentumState(first, second, state.origin)
 
     return optax.GradientTransformation(init, update)
 

@@ -11,10 +11,10 @@ from jax import Array
 
 from titans_jax import optim, sharding
 from titans_jax.config import TrainConfig
-from titans_jax.inner_loop import InnerLoop
 from titans_jax.loss import cross_entropy
 from titans_jax.metrics import layer_means
 from titans_jax.nn import LM, ModelConfig
+from titans_jax.nn.inner_loop import InnerLoop
 from titans_jax.training.placement import Placement
 
 Batch = Mapping[str, Array]

@@ -29,15 +29,15 @@ Levels = list[list[Weights]]
 class InnerState(NamedTuple):
     """A stream's state. now: the model's, after every token; its kernels are the sequences' own.
 
-    begun: the model's as the chunk began, to take its gradient from. read: [B, C] the chunk's tokens so far.
-    anew: [B] bool, whether a document began with the chunk.
+    chunk_start: the model's as the chunk began, to take its gradient from. read: [B, C] the chunk's tokens so far.
+    reset_at_start: [B] bool, whether a document began with the chunk.
     sums: gradients since each level's last write, as its kernels. step: tokens read, int32 scalar.
     """
 
     now: LMState
-    begun: LMState
+    chunk_start: LMState
     read: Array
-    anew: Array
+    reset_at_start: Array
     sums: Levels
     step: Array | np.int32
 
@@ -63,21 +63,21 @@ class InnerLoop(LM):
     def init_state(self, batch: int) -> InnerState:  # type: ignore[override]  # the calls are the same
         """The state before the first token. Its step is known while tracing: such a call compiles whole chunks only."""
         now = super().init_state(batch)
-        begun = jax.tree.map(lambda x: x + 0, now)
+        chunk_start = jax.tree.map(lambda x: x + 0, now)
         sums = jax.tree.map(jnp.zeros_like, kernels_of(now.blocks))
         read = jnp.zeros((batch, self.chunk), jnp.int32) + 0 * now.age[:, None]
-        return InnerState(now, begun, read, now.age < 0, sums, np.int32(0))
+        return InnerState(now, chunk_start, read, now.age < 0, sums, np.int32(0))
 
     def state_by_layer(self, state: InnerState) -> InnerState:
         """As `LM.state_by_layer`."""
-        now, begun = (super(InnerLoop, self).state_by_layer(one) for one in (state.now, state.begun))
+        now, chunk_start = (super(InnerLoop, self).state_by_layer(one) for one in (state.now, state.chunk_start))
         sums = [list(unstacked(level, self.config.repeats)) for level in state.sums]
-        return state._replace(now=now, begun=begun, sums=sums)
+        return state._replace(now=now, chunk_start=chunk_start, sums=sums)
 
     def over_layers(self, act: Callable[[Array], Array], state: InnerState) -> InnerState:
         """As `LM.over_layers`."""
-        now, begun = (super(InnerLoop, self).over_layers(act, one) for one in (state.now, state.begun))
-        return state._replace(now=now, begun=begun, sums=jax.tree.map(act, state.sums))
+        now, chunk_start = (super(InnerLoop, self).over_layers(act, one) for one in (state.now, state.chunk_start))
+        return state._replace(now=now, chunk_start=chunk_start, sums=jax.tree.map(act, state.sums))
 
     def __call__(  # type: ignore[override]
         self, tokens: Array, state: InnerState, reset: Array | None = None, *, aligned: bool = False
@@ -92,12 +92,12 @@ class InnerLoop(LM):
         if tokens.shape[1] == 1:
             return self._token(tokens, state, reset)
 
-        def whole() -> Any:
+        def from_chunk_start() -> Any:
             return self._chunks(tokens, self._settled(state, tokens[:, 0]), reset)
 
         if aligned and tokens.shape[1] % self.chunk == 0:
-            return whole()
-        return lax.cond(state.step % self.chunk == 0, whole, lambda: self._tokens(tokens, state, reset))
+            return from_chunk_start()
+        return lax.cond(state.step % self.chunk == 0, from_chunk_start, lambda: self._tokens(tokens, state, reset))
 
     def _chunks(self, tokens: Array, state: InnerState, reset: Array | None) -> Any:
         """From a chunk's start on: whole chunks, each written when read, and what remains, which is not."""
@@ -123,14 +123,14 @@ class InnerLoop(LM):
             parts = [(_joined(logits, 1), jax.tree.map(lambda x: _joined(x, -1), info))]
         (now, sums, step), rest = carry, tokens[:, count * C :]
         again = None if reset is None else reset[:, count * C :]
-        begun, sums = self._begin(now, sums, again)
-        logits, now, info = super().__call__(rest, begun, again)
+        chunk_start, sums = self._begin(now, sums, again)
+        logits, now, info = super().__call__(rest, chunk_start, again)
         parts.append((logits, info))
         read = lax.dynamic_update_slice(jnp.zeros_like(state.read), rest.astype(jnp.int32), (0, 0))
         logits = jnp.concatenate([logits for logits, _ in parts], 1)
         info = jax.tree.map(lambda *x: jnp.concatenate(x, -1), *(info for _, info in parts))
-        anew = jnp.zeros_like(state.anew) if again is None else again[:, 0]
-        return logits, InnerState(now, begun, read, anew, sums, step + rest.shape[1]), info
+        reset_at_start = jnp.zeros_like(state.reset_at_start) if again is None else again[:, 0]
+        return logits, InnerState(now, chunk_start, read, reset_at_start, sums, step + rest.shape[1]), info
 
     def _tokens(self, tokens: Array, state: InnerState, reset: Array | None) -> Any:
         """Token by token."""
@@ -147,40 +147,42 @@ class InnerLoop(LM):
         """One token [B, 1]: it settles the chunk that was complete but for it."""
         state = self._settled(state, token[:, 0])
         at = state.step % self.chunk
-        anew = jnp.zeros_like(state.anew)
+        reset_at_start = jnp.zeros_like(state.reset_at_start)
         if reset is not None:
-            begun, sums = self._begin(state.now, state.sums, reset & (at == 0))
-            state, anew = state._replace(now=begun, sums=sums), reset[:, 0]
-        anew = jnp.where(at == 0, anew, state.anew)
-        begun = jax.tree.map(lambda new, old: jnp.where(at == 0, new, old), state.now, state.begun)
+            chunk_start, sums = self._begin(state.now, state.sums, reset & (at == 0))
+            state, reset_at_start = state._replace(now=chunk_start, sums=sums), reset[:, 0]
+        reset_at_start = jnp.where(at == 0, reset_at_start, state.reset_at_start)
+        chunk_start = jax.tree.map(lambda new, old: jnp.where(at == 0, new, old), state.now, state.chunk_start)
         logits, now, info = super().__call__(token, state.now, reset)
         read = lax.dynamic_update_slice(state.read, token.astype(jnp.int32), (0, at))
-        return logits, InnerState(now, begun, read, anew, state.sums, state.step + 1), info
+        return logits, InnerState(now, chunk_start, read, reset_at_start, state.sums, state.step + 1), info
 
     def _settled(self, state: InnerState, following: Array) -> InnerState:
         """The state with the write of a chunk that was read to its end, before the token `following` [B] it."""
 
         def write(state: InnerState) -> InnerState:
             targets = jnp.concatenate([state.read[:, 1:], following[:, None].astype(jnp.int32)], 1)
-            reset = jnp.pad(state.anew[:, None], [(0, 0), (0, self.chunk - 1)])
-            gradient, _ = self._gradient(state.begun, state.read, targets, reset)
+            reset = jnp.pad(state.reset_at_start[:, None], [(0, 0), (0, self.chunk - 1)])
+            gradient, _ = self._gradient(state.chunk_start, state.read, targets, reset)
             now, sums = self._write(state.now, state.sums, gradient, jnp.asarray(state.step))
             return state._replace(now=now, sums=sums)
 
         state = state._replace(step=jnp.asarray(state.step))
         return lax.cond((state.step > 0) & (state.step % self.chunk == 0), write, lambda state: state, state)
 
-    def _gradient(self, begun: LMState, tokens: Array, following: Array, reset: Array | None) -> tuple[Levels, Any]:
+    def _gradient(
+        self, chunk_start: LMState, tokens: Array, following: Array, reset: Array | None
+    ) -> tuple[Levels, Any]:
         """The gradient of a chunk's loss by each sequence's kernels, and what reading the chunk gave."""
 
         def loss(levels: Levels) -> tuple[Array, Any]:
-            state = begun._replace(blocks=with_kernels(begun.blocks, levels))
+            state = chunk_start._replace(blocks=with_kernels(chunk_start.blocks, levels))
             logits, after, info = super(InnerLoop, self).__call__(tokens, state, reset)
             chosen = following[..., None] == jnp.arange(logits.shape[-1])
             nll = jax.nn.logsumexp(logits, -1) - jnp.where(chosen, logits, 0).sum(-1)
             return nll.sum(), (logits, after, info)
 
-        return jax.grad(loss, has_aux=True)(kernels_of(begun.blocks))
+        return jax.grad(loss, has_aux=True)(kernels_of(chunk_start.blocks))
 
     def _write(self, now: LMState, sums: Levels, gradient: Levels, step: Array) -> tuple[LMState, Levels]:
         """Write the levels whose period ends at `step`."""

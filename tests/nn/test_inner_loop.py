@@ -11,10 +11,10 @@ from flax import nnx
 
 from tests.nn.members import BATCH, SEGMENT, TOKENS, VOCAB, Subject, config_of, jit, name_of, subject
 from tests.nn.test_laws import close, read, same
-from titans_jax.inner_loop import InnerLoop
 from titans_jax.loss import cross_entropy
 from titans_jax.nn import LM, CMSConfig, ModelConfig
 from titans_jax.nn.cms import kernels_of, with_kernels
+from titans_jax.nn.inner_loop import InnerLoop
 
 CMS = CMSConfig(periods=(8, 16), rate=0.5, clip=1.0)
 ATTENTION = dict(block="hope_attention", attention="sliding")
