@@ -143,9 +143,9 @@ def deep_momentum(gradients, A, a, rate, value):
 
 
 @pytest.mark.parametrize("value", ["gradient", "ones"])
-def test_deep_momentum_is_equation_50_with_a_home(value):
+def test_deep_momentum_is_equation_50_with_an_origin(value):
     transformation = scale_by_deep_momentum(0.8, 0.3, width=6, value=value)
-    home = np.asarray(transformation.init(jnp.zeros((3, 4))).home, np.float64)
+    home = np.asarray(transformation.init(jnp.zeros((3, 4))).origin, np.float64)
     moved = np.diff([np.zeros((3, 4)), *run(transformation, GRADIENTS, np.zeros((3, 4)))], axis=0)
     np.testing.assert_allclose(moved, list(deep_momentum(GRADIENTS, home, 0.8, 0.3, value)), rtol=1e-4, atol=1e-5)
 
