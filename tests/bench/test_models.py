@@ -157,7 +157,7 @@ def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(number, tmp_path,
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and len(seen) == 1  # as it was
     finally:
         signal.signal(signal.SIGINT, ignored)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert not (tmp_path / "table.md").exists()
     run(tmp_path, "lmm", "--steps", "2")
     assert [at[2] for at in seen if at != "forgotten"] == [1, 2, 3]
