@@ -15,24 +15,24 @@
 # %% [markdown]
 # # Memory and surprise
 #
-# A neural memory is a small network that is trained while it reads. At every step it predicts what comes next; the
-# error of that prediction is its *surprise*, and the gradient of the surprise is what it writes. You will see:
+# A neural memory is a small network that is trained while it reads. At each step it predicts the next value. The error
+# of the prediction is the *surprise*; the memory takes a step along the gradient of the surprise. You will see:
 #
-# 1. a dashboard of a memory that reads a repeating pattern with three anomalies: its surprise, the momentum of its
-#    surprise, what each step changes in its weights, and how large they are;
-# 2. anomalies found by surprise, also where no single value is unusual;
-# 3. a wave that changes its frequency, and the memory that learns it anew;
-# 4. what momentum and forgetting do, four settings of each side by side;
-# 5. a hundred thousand steps read with a state of one size.
+# 1. a dashboard of a memory that reads a repeating pattern with three anomalies: surprise, momentum, and the changes
+#    and the norm of its weights;
+# 2. anomaly detection by surprise, even if no single value is unusual;
+# 3. a wave whose frequency changes, and a memory that learns the new wave;
+# 4. the effect of momentum and forgetting, with four settings of each;
+# 5. a stream of a hundred thousand steps, read with a state of fixed size.
 #
-# It takes about a minute on a CPU and needs no network, unless titans_jax has to be installed first.
+# It takes about a minute on a CPU. It needs no network, unless titans_jax must be installed first.
 
 # %%
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # of titans_jax, if it is not installed: the checkout around this notebook, or "git+https://..."
+SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
 if importlib.util.find_spec("titans_jax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
 
@@ -65,9 +65,9 @@ print("jax", jax.__version__, "on", jax.devices()[0].device_kind)
 # %% [markdown]
 # ## A memory reads a series
 #
-# `series_rule` is Titans' rule: squared error, momentum, weight decay, on a network of two matrices. `process` reads a
-# series `[T, D]` and returns what happened at every step, and the state with which it would go on. The series is 1, 2,
-# 3 said twenty times; at three steps there is 99 instead.
+# `series_rule` is Titans' rule: squared error, momentum and weight decay, for a network of two layers. `process` reads
+# a series `[T, D]` and returns records of every step and the final state. The series is 1, 2, 3, repeated twenty times;
+# three steps are 99 instead.
 
 # %%
 series, mask = generate_repeating_with_anomalies([1, 2, 3], repeats=20, anomaly_indices=[14, 35, 50], anomaly_value=99)
@@ -82,26 +82,25 @@ print("snapshots     ", {name: weights.shape for name, weights in record.weights
 print("steps read    ", int(end.memory.step))
 
 # %% [markdown]
-# The dashboard of that reading. Step 14 is the first anomaly. Note the scale of the raw surprise: it is logarithmic.
+# The dashboard. Step 14 is the first anomaly. The scale of the raw surprise is logarithmic.
 
 # %%
 draw_reading(series, folder / "dashboard.png", mask=mask, title="1, 2, 3 and three anomalies", memory=memory)
 Image(folder / "dashboard.png", width=1000)
 
 # %% [markdown]
-# - **Raw surprise** is the error of a prediction made *before* the step was seen. At an anomaly it is more than fifty
-#   times that of any other step, those right after it included: what the memory reads of an anomaly is a key of length
-#   1 like any other, so that an unusual input predicts nothing large itself.
-# - **Momentum surprise** is the norm of $S_t = \eta S_{t-1} - \theta \nabla \ell_t$, the momentum itself. It outlasts
-#   the anomaly by about ten steps, and during those the memory goes on changing. It ends at 1, where the clip is.
-# - **Update intensity**: a write is as large as its surprise, so that nothing but the anomalies leaves much of a trace.
-# - **Weight norm**: an anomaly makes the memory grow, forgetting makes it shrink.
+# - **Raw surprise** is the error of the prediction made *before* the step is read. At an anomaly it is more than fifty
+#   times that of any other step. The step after an anomaly is not surprising either: keys are normalised, so that an
+#   unusually large input does not cause a large prediction.
+# - **Momentum surprise** is the norm of the momentum $S_t = \eta S_{t-1} - \theta \nabla \ell_t$. It decays over about
+#   ten steps after the anomaly, during which the memory still changes. The clip limits it to 1.
+# - **Update intensity** is the size of a write. It grows with the surprise, so the anomalies dominate it.
+# - **Weight norm**: an anomaly increases it, forgetting decreases it.
 
 # %% [markdown]
 # ## Surprise finds anomalies
 #
-# The score of a step is its surprise over what was usual in the steps before (never after). A step counts as found
-# where that is more than five times.
+# The score of a step is its surprise divided by the usual surprise of earlier steps. A score above five is an anomaly.
 
 
 # %%
@@ -110,7 +109,7 @@ def found(series, first, memory=memory, **how):
     return (anomaly_scores(reading.surprise) > THRESHOLD) & (np.arange(len(series)) >= first)
 
 
-others = ~mask & (np.arange(60) >= 6)  # once the pattern has been seen twice
+others = ~mask & (np.arange(60) >= 6)  # after two periods of the pattern
 print("least surprise of an anomaly        ", round(float(record.surprise[mask].min())))
 print("99th percentile of the other steps  ", round(float(np.percentile(record.surprise[others], 99))))
 precision, recall = precision_recall(found(series, first=6), mask)
@@ -118,8 +117,9 @@ print(f"precision {precision:.2f}, recall {recall:.2f}")
 assert record.surprise[mask].min() > np.percentile(record.surprise[others], 99)
 
 # %% [markdown]
-# That was easy: 99 is far from 1, 2 and 3. Now the pattern is 1, 2, 3, 4 and an anomaly is a 4 in another's place. No
-# threshold on values finds it; a memory of the pattern does, and one that never writes does not.
+# That was easy: 99 is far from 1, 2 and 3. Now the pattern is 1, 2, 3, 4, and an anomaly is a 4 at the wrong step. No
+# threshold on values finds it. A memory finds it, since it has learned the pattern; a memory that never writes does
+# not.
 
 # %%
 hard, hidden = generate_repeating_with_anomalies([1, 2, 3, 4], 60, [101, 150, 212], 4)
@@ -131,7 +131,7 @@ for name, rate in {"a memory that learns": 0.05, "a memory that never writes": 0
 # %% [markdown]
 # ## A wave that changes its frequency
 #
-# Surprise falls while the memory learns the first wave, rises where the frequency quadruples, and falls again.
+# Surprise falls while the memory learns the first wave, rises when the frequency quadruples, and falls again.
 
 # %%
 wave, shifts = generate_frequency_shift(length=200, base_freq=0.05, shifted_freq=0.2, shift_at=100)
@@ -142,19 +142,20 @@ for name, steps in {"before": slice(80, 100), "after": slice(100, 120), "at the 
 Image(folder / "wave.png", width=1000)
 
 # %% [markdown]
-# ## Momentum, from none to 0.99
+# ## Momentum from 0 to 0.99
 #
-# Without momentum an anomaly is over when it is over. At 0.9 it is felt for ten steps, at 0.99 it never fades.
+# Without momentum an anomaly changes the memory at one step only. At 0.9 it does so for about ten steps; at 0.99 it
+# does so until the end of the series.
 
 # %%
 run_scenario("3", folder, memory=memory)
 Image(folder / "scenario_3.png", width=900)
 
 # %% [markdown]
-# ## Forgetting, from none to a tenth a step
+# ## Forgetting from 0 to 0.1 per step
 #
-# Forgetting is weight decay: the memory keeps $1 - \alpha$ of itself at every step. Without it each anomaly stays; with
-# much of it the memory holds little more than the last steps.
+# Forgetting is weight decay: each step multiplies the weights by $1 - \alpha$. Without it the memory keeps every
+# anomaly; with strong forgetting it keeps little more than the last steps.
 
 # %%
 run_scenario("4", folder, memory=memory)
@@ -163,8 +164,8 @@ Image(folder / "scenario_4.png", width=900)
 # %% [markdown]
 # ## A long stream
 #
-# The state has one size, however long the stream; pieces of any length give what the whole would. Two channels this
-# time, and no snapshots: the weights of a hundred thousand steps would be 800 MB.
+# The size of the state does not depend on the length of the stream, and a stream may be read in pieces of any length
+# with the same result. This series has two channels. It keeps no snapshots: a hundred thousand would need 800 MB.
 
 # %%
 steps = jnp.arange(100_000)

@@ -15,24 +15,24 @@
 # %% [markdown]
 # # MIRAS: four choices make a memory
 #
-# A sequence model's memory is decided by what it *is*, what it *minimises*, how it *forgets* and how it *learns*. You
-# will see:
+# MIRAS describes a memory by four choices: what it *is* (architecture), what it *minimises* (bias), how it *forgets*
+# (retention) and how it *learns* (learner). You will see:
 #
-# 1. one write of a memory, and by how many percent its surprise falls;
-# 2. the four choices, drawn: losses, retentions, and three ways to learn the same data;
-# 3. Moneta, Yaad, Memora and a linear RNN: ten updates of each, and every loss falls;
-# 4. what an outlier does to a squared error, and what it does not do to Yaad;
-# 5. several memories as one, and attention whose words a memory keeps.
+# 1. one write of a memory, and how much it reduces the surprise;
+# 2. plots of the choices: losses, retentions, and three learners on the same data;
+# 3. ten updates of Moneta, Yaad, Memora and a linear RNN: every loss falls;
+# 4. an outlier, which disturbs a squared error and does not disturb Yaad;
+# 5. an ensemble of memories, and a memory that learns the outputs of attention.
 #
-# Equation numbers are those of Titans (arXiv 2501.00663) and MIRAS (arXiv 2504.13173). It takes about a minute on a CPU
-# and needs no network, unless titans_jax has to be installed first.
+# Equation numbers are those of Titans (arXiv 2501.00663) and MIRAS (arXiv 2504.13173). It takes about a minute on a
+# CPU. It needs no network, unless titans_jax must be installed first.
 
 # %%
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # of titans_jax, if it is not installed: the checkout around this notebook, or "git+https://..."
+SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
 if importlib.util.find_spec("titans_jax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
 
@@ -53,8 +53,8 @@ key, value = jax.random.normal(jax.random.key(0), (2, T, D))
 # %% [markdown]
 # ## One write (Titans Eq 8 to 14)
 #
-# A memory is a `Rule` and a dictionary of weights, and every equation a function of them. `titans` is an MLP of two
-# layers under a squared error: a write is one step of gradient descent on it, at test time.
+# A memory is a `Rule` and a dictionary of weights; each equation is a function of both. `titans` is an MLP of two
+# layers with a squared error. A write is one step of gradient descent at test time.
 
 # %%
 titans = presets.titans(D, depth=2)
@@ -66,13 +66,13 @@ print(f"surprise before {before:.1f}, after one update {after:.1f}: {100 * (1 - 
 assert after < before
 
 # %% [markdown]
-# With momentum (Eq 9-10) the surprise of the past goes on writing; with forgetting (Eq 13-14) all that was written
-# fades. `keep` is 1 - alpha.
+# With momentum (Eq 9-10) past gradients are written again; with forgetting (Eq 13-14) the weights decay. `keep` is
+# 1 - alpha.
 
 
 # %%
 def updates(count, rule, weights, key, value, rate, momentum=0.0, keep=1.0):
-    """The surprise before each of `count` writes of the same tokens and after the last, and the weights then."""
+    """Write the same tokens `count` times. Returns the surprise before each write and after the last; the weights."""
 
     def update(carry, _):
         fast, trace = carry
@@ -100,8 +100,8 @@ print("forget(keep=0.5) halves the weights:", bool(jnp.allclose(halved["w1"], we
 # ## The four choices
 #
 # **What it is**: a matrix, an MLP of any depth, a gated network... **What it minimises**: the loss of a prediction (Eq
-# 10-17). **How it forgets**: the map from what gradients add up in, to the weights (Eq 14, 17-24). **How it learns**:
-# descent, momentum, or least squares over all that was read, which is Newton's step.
+# 10-17). **How it forgets**: the map from the sum of gradients (the dual) to the weights (Eq 14, 17-24). **How it
+# learns**: descent, momentum, or least squares over all tokens read, which is Newton's step.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
@@ -129,25 +129,26 @@ for name, each in kept.items():
         w = functional.forget(rule, w, keep=0.9)
     (line,) = right.plot(largest, label=name)
     right.plot(smallest, color=line.get_color(), ls=":")
-right.set(title="How it forgets: nothing is written", xlabel="step, keep 0.9", ylabel="largest and smallest weight")
+right.set(title="How it forgets: decay without writes", xlabel="step, keep 0.9", ylabel="largest and smallest weight")
 right.legend()
 plt.show()
 
 # %% [markdown]
-# Weight decay and the $l_4$ norm, one line here, end at no weights; relative entropies at weights all alike. Now three
-# learners for one matrix, on tokens of which the values are a fixed linear map of the keys. All read each token once.
+# Under weight decay and the $l_4$ norm, which coincide here, weights decay to zero; under relative entropies they
+# become equal. Next, three learners of a matrix, on tokens whose values are a fixed linear map of the keys. Each reads
+# every token once.
 
 
 # %%
 def stream(rule, state, k, v, rate, momentum=0.0):
-    """The errors of predictions [T - 1]: every token's after the ones before were written, one after the other."""
+    """The prediction errors [T - 1]: of each token, after the writes of all tokens before it."""
     memory, ones = miras(rule, chunk=1, clip=None), jnp.ones(len(k))
     gates = Gates(rate * ones, momentum * ones, ones)
     y, _, _ = jax.jit(memory.update)(memory.init(state), jnp.roll(k, -1, axis=0), k, v, gates)
-    return jnp.square(y[:-1] - v[1:]).sum(-1)  # each read is by the key of the next
+    return jnp.square(y[:-1] - v[1:]).sum(-1)  # reads are at the next token's key
 
 
-many = jax.random.normal(jax.random.key(3), (200, D)) * jnp.geomspace(1, 0.1, D)  # some directions are rarely seen
+many = jax.random.normal(jax.random.key(3), (200, D)) * jnp.geomspace(1, 0.1, D)  # some directions are rare
 many = many / jnp.linalg.norm(many, axis=1, keepdims=True)
 wanted = many @ jax.random.normal(jax.random.key(4), (D, D))
 matrix = presets.titans_linear(D)
@@ -165,14 +166,14 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Descent is slow in the directions that are rarely seen; least squares does not mind them. Momentum carries on what one
-# token wrote while the next ones come, which does not help where tokens have nothing in common.
+# Descent is slow in rare directions; least squares is not. Momentum repeats a token's gradient at later tokens, which
+# does not help if the tokens are independent.
 #
-# ## Four rows of the table, ten updates each
+# ## Ten updates of four rules
 #
-# Moneta minimises $\|\cdot\|_3^3$ and keeps its weights by an $l_4$ norm; Yaad minimises Huber's loss; Memora keeps its
-# weights positive, by relative entropy to the last ones (hard: on a simplex; soft: not); a linear RNN is a matrix that
-# decays (Eq 3), and that adds (here with a squared error, else its loss has no bottom: the delta rule, Eq 9).
+# Moneta minimises $\|\cdot\|_3^3$ with an $l_4$ retention. Yaad minimises the Huber loss. Memora has positive weights
+# and retains by relative entropy to the last weights (hard: on a simplex; soft: not). A linear RNN is a matrix that
+# decays and adds (Eq 3); its loss has no minimum, so here it has a squared error: the delta rule (Eq 9).
 
 # %%
 soft = presets.memora(D)._replace(retention=retention.kl(hard=False))
@@ -190,12 +191,12 @@ for name, (rule, rate, keep) in rows.items():
     plt.plot(losses / losses[0], label=name, marker=".")
 plt.title("Ten updates")
 plt.xlabel("update")
-plt.ylabel("loss, over the first")
+plt.ylabel("loss / first loss")
 plt.legend()
 plt.show()
 
 # %% [markdown]
-# The same two rows by hand. `PRESETS` has all of them; `titans-jax rules` prints them as a table.
+# Two of these rules by hand. `PRESETS` has all rules; `titans-jax rules` prints them as a table.
 
 # %%
 k, v, M = key[:1], value[:1], jax.random.normal(jax.random.key(7), (D, D))
@@ -210,8 +211,8 @@ print(len(PRESETS), "rules:", ", ".join(PRESETS))
 # %% [markdown]
 # ## An outlier
 #
-# A linear map again, but token 100 has a value fifty times too large. A squared error writes all of it; a Huber loss
-# writes no more than for an error of length 1.
+# The linear map again, but the value of token 100 is fifty times too large. The gradient of a squared error grows with
+# the error; that of the Huber loss does not grow beyond that of an error of length 1.
 
 # %%
 plain = matrix._replace(learner=learner.gradient_descent())
@@ -227,11 +228,12 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# The squared error forgets its way back over a hundred tokens; Huber's loss, slower at first, has hardly noticed.
+# With a squared error the memory needs a hundred tokens to recover. With the Huber loss it learns more slowly at first,
+# and the outlier hardly disturbs it.
 #
-# ## Several memories as one
+# ## An ensemble of memories
 #
-# An ensemble writes every token into each of its members and reads their mean.
+# An ensemble writes every token to each of its members and reads their mean.
 
 # %%
 members = {"titans": (presets.titans(D), 0.002), "yaad": (presets.yaad(D), 0.005), "moneta": (presets.moneta(D), 1e-4)}
@@ -246,10 +248,10 @@ for _ in range(3):
           "the ensemble's error", round(float(jnp.square(y - value).sum(-1).mean()), 2))  # fmt: skip
 
 # %% [markdown]
-# ## Attention, then a memory of what it said
+# ## A memory that learns the outputs of attention
 #
-# Attention (Titans Eq 1-2) sees every token before; linear attention (Eq 3-5) is a memory that only adds. What they say
-# is written into a deep memory, which afterwards answers without them.
+# Attention (Titans Eq 1-2) sees all earlier tokens; linear attention (Eq 3-5) is a memory that only adds. Their outputs
+# are written to a deep memory, which then reproduces them without attention.
 
 # %%
 x = jax.random.normal(jax.random.key(10), (T, D))

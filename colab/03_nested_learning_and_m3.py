@@ -15,22 +15,22 @@
 # %% [markdown]
 # # Nested learning and M3
 #
-# An optimizer is a memory: it stores gradients, and its update is what it recalls. You will see:
+# An optimizer is a memory of gradients, and its update is a read of this memory. You will see:
 #
-# 1. that gradient descent writes an associative memory, which maps a layer's inputs to its errors;
-# 2. that momentum is a memory of gradients, and what a memory that corrects itself does instead;
-# 3. M3's two momenta, a fast and a slow one, at work on a gradient made of two frequencies;
+# 1. gradient descent as the write of an associative memory, which maps a layer's inputs to its errors;
+# 2. momentum as a memory of gradients, beside memories with a delta rule and with a network;
+# 3. M3's fast and slow momentum on a gradient of two frequencies;
 # 4. loss curves of a small network trained by SGD, Adam, Muon, M3 and deep momentum, each at the best of five rates.
 #
-# Equation numbers are those of Nested Learning (arXiv 2512.24695). It takes about a minute on a CPU and needs no
-# network, unless titans_jax has to be installed first.
+# Equation numbers are those of Nested Learning (arXiv 2512.24695). It takes about a minute on a CPU. It needs no
+# network, unless titans_jax must be installed first.
 
 # %%
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # of titans_jax, if it is not installed: the checkout around this notebook, or "git+https://..."
+SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
 if importlib.util.find_spec("titans_jax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
 
@@ -49,9 +49,8 @@ plt.rcParams |= {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right
 # %% [markdown]
 # ## Gradient descent is an associative memory
 #
-# A layer computes $y = xW$. Its gradient is $x^\top \delta$, the error $\delta$ at the output under the key $x$: one
-# descent step is one write of a linear attention memory, with the layer's inputs for keys and its errors, with the sign
-# that lowers them, for values.
+# A layer computes $y = xW$. Its gradient is $x^\top \delta$, where $\delta$ is the error at the output. So a descent
+# step is a write of a linear attention memory: the keys are the layer's inputs, the values its negative errors.
 
 # %%
 x, target = jax.random.normal(jax.random.key(0), (2, 8, 4))
@@ -61,20 +60,20 @@ optimizer = optim.gradient_descent(0.1)  # Eq 1
 step, _ = optimizer.update(jax.grad(lambda w: loss(x @ w))(w), optimizer.init(w), w)
 error = jax.grad(loss)(x @ w)
 written = functional.write(presets.linear_attention(4), {"w": w}, x, -error, rate=0.1)["w"]
-print("a descent step and a write of (input, error) agree to", float(jnp.abs(w + step - written).max()))
+print("difference of a descent step and a write of (input, error):", float(jnp.abs(w + step - written).max()))
 
 # %% [markdown]
-# The same step is the answer to a small problem of its own (Eq 2): go along the gradient, stay near. And all steps
-# together are the answer to one over the whole past, follow the regularised leader (Eq 3).
+# The same step is the minimiser of the linearised loss plus a squared distance to the last weights (Eq 2). All steps
+# together are the minimiser over all past gradients: follow the regularised leader (Eq 3).
 
 # %%
 g = jax.grad(lambda w: loss(x @ w))(w)
 proximal = lambda y: jnp.vdot(y, g) + jnp.square(y - w).sum() / (2 * 0.1)
-print("slope of that problem at the step:", float(jnp.abs(jax.grad(proximal)(w + step)).max()))
+print("gradient of Eq 2 at the step:", float(jnp.abs(jax.grad(proximal)(w + step)).max()))
 
 
 def descend(optimizer, w, gradients):
-    """The weights after updates by these gradients, one after the other."""
+    """The weights after one update for each gradient."""
 
     def update(carry, g):
         w, state = carry
@@ -88,16 +87,15 @@ def descend(optimizer, w, gradients):
 gradients = jax.random.normal(jax.random.key(2), (20, 4, 4))
 one_by_one, _ = descend(optim.gradient_descent(0.1), w, gradients)
 leader, _ = descend(optim.follow_the_regularised_leader(0.1), w, gradients)
-print("descent and the regularised leader agree to", float(jnp.abs(one_by_one - leader).max()))
+print("difference of descent and the regularised leader:", float(jnp.abs(one_by_one - leader).max()))
 
 # %% [markdown]
 # ## Momentum is a memory of gradients
 #
-# Momentum (Eq 10-13, 33) adds every gradient to what it holds, whether it holds it already or not. A delta rule (Eq
-# 48-49) first asks what it holds under this gradient, and writes the difference. Deep momentum (Eq 50) is a network
-# that is trained to answer a gradient with those like it.
+# Momentum (Eq 10-13, 33) adds every gradient. Delta momentum (Eq 48-49) reads the momentum at the gradient and writes
+# the difference. Deep momentum (Eq 50) is a network, trained to map a gradient to similar past gradients.
 #
-# Below each sees one gradient forty times, then its opposite. Drawn is how far the update goes along the first.
+# Below, each gets one gradient forty times, then its negative. The plot shows the update's component along the first.
 
 # %%
 g = jax.random.normal(jax.random.key(3), (4, 4))
@@ -112,20 +110,20 @@ for name, momentum in momenta.items():
     along = jnp.einsum("tij,ij->t", steps, g)
     plt.plot(along / jnp.abs(along).max(), label=name)
 plt.axvline(40, color="#9ca3af", lw=0.8)
-plt.title("A gradient that turns: the update along it, over its largest")
+plt.title("Normalised update along a gradient that changes its sign")
 plt.xlabel("update")
 plt.legend()
 plt.show()
 
 # %% [markdown]
-# Momentum needs ten updates to believe that the gradient has turned, the delta rule two. The network answers the
-# opposite question with the opposite answer at once.
+# Momentum needs ten updates to follow the change of sign, delta momentum two. Deep momentum follows at once, since its
+# network is an odd function of the gradient.
 #
 # ## M3: momentum at two time scales
 #
-# M3 (Algorithm 1) keeps a fast momentum of the last gradients and a slow one that moves once every `chunk` gradients,
-# orthogonalises both, and adds them. Here a gradient is a slow part that never changes and a fast part eight times as
-# large that changes its sign every sixteen updates. Drawn is how much of the slow part each momentum's direction has.
+# M3 (Algorithm 1) has a fast momentum and a slow momentum, which is updated once every `chunk` gradients. It
+# orthogonalises both and adds them. Here the gradient is the sum of a constant part and of a fast part, which is eight
+# times as large and changes its sign every sixteen updates. The plot shows the constant part of each momentum.
 
 # %%
 slow, fast = jnp.linalg.qr(jax.random.normal(jax.random.key(4), (16, 2)))[0].T.reshape(2, 4, 4)
@@ -143,21 +141,21 @@ _, (quick, steady) = jax.lax.scan(watch, m3.init(slow), mixed)
 for name, m in {"fast momentum": quick, "slow momentum": steady}.items():
     along = jnp.einsum("tij,ij->t", m, slow) / (jnp.linalg.norm(m, axis=(1, 2)) + 1e-9)
     plt.plot(along, label=name)
-plt.title("The part of the gradient that lasts")
+plt.title("The constant part of each momentum")
 plt.xlabel("update")
-plt.ylabel("cosine with the slow part")
+plt.ylabel("cosine with the constant part")
 plt.legend()
 plt.show()
 
 # %% [markdown]
-# The fast momentum follows the part that changes sign and sees the lasting one only while it turns; the slow one,
-# which averages over chunks, ends up with little else.
+# The fast momentum follows the fast part, and shows the constant part only at changes of sign. The slow momentum
+# averages over chunks, so that mainly the constant part remains.
 #
 # ## A small problem
 #
-# A network of three matrices learns another one's outputs; the inputs' directions differ by a factor of thirty in size.
-# Every optimizer is tried at five rates and three seeds in one `vmap`; drawn is the best rate's mean. It is one small
-# problem, at a fixed budget: it shows that all of them work, and no more than that.
+# A network of three matrices learns the outputs of another one. The scales of the inputs differ by a factor of thirty.
+# One `vmap` trains each optimizer at five rates from three seeds; the plot shows the mean at the best rate. One small
+# problem at a fixed budget shows only that all of them work.
 
 # %%
 sizes = [(16, 32), (32, 32), (32, 4)]
@@ -179,7 +177,7 @@ outputs = network(draw(jax.random.key(6)), inputs)
 
 
 def curve(transformation, rate, seed, steps=200):
-    """The loss at every step of a training at this rate from this seed."""
+    """The loss at each step of a training with this rate and seed."""
     optimizer = optax.chain(transformation, optax.scale_by_learning_rate(rate))
     objective = lambda weights: jnp.square(network(weights, inputs) - outputs).mean()
 
@@ -222,12 +220,11 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# The options of `optim.scale_by_m3` reach from here to both ends: without Newton-Schulz and the slow momentum it *is*
-# Adam, and `mode="literal"` is Algorithm 1 as printed.
+# `optim.scale_by_m3` without Newton-Schulz and the slow momentum is Adam; `mode="literal"` is Algorithm 1 as printed.
 
 # %%
 adam_like = optim.scale_by_m3(ns_steps=0, alpha=0.0, second_moment="gradient", rms=None, b1=0.9, b2=0.999)
 one, _ = descend(adam_like, w, gradients)
 two, _ = descend(optax.scale_by_adam(0.9, 0.999), w, gradients)
-print("M3 without its parts and Adam agree to", float(jnp.abs(one - two).max()))
+print("difference of M3 without its parts and Adam:", float(jnp.abs(one - two).max()))
 assert jnp.allclose(one, two, atol=1e-4)

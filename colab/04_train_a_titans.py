@@ -15,19 +15,18 @@
 # %% [markdown]
 # # Train a Titans
 #
-# You will see a language model whose layers hold a **memory that learns while it reads**, trained from nothing on
-# Moby-Dick, byte by byte: its learning curve, what it writes, what its memory did over a page, and that what it carries
-# from token to token is of one size however much it has read.
+# A language model whose layers have a **memory that learns while it reads** is trained on the bytes of Moby-Dick. You
+# will see its learning curve, a sample, its memory on a page, and the fixed size of its state.
 #
-# It runs on whatever there is, TPU, GPU or CPU, and is cut down so that a CPU ends in a minute or two. What comes out
-# after so few steps is no English; the cell with the sizes says what to raise.
+# It runs on a TPU, GPU or CPU. The sizes are small, so that a CPU needs a minute or two; after so few steps the samples
+# are not English. The cell with the sizes lists larger ones.
 
 # %%
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # of titans_jax, if it is not installed: the checkout around this notebook, or "git+https://..."
+SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
 if importlib.util.find_spec("titans_jax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
 
@@ -49,35 +48,34 @@ print(jax.device_count(), "x", jax.devices()[0].device_kind)
 # %% [markdown]
 # ## The experiment
 #
-# A config of `configs/` is a value; every field can be changed, by the names that the command line has
-# (`python train.py mini --train.steps 60`). `block="mac"` is memory as context: what the memory says about a segment is
-# attended to together with the segment. Try `lmm` (memory alone), `mag` (memory as a gate), `mal` (memory as a layer),
-# `transformer` (no memory).
+# A config of `configs/` is a dataclass. Its fields have the names of the command line (`python train.py mini
+# --train.steps 60`). `block="mac"` is memory as context: a segment attends to itself and to what is read from the
+# memory. Others are `lmm` (memory alone), `mag` (memory as a gate), `mal` (memory as a layer), `transformer`.
 
 # %%
-folder = Path(tempfile.mkdtemp())  # a folder that outlasts the session lets the same cell go on after a disconnection
+folder = Path(tempfile.mkdtemp())  # with a permanent folder, the same cell resumes the run in a later session
 small = [
     *("--model.block", "mac", "--model.dim", "64", "--model.depth", "2", "--data.sequence", "128", "--data.batch", "4"),
     *("--train.steps", "60", "--train.eval-every", "20", "--train.eval-batches", "4", "--train.save-every", "60"),
     *("--train.log-every", "1", "--train.sample", "120", "--optim.warmup", "10", "--output-dir", str(folder)),
 ]
-# On a GPU or a TPU raise, in place of what stands above: --model.dim 512 --model.depth 8 --model.heads 8
+# Larger sizes for a GPU or TPU: --model.dim 512 --model.depth 8 --model.heads 8
 # --model.memory.head-dim 64 --data.sequence 1024 --data.batch 64 --train.steps 2000 --model.dtype bfloat16
-# --data.corpus python; on several devices --mesh data=4,fsdp=2; or load("titans_170m") in place of load("mini").
+# --data.corpus python; on several devices --mesh data=4,fsdp=2; or load("titans_170m") instead of load("mini").
 experiment = config.override(config.load("mini"), small)
 print(experiment.model)
 
 # %% [markdown]
 # ## Training
 #
-# The loop that `train.py` runs: compiled once, evaluated on text that is held out (each token is scored before anything
-# learns from it), saved. Called again with the same folder, it goes on where it was.
+# This is the training loop of `train.py`, with evaluation on held-out text (each token is scored before the memory
+# learns from it) and checkpoints. Called again with the same folder, it resumes.
 
 # %%
 result = training.run(experiment)
 
 # %% [markdown]
-# A byte drawn at random from all 256 costs 8 bits. How far below that is it?
+# A uniform distribution over 256 bytes costs 8 bits per byte.
 
 # %%
 display(Image(folder / "loss_curve.png"))
@@ -86,15 +84,15 @@ print(f"held out: {result['bits_per_byte']:.3f} bits per byte, accuracy {result[
 # %% [markdown]
 # ## The memory at work
 #
-# Every layer's memory is a small network that takes a gradient step on each token. Its loss on a token *before* that
-# step is the **surprise**; the picture has it over one held-out page, with the most surprising places written out.
+# Each layer's memory is a small network that takes a gradient step on each token. Its loss on a token *before* the step
+# is the **surprise**. The picture shows the surprise on a held-out page, and the text at its largest values.
 
 # %%
 display(Image(folder / "memory.png"))
 
 # %% [markdown]
-# A page read twice in one stream: the second time the memory has seen it. How much less surprised it then is, and
-# whether the model predicts better, depends on how training has set the gates; after a minute of it, expect little.
+# The same page twice in one stream. At the second reading the memory has seen it. The effect on surprise and on the
+# model's loss depends on the trained gates; after a minute of training it is small.
 
 # %%
 _, model, step = training.load(folder)
@@ -112,13 +110,13 @@ def read(params, tokens):
 
 surprise, nats = read(params, np.concatenate([page, page], axis=1))
 for name, part in (("first", slice(0, 63)), ("second", slice(64, 127))):
-    said = f"surprise {surprise[..., part].mean():.3f}, loss {nats[part].mean():.3f} nats a byte"
-    print(f"{name} reading: {said}")
+    means = f"surprise {surprise[..., part].mean():.3f}, loss {nats[part].mean():.3f} nats a byte"
+    print(f"{name} reading: {means}")
 
 # %% [markdown]
-# ## What it writes
+# ## Generation
 #
-# The prompt is read, then one token at a time, each at the same cost.
+# The model reads the prompt and then generates token by token; each token costs the same.
 
 # %%
 prompt = np.frombuffer(b"CHAPTER", np.uint8)[None]
@@ -127,10 +125,10 @@ for temperature in (0.5, 1.0):
     print(f"temperature {temperature}:", repr(bytes(written.astype(np.uint8)).decode(errors="replace")))
 
 # %% [markdown]
-# ## A state of one size
+# ## A state of fixed size
 #
-# The memory's weights, its momentum, and the segment being read: that is all it carries. Full attention keeps two
-# vectors a token, layer and head.
+# The state is the memory's weights, its momentum and the current segment. Full attention keeps a key and a value for
+# each token, layer and head.
 
 # %%
 size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda: model.init_state(1))))
@@ -142,6 +140,6 @@ for tokens in (256, 4096, 65536):
 # %% [markdown]
 # ## Further
 #
-# - `titans-jax compare mac transformer lmm`: models side by side on the same batches, matched in parameters, over seeds
+# - `titans-jax compare mac transformer lmm`: models with equal parameters, on the same batches, over seeds
 # - `titans-jax eval --checkpoint FOLDER`, `titans-jax generate --checkpoint FOLDER --prompt "Call me"`
-# - `05_look_inside`: more of what a trained memory does
+# - `05_look_inside`: attention and memories of a trained model

@@ -15,23 +15,23 @@
 # %% [markdown]
 # # Look inside a trained model
 #
-# A model with a memory as context reads a page of Moby-Dick, one letter after another. You will see:
+# A model with memory as context (MAC) reads a page of Moby-Dick, byte by byte. You will see:
 #
-# 1. what every attention head looked at, and how the heads and the layers differ;
-# 2. what the memories did with every letter: surprise, update, gates, and what their weights became;
-# 3. the memories themselves, before and after the page;
-# 4. what it costs to do without a part of a layer;
-# 5. attention and memory while the model writes, as a moving picture.
+# 1. the attention weights of every head, and how heads and layers differ;
+# 2. surprise, update, gates and weights of the memories at every letter;
+# 3. the weights of the memories, before and after the page;
+# 4. ablations: the loss without a part of a layer;
+# 5. an animation of attention and memory during generation.
 #
-# The model is trained first, for a minute; if there is a run in `outputs/tiny`, that one is taken. It needs no network,
-# unless titans_jax has to be installed.
+# It trains a model first, for a minute, or uses the run in `outputs/tiny` if there is one. It needs no network, unless
+# titans_jax must be installed first.
 
 # %%
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # of titans_jax, if it is not installed: the checkout around this notebook, or "git+https://..."
+SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
 if importlib.util.find_spec("titans_jax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
 
@@ -55,7 +55,7 @@ print("jax", jax.__version__, "on", jax.devices()[0].device_kind, "- pictures in
 # %% [markdown]
 # ## A model
 #
-# Any run's output folder will do. This one is small: two layers of 64, 100 steps of 512 bytes.
+# Any run's output folder works. This model is small: two layers of width 64, trained for 100 steps of 512 bytes.
 
 # %%
 run = Path("outputs/tiny")
@@ -76,9 +76,9 @@ print(experiment.name, "after", step, "steps")
 # %% [markdown]
 # ## Reading
 #
-# `read` goes through a text token by token, as generation does, and keeps what is to be seen. The model itself knows
-# nothing of being watched. Attention is linear in the values it reads, so the derivative of what it gives by a value is
-# the weight with which that value was read.
+# `read` reads a text token by token, as generation does, and records attention and memories. The model's forward pass
+# does no extra work. Attention is linear in the values, so the weight of a value is the derivative of the output with
+# respect to it.
 
 # %%
 batch = next(data.held_out_batches(replace(experiment.data, sequence=128, batch=8), limit=1))
@@ -90,10 +90,10 @@ print("weights on tokens, [layers, heads, token, how far back]:", reading.attent
 print("surprise, [layers, memories, token]:", reading.memory.look.surprise.shape)
 
 # %% [markdown]
-# ## What attention looked at
+# ## Attention
 #
-# Row by row, what each letter read. In MAC a token attends to the tokens of its segment (blue) and to what the memory
-# gave for them (orange): a memory is a context beside the text. The squares are segments.
+# Each row has the attention weights of a letter. In MAC a token attends to the tokens of its segment (blue) and to the
+# memory's reads for them (orange). The squares are segments.
 
 # %%
 maps = {"tokens": square(reading.attention.tokens), "memory": square(reading.attention.read)}
@@ -101,7 +101,7 @@ plots.attention_maps(maps, folder / "attention.png")
 Image(folder / "attention.png", width=1000)
 
 # %% [markdown]
-# The last layer, large enough to read, on the last letters of the page.
+# The last layer on the last letters of the page, enlarged.
 
 # %%
 near = {name: weights[-1][:, -32:, -32:] for name, weights in maps.items()}
@@ -109,8 +109,8 @@ plots.head_grid(near, letters[-32:], folder / "heads.png", layer=len(maps["token
 Image(folder / "heads.png", width=1000)
 
 # %% [markdown]
-# How do the heads differ? `distance` is how far back their weight lies, `reach` how many things they read at once (the
-# exponential of the entropy), the rest are shares of the weight.
+# How do the heads differ? `distance` is the mean distance of the weight in tokens, `reach` the effective number of
+# tokens (the exponential of the entropy); the others are shares of the weight.
 
 # %%
 heads = head_numbers(reading.attention)
@@ -124,10 +124,10 @@ plots.layer_analysis(far, shares, heads["reach"], folder / "layers.png")
 Image(folder / "layers.png", width=1000)
 
 # %% [markdown]
-# ## What the memories did
+# ## The memories' updates
 #
-# Surprise is the memory's own loss on a letter before it is written. The gates say what is done about it: the rate of
-# the step, how much of the last step goes on (momentum), how much is not forgotten (keep). All of them are learned.
+# Surprise is the memory's loss on a letter before the write. The gates are the rate of the step, the momentum, and
+# keep, which is one minus the forgetting. All gates are learned.
 
 # %%
 seen = reading.memory
@@ -142,8 +142,8 @@ plots.memory_activity(strips, folder / "activity.png")
 Image(folder / "activity.png", width=1000)
 
 # %% [markdown]
-# Is more written where the surprise is larger? And what have the weights become: how far did they go, and is what they
-# learned a few directions (a low effective rank) or many?
+# Are writes larger if the surprise is larger? How far did the weights move, and is their change of low or high
+# effective rank?
 
 # %%
 plots.memory_updates(
@@ -152,9 +152,9 @@ plots.memory_updates(
 Image(folder / "updates.png", width=1000)
 
 # %% [markdown]
-# ## The memories themselves
+# ## The memories' weights
 #
-# Each memory is a network of two matrices. Left as they are after the page, right what the page has changed.
+# Each memory is a network of two matrices. Left: the matrices after the page. Right: their change over the page.
 
 # %%
 plots.memory_state(reading.weights[0], reading.weights[-1], folder / "state.png")
@@ -166,11 +166,11 @@ plots.norms(norms, folder / "norms.png")
 Image(folder / "norms.png", width=1000)
 
 # %% [markdown]
-# ## What matters
+# ## Ablations
 #
-# One part of one layer is cut out, and the rest reads on. `learning` is the question of this library: what does it cost
-# if the memory stays as it began? A layer of MAC of which the memory is not read is one of attention inside segments;
-# without attention, it is a memory that is written with the layer's input.
+# The loss after the removal of one part of one layer. `learning` keeps the memory's initial weights. A MAC layer
+# without reads of the memory is attention inside segments; without attention, it is a memory written with the layer's
+# input.
 
 # %%
 costs = ablate(model, batch)
@@ -181,10 +181,10 @@ plots.ablation_bars(costs, folder / "ablation.png")
 Image(folder / "ablation.png", width=1000)
 
 # %% [markdown]
-# ## While it writes
+# ## Generation
 #
-# Every picture is one letter. Blue behind the text is what the model read to write it; the orange line is what it read
-# from its memory.
+# Each frame is one letter. Blue shows the attention weights on the text, the orange line the weights on the memory's
+# reads.
 
 # %%
 prompt = tokens[:64]
@@ -201,5 +201,5 @@ plots.generation(
 Image(folder / "generation.gif", width=1000)
 
 # %% [markdown]
-# All of this, for any checkpoint, in one page: `titans-jax eval --checkpoint outputs/tiny`, then open
+# `titans-jax eval --checkpoint outputs/tiny` writes all of this for any checkpoint to
 # `outputs/tiny/eval/report.html`.

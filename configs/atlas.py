@@ -1,4 +1,4 @@
-"""ATLAS: a memory that learns by the last tokens' gradients, orthogonalised once a chunk, at the size of tiny."""
+"""ATLAS: a memory with the Omega window, whose steps are orthogonalised once a chunk, at the size of tiny."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""HOPE on parity, with rates to 2, at which a write changes the sign of what it erases; for `bench formal`."""
+"""HOPE on parity, for `bench formal`. With rates up to 2 a write can flip the sign of a stored value."""
 
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig

@@ -1,4 +1,4 @@
-"""HOPE: memories that write each other, and networks that learn at two paces, at the size of tiny."""
+"""HOPE: self-modifying memories and a continuum memory system of two levels, at the size of tiny."""
 
 from dataclasses import replace
 

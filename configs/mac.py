@@ -1,4 +1,4 @@
-"""MAC: memory as context, what is read from it goes before each segment; tiny under its own name."""
+"""MAC: memory as context; the same model as tiny."""
 
 from dataclasses import replace
 

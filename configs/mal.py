@@ -1,4 +1,4 @@
-"""MAL: memory as layer, sliding-window attention on top of the memory, at the size of tiny."""
+"""MAL: memory as layer, before sliding-window attention, at the size of tiny."""
 
 from dataclasses import replace
 

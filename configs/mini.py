@@ -1,4 +1,4 @@
-"""Half of tiny's width, depth and batch, for benchmarks that train many times."""
+"""Half of tiny's width, depth and batch, for benchmarks of many trainings."""
 
 from dataclasses import replace
 

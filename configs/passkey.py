@@ -1,4 +1,4 @@
-"""A small LMM that learns to say a pass key hidden in 512 bytes; change --model.block for its rivals."""
+"""A small LMM that learns to retrieve a pass key from 512 bytes; --model.block compares other models."""
 
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig

@@ -1,4 +1,4 @@
-"""The main job: a small MAC (memory as context) that learns Moby-Dick byte by byte, in minutes on two cores."""
+"""The default: a small MAC (memory as context) on the bytes of Moby-Dick, trained in minutes on two cores."""
 
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig

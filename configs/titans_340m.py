@@ -7,7 +7,7 @@ from titans_jax.optim import OptimConfig
 
 
 def get_config() -> Experiment:
-    # What the paper trains on is not at hand without a network: give --data.corpus and a tokenizer of 32,000 tokens.
+    # The paper's corpus is not part of the package: set --data.corpus and a tokenizer of 32,000 tokens.
     return Experiment(
         name="titans_340m",
         model=ModelConfig(

@@ -1,4 +1,4 @@
-"""TNT: a memory of large chunks and local ones that begin anew, with sliding attention as a gate, at tiny's size."""
+"""TNT: a global memory and local memories that are reset, in MAG, at the size of tiny."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Transformer with sliding-window attention and no memory: the baseline, at the size of tiny."""
+"""Transformer with sliding-window attention, without memory: the baseline, at the size of tiny."""
 
 from dataclasses import replace
 
