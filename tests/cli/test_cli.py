@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, one-line errors, exit codes, files."""
+"""The command line: help, one-line errors, exit codes, files."""
 
 import json
 import shutil
@@ -24,12 +24,12 @@ def trained(tmp_path_factory):
 
 
 def test_train_py_lists_the_configs(run_python):
-    said = run_python(ROOT / "train.py", "--help").stdout
+    printed = run_python(ROOT / "train.py", "--help").stdout
     for name, line in config.available().items():
-        assert name in said and line in said
+        assert name in printed and line in printed
 
 
-def test_train_py_names_the_field_that_was_meant(run_python):
+def test_train_py_suggests_the_closest_field(run_python):
     done = run_python(ROOT / "train.py", "tiny", "--model.dpeth", "3", code=2)
     assert done.stderr.strip() == "train.py: no option --model.dpeth; did you mean --model.depth?"
 
@@ -38,8 +38,8 @@ def test_a_config_lists_its_fields(capsys):
     with pytest.raises(SystemExit) as exit_:
         training.command(["tiny", "--help"], prog="train.py")
     assert not exit_.value.code
-    said = capsys.readouterr().out
-    assert "--model.memory.chunk" in said and "--optim.peak-rate" in said and "--mesh" in said
+    printed = capsys.readouterr().out
+    assert "--model.memory.chunk" in printed and "--optim.peak-rate" in printed and "--mesh" in printed
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["generate", "--help"]])
@@ -64,16 +64,16 @@ def test_every_command_has_help(arguments, capsys):
 )
 def test_an_error_is_one_line_and_an_exit_code(arguments, code, message, capsys):
     assert cli.main(arguments) == code
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
 
 
-def test_debug_shows_where_an_error_came_from(capsys):
+def test_debug_shows_the_traceback(capsys):
     assert cli.main(["eval", "--checkpoint", "nowhere", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_eval_writes_what_it_says(trained, tmp_path, capsys):
+def test_eval_writes_its_files(trained, tmp_path, capsys):
     folder = tmp_path / "results"
     arguments = ["eval", "--checkpoint", str(trained), "--limit", "2", "--no-report"]
     assert cli.main([*arguments, "--output-dir", str(folder)]) == 0
@@ -87,7 +87,7 @@ def test_eval_writes_what_it_says(trained, tmp_path, capsys):
     assert (trained / "eval" / "result.json").is_file()
 
 
-def test_a_seed_gives_the_same_text_alone_and_among_others(trained, tmp_path, capsys):
+def test_a_seed_gives_the_same_text_in_any_batch(trained, tmp_path, capsys):
     arguments = ["generate", "--checkpoint", str(trained), "--length", "6", "--prompt", "Call", "--output-dir"]
 
     def samples(name: str, *more: str) -> list[str]:
@@ -106,7 +106,7 @@ def test_a_seed_gives_the_same_text_alone_and_among_others(trained, tmp_path, ca
     assert json.loads((tmp_path / "several/result.json").read_text())["tokens"] == 4 * 6
 
 
-def test_generate_stops_before_the_text_it_is_told(trained, tmp_path):
+def test_generate_ends_before_the_stop_text(trained, tmp_path):
     arguments = ["generate", "--checkpoint", str(trained), "--length", "6", "--prompt", "Call", "--output-dir"]
     cli.main([*arguments, str(tmp_path / "free")])
     [free] = json.loads((tmp_path / "free/samples.json").read_text())

@@ -1,4 +1,4 @@
-"""`titans-jax eval` with all of its report, of a model with attention and memories."""
+"""`titans-jax eval` with a full report, of a model with attention and memories."""
 
 import json
 import re
@@ -18,7 +18,7 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_a_report_of_everything(tmp_path, capsys):
+def test_a_full_report(tmp_path, capsys):
     run, folder = tmp_path / "run", tmp_path / "report"
     assert cli.main(["train", "tiny", *SMALL, "--output-dir", str(run)]) == 0
     arguments = ["eval", "--checkpoint", str(run), "--limit", "2", "--samples", "2", "--temperature", "0.5"]
@@ -43,6 +43,6 @@ def test_a_report_of_everything(tmp_path, capsys):
         assert moving.n_frames == 12
 
 
-def test_a_temperature_below_0_is_told_before_anything_is_read(capsys):
+def test_a_negative_temperature_is_refused_before_loading(capsys):
     assert cli.main(["eval", "--checkpoint", "nowhere", "--temperature", "-1"]) == 2
     assert "temperature is -1.0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The flags that the systems this library stands in for had, under the names they have here, in one run."""
+"""The flags of the systems that this library replaces, with their names here, in one run."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def wikitext(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["transformer", "mag"])
-def test_every_flag_of_the_source_systems_has_its_place(block, wikitext, tmp_path):
+def test_every_flag_of_the_source_systems_exists(block, wikitext, tmp_path):
     given = {
         "data.corpus": wikitext,  # --dataset wikitext --wikitext_version 2 --data_path
         "data.cache-dir": tmp_path / "cache",

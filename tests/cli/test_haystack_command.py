@@ -1,4 +1,4 @@
-"""`titans-jax haystack` as a user meets it: a grid of checkpoints, kept rows, refusals."""
+"""`titans-jax haystack`: a grid of several checkpoints, kept lengths, errors."""
 
 import json
 
@@ -23,14 +23,14 @@ def untrained():
 
 @pytest.fixture
 def trained(untrained, tmp_path, monkeypatch):
-    """Stands for a run's folder; the model in it was never trained."""
+    """A run's folder with an untrained model."""
     experiment, model = untrained
     monkeypatch.setattr(training, "load", lambda path, which: (experiment, model, 1))
     return tmp_path / "full"
 
 
 @pytest.mark.slow
-def test_what_was_trained_on_a_task_is_tested(tmp_path):
+def test_a_model_of_a_task_is_tested_on_it(tmp_path):
     folder, out = tmp_path / "run", tmp_path / "out"
     assert cli.main(["train", "passkey", *SMALL, "--data.task", "niah_single", "--output-dir", str(folder)]) == 0
     command = ["haystack", "--checkpoint", str(folder), "--lengths", "180", "--samples", "1", "--depths", "0.5"]
@@ -38,7 +38,7 @@ def test_what_was_trained_on_a_task_is_tested(tmp_path):
     assert json.loads((out / "result.json").read_text())["run_exact_180"] == 0  # one step teaches nothing
 
 
-def test_a_grid_is_tested_kept_and_drawn(trained, tmp_path, capsys, monkeypatch):
+def test_a_grid_is_tested_and_drawn_and_finished_lengths_are_kept(trained, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     grid = ["--lengths", "180,192,400", "--depths", "0,1", "--samples", "2", "--output-dir", str(out)]
     tested = []
@@ -58,9 +58,9 @@ def test_a_grid_is_tested_kept_and_drawn(trained, tmp_path, capsys, monkeypatch)
         assert "keeps the finished results; run the same command again to continue" in capsys.readouterr().err
         assert cli.main(command) == 0
     assert tested == [180, 192, 192]
-    said = capsys.readouterr().out
-    assert "full: not tested: 404 tokens do not fit into the model.context of 200 tokens" in said
-    assert "| full | 50% | 50% | does not fit |" in said and (out / "heatmap.png").is_file()
+    printed = capsys.readouterr().out
+    assert "full: not tested: 404 tokens do not fit into the model.context of 200 tokens" in printed
+    assert "| full | 50% | 50% | does not fit |" in printed and (out / "heatmap.png").is_file()
     result = json.loads((out / "result.json").read_text())
     assert result["full_exact_192"] == 0.5 and result["full_exact_400"] is None
     assert json.loads((out / "heatmap.json").read_text())["full"]["exact"] == [[0.0, 0.0, None], [1.0, 1.0, None]]
@@ -68,7 +68,7 @@ def test_a_grid_is_tested_kept_and_drawn(trained, tmp_path, capsys, monkeypatch)
     assert "holds rows with samples = 2, not 3; give another --output-dir" in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_asked_in_its_own_text_and_its_context_may_grow(trained, tmp_path):
+def test_own_texts_and_a_larger_context(trained, tmp_path):
     text = tmp_path / "texts" / "one.txt"
     text.parent.mkdir()
     text.write_text("A whale is a whale. " * 9)
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_asked_in_its_own_text_and_its_context_may_grow(trained,
         (["--haystack-dir", "moby-dik"], "did you mean 'moby-dick'?"),
     ],
 )
-def test_what_cannot_be_tested_is_refused_in_a_line(trained, arguments, message, tmp_path, capsys):
+def test_invalid_options_are_refused_in_a_line(trained, arguments, message, tmp_path, capsys):
     assert cli.main(["haystack", "--checkpoint", str(trained), *arguments, "--output-dir", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`titans-jax stream` as a user meets it: files, standard input, interruptions, another stream's state."""
+"""`titans-jax stream`: files, standard input, interruptions, another stream's state."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
     return folder / "out"
 
 
-def test_a_stream_leaves_what_it_says(whole):
+def test_a_stream_writes_its_files(whole):
     result = json.loads((whole / "result.json").read_text())
     assert result["bytes"] == result["tokens"] == len(TEXT.encode()) and result["non_finite"] == 0
     assert 7 < result["bits_per_byte"] < 9 and result["layer_1/surprise"] > 0
@@ -44,7 +44,7 @@ def test_a_stream_leaves_what_it_says(whole):
     assert json.loads((whole / "stream.json").read_text())["tokens"] == [line["step"] for line in lines]
 
 
-def test_a_signal_stops_it_and_the_same_command_goes_on(whole, text, tmp_path, monkeypatch, capsys):
+def test_a_signal_stops_it_and_the_same_command_resumes(whole, text, tmp_path, monkeypatch, capsys):
     step = metrics.Footprint.step
 
     def interrupted(self: metrics.Footprint) -> int:
@@ -69,7 +69,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(whole, text, tmp_path, m
     assert "the text has no new tokens" in capsys.readouterr().out and (out / "result.json").read_bytes() == before
 
 
-def test_a_stream_may_begin_with_the_state_of_another(whole, tmp_path):
+def test_a_stream_may_start_from_the_state_of_another(whole, tmp_path):
     text, before = tmp_path / "more.txt", (whole / "metrics.jsonl").read_bytes()
     text.write_text("Call me Ishmael.")
     losses = []
@@ -88,12 +88,12 @@ def test_a_stream_may_begin_with_the_state_of_another(whole, tmp_path):
         (["--from", "nowhere", "--output-dir", "new"], 3, "nowhere is not the folder of a stream"),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_one_line(whole, text, tmp_path, changes, code, message, capsys, monkeypatch):
+def test_other_settings_are_refused_in_a_line(whole, text, tmp_path, changes, code, message, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = [str(whole) if change == "WHOLE" else change for change in changes]
     assert cli.main(["stream", str(text), *SMALL, "--output-dir", str(whole), *changes]) == code
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
 
 
 def test_texts_that_cannot_be_read(whole, tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_texts_that_cannot_be_read(whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_megabytes_leave_memory_as_it_was(run_python, tmp_path):
+def test_resident_memory_does_not_grow(run_python, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT * (2_000_000 // len(TEXT)))
     arguments = ["stream", "text.txt", *SMALL, "--segment", "512", "--window", "4096", "--output-dir", "out"]
     run_python("-c", f"from titans_jax import cli; raise SystemExit(cli.main({arguments}))", timeout=300)

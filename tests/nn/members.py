@@ -1,7 +1,7 @@
-"""The models that the shell's laws are held against: small, at no special point, with every pair of options.
+"""The models of the laws of nn: small, with random parameters and every pair of options.
 
-Options act together in pairs far more often than in triples, and their full product is of thousands of models that take
-seconds each to compile: `MEMBERS` has every pair of values that is allowed in some row instead.
+Most interactions are of two options, and each of the thousands of combinations takes seconds to compile. So `MEMBERS`
+has every allowed pair of values in some row.
 """
 
 import functools
@@ -38,7 +38,7 @@ Pair = frozenset[tuple[str, Any]]
 
 
 class Subject(NamedTuple):
-    """A model as pure functions. call: (tokens, state, reset=None) -> logits, state, look, compiled once a shape."""
+    """A model as pure functions. call: (tokens, state, reset=None) -> logits, state, info, compiled once per shape."""
 
     config: ModelConfig
     graphdef: Any
@@ -48,37 +48,37 @@ class Subject(NamedTuple):
 
 
 def jit(f: Callable[..., Any]) -> Callable[..., Any]:
-    """jax.jit in a hurry."""
+    """jax.jit with few optimisations, to compile fast."""
     return jax.jit(f, compiler_options=QUICK)
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """A parameter's path, as blocks/0/memory/rate/kernel."""
+    """A parameter's path, such as blocks/0/memory/rate/kernel."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
 def abstract(make: Callable[..., nnx.Module], config: ModelConfig) -> tuple[Any, Any]:
-    """The graphdef of make(config, rngs=...) and the shapes of its parameters: nothing is computed."""
-    held = []
+    """The graphdef and the parameter shapes of make(config, rngs=...), without computing anything."""
+    graphdefs = []
 
     def build() -> Any:
         graphdef, params = nnx.split(make(config, rngs=nnx.Rngs(0)))
-        held.append(graphdef)
+        graphdefs.append(graphdef)
         return params
 
     shapes = jax.eval_shape(build)
-    return held[0], shapes
+    return graphdefs[0], shapes
 
 
-def somewhere(shapes: Any) -> Any:
-    """Parameters at no special point: as large as initial ones, without their zeros and ones."""
+def random_parameters(shapes: Any) -> Any:
+    """Random parameters of the initial ones' size, without their zeros and ones."""
     rng = np.random.default_rng(0)
 
     def one(path: tuple[Any, ...], x: Any) -> np.ndarray:
         name, noise = name_of(path), rng.normal(size=x.shape)
         last = name.rpartition("/")[2]
         if "fast" in name or last == "kernel":
-            added = "/out/" in name or "/down/" in name  # to the stream: (2 depth) ** -0.5, as they begin
+            added = "/out/" in name or "/down/" in name  # output projections have an initial scale of (2 depth) ** -0.5
             value = noise * x.shape[-2] ** -0.5 * (0.5 if added else 1.0)
         elif last == "taps":
             value = 0.3 * noise + (np.arange(x.shape[-2]) == 0)[:, None]
@@ -94,21 +94,21 @@ def somewhere(shapes: Any) -> Any:
 
 def layer_of(make: Callable[..., nnx.Module], config: ModelConfig) -> Any:
     graphdef, shapes = abstract(make, config)
-    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, somewhere(shapes)))
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_parameters(shapes)))
 
 
 def subject(config: ModelConfig, make: Callable[..., nnx.Module] = LM) -> Subject:
-    """Hold few of these at a time: a process has room for some thousand compiled programs."""
+    """Make a Subject. Keep few at a time: a process has room for some thousand compiled programs."""
     graphdef, shapes = abstract(make, config)
-    params = somewhere(shapes)
-    # aligned: the tests read all of a text from its beginning, or pieces of 1 and 13 tokens, which no chunk divides
+    params = random_parameters(shapes)
+    # aligned: the tests read a text from its start, or pieces of 1 and 13 tokens, which no chunk divides
     run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments, aligned=True))
     begin = jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH))
     return Subject(config, graphdef, params, functools.partial(run, params), begin(params))
 
 
 def config_of(row: dict[str, Any], **changes: Any) -> ModelConfig:
-    """A row of options as a configuration; None is whatever the default is, because it does not matter."""
+    """The configuration of a row of options; None is the default."""
     row = {key: value for key, value in row.items() if value is not None}
     fields = ("rule", "channel_keep", "conv", "chunk", "max_rate", "shard", "local_chunks", "matmul_dtype")
     memory = {key: row.pop(key) for key in fields if key in row}
@@ -135,7 +135,7 @@ def config_of(row: dict[str, Any], **changes: Any) -> ModelConfig:
 
 
 def allowed(pair: Pair) -> bool:
-    """Whether two options may stand in one row: the model takes them and they do something there."""
+    """Whether two options may be in one row: the model accepts them, and both have an effect."""
     row = dict(pair)
     if len(row) < len(pair):
         return False
@@ -156,7 +156,7 @@ def allowed(pair: Pair) -> bool:
 
 
 def covering() -> Iterator[dict[str, Any]]:
-    """Rows until every allowed pair of values has stood in one: each begins with a missing pair and adds the most."""
+    """Rows that contain every allowed pair of values: each starts from a missing pair and adds the most others."""
     values = [(key, value) for key, choices in OPTIONS.items() for value in choices]
     pairs = (frozenset(pair) for pair in itertools.combinations(values, 2))
     missing = {pair: None for pair in pairs if None not in dict(pair).values() and allowed(pair)}
@@ -183,7 +183,7 @@ MEMBERS = list(covering())
 
 
 def few(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows among them, each the one that adds most, in which every value of every option stands once."""
+    """Few of the rows that contain every value of every option, chosen greedily."""
     chosen, missing = [], {item for row in rows for item in row.items()}
     while missing:
         best = max(rows, key=lambda row: len(missing & row.items()))

@@ -1,4 +1,4 @@
-"""Attention against a softmax over explicit keys, one token at a time, in float64."""
+"""Attention against a softmax over explicit keys, token by token, in float64."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def call(layer: Attention, x: np.ndarray, state: KV | None = None, age: np.ndarr
 
 
 def turned(x: np.ndarray, position: int) -> np.ndarray:
-    """[H, D] with the pairs (x_i, x_{i + D/2}) as complex numbers turned by position x 10000^(-2i / D)."""
+    """Rotate the pairs (x_i, x_{i + D/2}) of [H, D] by position x 10000^(-2i / D), as complex numbers."""
     half = x.shape[-1] // 2
     z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * position * 10000.0 ** (-np.arange(half) / half))
     return np.concatenate([z.real, z.imag], -1)
@@ -31,7 +31,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def oracle(layer: Attention, x: np.ndarray, kind: str, starts: list[int]) -> np.ndarray:
-    """y [T, E] of x [T, E]; documents begin at `starts`."""
+    """y [T, E] of x [T, E]; documents start at `starts`."""
     p, c = layer.projections, layer.config
     query, key, value, out = (np.float64(part.kernel[...]) for part in (p.query, p.key, p.value, p.out))
     heads = lambda x, kernel: (x @ kernel).reshape(len(x), c.heads, c.head_dim)
@@ -53,7 +53,7 @@ def oracle(layer: Attention, x: np.ndarray, kind: str, starts: list[int]) -> np.
 
 @pytest.mark.parametrize("positions, persistent", [("rope", 3), ("none", 0)])
 @pytest.mark.parametrize("kind", ["full", "sliding", "segmented"])
-def test_attention_is_a_softmax_over_what_its_kind_sees(kind, positions, persistent):
+def test_attention_is_a_softmax_over_the_visible_tokens(kind, positions, persistent):
     config = config_of(
         {"block": "transformer", "positions": positions}, attention=kind, persistent=persistent, context=32
     )
@@ -69,7 +69,7 @@ def test_attention_is_a_softmax_over_what_its_kind_sees(kind, positions, persist
 
 
 @pytest.mark.parametrize("persistent", [0, 3])
-def test_whole_segments_are_read_apart_and_leave_the_cache_that_any_call_leaves(persistent):
+def test_aligned_segments_give_the_same_outputs_and_cache_as_any_call(persistent):
     config = config_of({"block": "transformer"}, attention="segmented", persistent=persistent)
     layer = layer_of(Attention, config)
     x = np.random.default_rng(5).normal(size=(1, 5 * SLOTS, config.dim)).astype(np.float32)
@@ -83,7 +83,7 @@ def test_whole_segments_are_read_apart_and_leave_the_cache_that_any_call_leaves(
         np.testing.assert_array_equal(own, other)
 
 
-def test_value_residual_mixes_the_first_layers_values_in():
+def test_value_residual_mixes_in_the_first_layers_values():
     p = layer_of(Projections, config_of({"block": "transformer", "residual": "value"}))
     x, y = np.random.default_rng(2).normal(size=(2, 1, 4, p.config.dim)).astype(np.float32)
     _, _, v1, values = p.qkv(x, no_values(p.config, 1, 4))
@@ -94,7 +94,7 @@ def test_value_residual_mixes_the_first_layers_values_in():
     np.testing.assert_array_equal(values.first, v1)
 
 
-def test_full_attention_says_when_it_cannot_hold_a_call_and_is_nan_past_its_context():
+def test_full_attention_refuses_long_calls_and_is_nan_after_its_context():
     config = config_of({"block": "transformer"}, attention="full", context=8)
     layer, x = layer_of(Attention, config), np.ones((1, 9, config.dim), np.float32)
     with pytest.raises(ValueError, match=r"model.context = 8 tokens, the call has 9"):

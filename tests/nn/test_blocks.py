@@ -1,4 +1,4 @@
-"""LMM, MAL, MAG and the transformer against their equations: attention and memory are their own, the rest numpy."""
+"""LMM, MAL, MAG and the transformer against their equations in numpy; attention and memory are the library's."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ def transformer(block: Transformer, x: Array, attend: Part, remember: Part) -> A
     ("name", "make", "equation"),
     [("lmm", LMM, lmm), ("mal", MAL, mal), ("mag", MAG, mag), ("transformer", Transformer, transformer)],
 )
-def test_a_block_is_its_equations(name, make, equation):
+def test_a_block_equals_its_equations(name, make, equation):
     block = layer_of(make, config_of({"block": name, "positions": "rope", "attention": "full", "persistent": 3}))
     x = np.random.default_rng(1).normal(size=(1, T, block.config.dim)).astype(np.float32)
     age = jnp.arange(T)[None]

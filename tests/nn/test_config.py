@@ -49,12 +49,12 @@ WRONG_MEMORY = {
 
 
 @pytest.mark.parametrize("changes, message", WRONG.values(), ids=WRONG)
-def test_a_wrong_model_is_refused(changes, message):
+def test_an_invalid_model_is_refused(changes, message):
     refused(dataclasses.replace(GOOD, **changes), message)
 
 
 @pytest.mark.parametrize("changes, message", WRONG_MEMORY.values(), ids=WRONG_MEMORY)
-def test_a_wrong_memory_is_refused(changes, message):
+def test_an_invalid_memory_is_refused(changes, message):
     refused(dataclasses.replace(GOOD, memory=dataclasses.replace(GOOD.memory, **changes)), message)
 
 

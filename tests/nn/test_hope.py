@@ -1,4 +1,4 @@
-"""HOPE's layers under the laws of the shell, and the continuum of memories as the static network that it begins as."""
+"""HOPE's layers under the laws of nn, and the CMS against its equations."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ from tests.nn.test_laws import (  # noqa: F401  # pytest collects the laws from 
     same,
     streams,
     test_a_token_four_windows_back_is_remembered,
-    test_no_token_changes_what_came_before_it,
-    test_packed_documents_are_read_apart,
+    test_causality,
+    test_packed_documents_do_not_see_each_other,
     test_rows_do_not_mix_and_calls_repeat,
     tokens,
 )
@@ -54,18 +54,18 @@ def member(request):
 
 
 @amounts("count", 4, 20, ROWS[:1], ROWS)
-def test_a_stream_in_pieces_is_the_stream(member, count):
+def test_any_split_of_a_stream_gives_the_same_outputs(member, count):
     streams(member, count)
 
 
 @amounts("length", GREEDY, 256, ROWS[:1], ROWS)
-def test_greedy_decoding_is_what_one_call_predicts(member, length):
+def test_greedy_decoding_equals_one_call(member, length):
     greedy(member, length)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS[:3], ids=label)
-def test_every_parameter_learns(row):
+def test_every_parameter_has_a_gradient(row):
     found = gradients(row | {"cms": dict(rate=0.0)}, remat=True)
     unread = {name for name in found if "/momentum/" in name and row.get("rule") != "titans"}
     dead = {name for name, x in found.items() if not np.abs(x).any()}
@@ -87,8 +87,8 @@ def normal(norm, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("variant", ["sequential", "nested", "independent"])
-def test_the_continuum_is_its_equations(variant):
-    """Eq 71, 73: a chain; Eq 74: a sum. With each sequence's own kernels where there are some."""
+def test_the_cms_equals_its_equations(variant):
+    """Eq 71, 73: a chain; Eq 74: a sum; with the parameters and with kernels of each sequence."""
     made = config(ROWS[0], periods=(8, 0, 16), rate=0.1, variant=variant)
     cms = layer_of(CMS, made)
     rng = np.random.default_rng(0)
@@ -103,8 +103,8 @@ def test_the_continuum_is_its_equations(variant):
     close(np.asarray(got), want, 1e-5)
 
 
-def test_kernels_that_are_the_parameters_change_nothing():
-    """A state with each sequence's own kernels, as they begin, against the parameters themselves."""
+def test_kernels_equal_to_the_parameters_change_nothing():
+    """Kernels of each sequence equal to the parameters, against no such kernels."""
     own, _ = read(subject(config(ROWS[2], rate=0.1)), tokens())
     static, _ = read(subject(config(ROWS[2])), tokens())
     close(own, static, 1e-6)
@@ -119,7 +119,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("changes, message", WRONG.values(), ids=WRONG)
-def test_a_wrong_continuum_is_refused(changes, message):
+def test_an_invalid_cms_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config(ROWS[0], **changes).check()
 

@@ -1,4 +1,4 @@
-"""The inner loop: what it writes, written out by hand; any split; causality; rate 0; gradients through the writes."""
+"""The inner loop: its updates by hand; any split; causality; rate 0; training gradients through the updates."""
 
 import dataclasses
 from typing import Any
@@ -34,7 +34,7 @@ def learner() -> Subject:
 
 
 def whole(made: ModelConfig, text: np.ndarray, reset: Any = None) -> Any:
-    """One call from the beginning, whose step is known: logits and state."""
+    """Logits and state of one call from the initial state."""
     model = subject(made, InnerLoop)
 
     def run(params: Any, text: Any) -> Any:
@@ -45,7 +45,7 @@ def whole(made: ModelConfig, text: np.ndarray, reset: Any = None) -> Any:
 
 
 def by_hand(made: ModelConfig, text: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Chunk by chunk: the loss before the write; sums over C_l tokens; the last chunk waits for its last target."""
+    """By hand: the loss of each chunk before its update; sums over C_l tokens; no update without the last target."""
     static = subject(made, LM)
     params = jax.tree.map(jnp.asarray, static.params)
     chunk = min(p for p in made.cms.periods if p)
@@ -99,7 +99,7 @@ def by_hand(made: ModelConfig, text: np.ndarray) -> tuple[np.ndarray, Any]:
     ],
     ids=["sequential", "nested", "independent", "TTT-E2E"],
 )
-def test_it_writes_what_its_equations_say(cms):
+def test_updates_equal_the_equations(cms):
     made, text = config(**cms), tokens()
     logits, state = whole(made, text)
     want, last = by_hand(made, text)
@@ -112,15 +112,15 @@ def test_it_writes_what_its_equations_say(cms):
 
 
 @pytest.mark.parametrize("rate", [0.0, pytest.param(1e-12, marks=pytest.mark.slow)])
-def test_rate_0_is_the_static_network(rate):
-    """At 0 nothing is written, and what is written next to 0 does not show."""
+def test_rate_0_equals_the_lm(rate):
+    """At rate 0 there are no updates; at a rate near 0 outputs change little."""
     text = tokens()
     logits, _ = whole(config(rate=rate), text)
     static, _ = read(subject(config(rate=0.0), LM), text)
     close(logits, static, 1e-6)
 
 
-def test_a_stream_in_pieces_is_the_stream(learner):
+def test_any_split_of_a_stream_gives_the_same_outputs(learner):
     text = tokens()
     want = whole(config(), text)
     for sizes in ([1] * TOKENS, [13, 1, 1, 1, 13, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]):
@@ -135,7 +135,7 @@ def test_a_stream_in_pieces_is_the_stream(learner):
         close(got[1], want[1], 1e-4)
 
 
-def test_layer_by_layer_it_writes_on_as_the_stack_does(learner):
+def test_unstacked_layers_give_the_same_updates(learner):
     model = nnx.merge(learner.graphdef, learner.params)
     text = tokens()
     _, state, _ = learner.call(text[:, :5], learner.start)
@@ -149,7 +149,7 @@ def test_layer_by_layer_it_writes_on_as_the_stack_does(learner):
 
 
 @pytest.mark.slow
-def test_no_token_changes_what_came_before_it(learner):
+def test_causality(learner):
     text = tokens()
     before = learner.call(text, learner.start)[0]
     for at in (1, SEGMENT, 2 * SEGMENT + 5, TOKENS - 1):
@@ -161,7 +161,7 @@ def test_no_token_changes_what_came_before_it(learner):
 
 
 @pytest.mark.slow
-def test_what_is_out_of_attentions_sight_is_remembered_and_rows_do_not_mix(learner):
+def test_tokens_outside_the_window_are_remembered_and_rows_do_not_mix(learner):
     text, changed = tokens(), tokens()
     changed[1, :SEGMENT] = tokens(seed=3)[1, :SEGMENT]  # four windows before the end, in the second row alone
     logits, other = (np.asarray(learner.call(x, learner.start)[0]) for x in (text, changed))
@@ -170,7 +170,7 @@ def test_what_is_out_of_attentions_sight_is_remembered_and_rows_do_not_mix(learn
 
 
 @pytest.mark.slow
-def test_documents_are_read_apart():
+def test_documents_do_not_see_each_other():
     made, text = config(), tokens()
     reset = np.isin(np.arange(TOKENS), [0, 16])[None].repeat(BATCH, 0)
     packed, _ = whole(made, text, reset)
@@ -185,7 +185,7 @@ def test_documents_are_read_apart():
 
 
 def gradients(first_order: bool) -> tuple[Any, Any, Any]:
-    """A loss of two chunks, its gradient by the parameters, and those."""
+    """A loss of two chunks, its gradient by the parameters, and the parameters."""
     made = config(periods=(8,), first_order=first_order, clip=None, rate=0.05)
     model, text = subject(made, InnerLoop), tokens()[:, : 2 * SEGMENT + 1]
 
@@ -198,13 +198,13 @@ def gradients(first_order: bool) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.slow
-def test_training_goes_through_the_writes():
-    """The gradient against central differences along itself; of first order, it is another one, and no slope."""
+def test_training_gradients_go_through_the_updates():
+    """The gradient equals central differences along itself; with first_order it differs from them."""
     loss, found, params = gradients(first_order=False)
     _, other, _ = gradients(first_order=True)
 
     def slopes(direction: Any) -> tuple[float, float]:
-        """By differences and by the gradient, along a direction of length 1."""
+        """The slope along a unit direction, by differences and by the gradient."""
         size = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(direction)))
         ends = [float(loss(jax.tree.map(lambda x, d, h=h: x + h * d / size, params, direction))) for h in (5e-3, -5e-3)]
         along = sum(float((g * d).sum()) for g, d in zip(*map(jax.tree.leaves, (found, direction)), strict=True))

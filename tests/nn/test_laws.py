@@ -1,6 +1,6 @@
-"""The laws of the shell: what every model keeps to, whatever its options. See `members` for the models.
+"""The laws of nn, which hold for every model of `members`.
 
-The fast lane has a few models in which every option stands once; the slow lane has every allowed pair of options.
+The fast lane has a few models that contain every value of every option; the slow lane has every allowed pair.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ GREEDY = TOKENS - SEGMENT + 1  # tokens to decode after a segment, in which one 
 
 
 def params(fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> list[Any]:
-    """Test parameters: the fast lane's rows, then the others of the slow lane's."""
+    """Test parameters: the rows of the fast lane, then the other rows of the slow lane."""
     rest = [row for row in slow if row not in fast]
     return [pytest.param(row, id=label(row)) for row in fast] + [
         pytest.param(row, id=label(row), marks=pytest.mark.slow) for row in rest
@@ -43,7 +43,7 @@ def params(fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> list[Any]:
 
 
 def amounts(name: str, few: int, many: int, fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> Any:
-    """Parametrises a law by how much of it is tried: few on every row; in the slow lane many on the fast rows."""
+    """Parametrise a law by the number of trials: few for every row, many for the fast rows in the slow lane."""
     rest = [row for row in slow if row not in fast]
     rows = [pytest.param(row, few, id=f"{label(row)}-{few}") for row in fast]
     rows += [pytest.param(row, few, id=f"{label(row)}-{few}", marks=pytest.mark.slow) for row in rest]
@@ -62,7 +62,7 @@ def member(request: pytest.FixtureRequest) -> Member:
 
 
 def made(row: dict[str, Any], config: ModelConfig) -> Member:
-    """The member of a row; the last one is kept for the tests that come next, whatever order they come in."""
+    """The member of a row; the last one is cached for the next tests."""
     if config not in _LAST:
         _LAST.clear()
         _LAST[config] = subject(config)
@@ -104,7 +104,7 @@ def splits(count: int) -> list[list[int]]:
     return made
 
 
-def test_no_token_changes_what_came_before_it(member):
+def test_causality(member):
     model, text = member.model, tokens()
     before, _ = read(model, text)
     for at in (1, SEGMENT, 2 * SEGMENT + 5, TOKENS - 1):
@@ -116,8 +116,8 @@ def test_no_token_changes_what_came_before_it(member):
 
 
 @pytest.mark.parametrize("length", [TOKENS, 1])
-def test_the_number_of_sequences_may_be_unknown(member, length):
-    """Exported programs are of a batch that is a symbol."""
+def test_the_batch_size_may_be_symbolic(member, length):
+    """Exported programs have a symbolic batch size."""
     (batch,) = jax.export.symbolic_shape("b")
     shapes = jax.eval_shape(lambda: member.model.params)
 
@@ -134,12 +134,12 @@ def test_the_number_of_sequences_may_be_unknown(member, length):
 
 
 @amounts("count", 4, 20, FEW, MEMBERS)
-def test_a_stream_in_pieces_is_the_stream(member, count):
+def test_any_split_of_a_stream_gives_the_same_outputs(member, count):
     streams(member, count)
 
 
 def streams(member: Member, count: int, tolerance: float = 1e-4) -> None:
-    """The logits and the state of one call, from the text in pieces."""
+    """A text in pieces gives the logits and the state of one call."""
     model, text = member.model, tokens()
     whole = read(model, text)
     for sizes in splits(count):
@@ -147,12 +147,12 @@ def streams(member: Member, count: int, tolerance: float = 1e-4) -> None:
 
 
 @amounts("length", GREEDY, 256, FEW, MEMBERS)
-def test_greedy_decoding_is_what_one_call_predicts(member, length):
+def test_greedy_decoding_equals_one_call(member, length):
     greedy(member, length)
 
 
 def greedy(member: Member, length: int) -> None:
-    """The tokens decoded one at a time are those that one call over all of them predicts at each place."""
+    """Tokens decoded one at a time are the predictions of one call over all of them."""
     model, made = member.model, tokens()[:, :SEGMENT]
     state, parts = model.start, []
     for at in range(SEGMENT + length):
@@ -170,7 +170,7 @@ def greedy(member: Member, length: int) -> None:
 
 
 def test_a_token_four_windows_back_is_remembered(member):
-    """Through the memory: a sliding or segmented transformer has forgotten it."""
+    """By the memory: a transformer with sliding or segmented attention does not see it."""
     (row, model), text, changed = member, tokens(), tokens()
     changed[:, : TOKENS - 4 * SEGMENT] = tokens(seed=3)[:, : TOKENS - 4 * SEGMENT]
     last, other = read(model, text)[0][:, -1], read(model, changed)[0][:, -1]
@@ -196,7 +196,7 @@ def test_rows_do_not_mix_and_calls_repeat(member):
     )
 
 
-def test_packed_documents_are_read_apart(member):
+def test_packed_documents_do_not_see_each_other(member):
     model, text = member.model, tokens()
     starts = (0, 2 * SEGMENT, 4 * SEGMENT)
     reset = np.isin(np.arange(TOKENS), starts)[None].repeat(BATCH, 0)
@@ -233,7 +233,7 @@ def gradients(row: dict[str, Any], remat: bool) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("row", params([], FEW))
-def test_every_parameter_learns(row):
+def test_every_parameter_has_a_gradient(row):
     found = gradients(row, remat=True)
     dead = {name for name, x in found.items() if not np.abs(x).any()}
     unread = {name for name in found if set(name.split("/")) & UNREAD.get(row["rule"], set())}
@@ -252,7 +252,7 @@ def test_remat_changes_no_gradient(block):
 
 @pytest.mark.parametrize("row", params([], FEW))
 def test_bfloat16(row):
-    """Activations alone are rounded: causal bit for bit, streaming within rounding, near the float32 model's logits."""
+    """Only activations are rounded: exactly causal, streaming within rounding, close to the float32 model."""
     config = config_of(row, dtype="bfloat16")
     model, text, changed = subject(config), tokens(), tokens()
     changed[:, 21:] = tokens(seed=2)[:, 21:]

@@ -1,4 +1,4 @@
-"""The MAC block against its equations, written as a loop over tokens (top of titans_jax/nn/mac.py)."""
+"""MAC against its equations (top of titans_jax/nn/mac.py), as a loop over tokens."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ T = 2 * SEGMENT + 5
 
 
 def oracle(block: MAC, x: np.ndarray) -> np.ndarray:
-    """o [T, E] of x [T, E]: the memory's own functions are used a token at a time, the rest is numpy."""
+    """o [T, E] of x [T, E]: the library's memory, token by token; the rest is numpy."""
     p, c = block.projections, block.config
     query, key, value, out = (np.float64(part.kernel[...]) for part in (p.query, p.key, p.value, p.out))
     heads = lambda x, kernel: (np.float64(x) @ kernel).reshape(c.heads, c.head_dim)
@@ -45,7 +45,7 @@ def oracle(block: MAC, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("chunk", [pytest.param(SEGMENT, marks=pytest.mark.slow), SEGMENT // 2])
-def test_mac_is_its_equations_token_by_token(chunk):
+def test_mac_equals_its_equations_token_by_token(chunk):
     config = config_of({"block": "mac", "positions": "rope", "chunk": chunk, "persistent": 3})
     block = layer_of(MAC, config)
     x = np.random.default_rng(1).normal(size=(1, T, config.dim)).astype(np.float32)

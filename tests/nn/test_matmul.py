@@ -1,4 +1,4 @@
-"""`model.memory.matmul_dtype` reaches the products of every kind of layer, and no stream minds it."""
+"""`model.memory.matmul_dtype` rounds the products of every kind of layer; causality and streaming still hold."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ LAYERS = {
 
 
 def rounds(jaxpr):
-    """Whether anything in it makes numbers of bfloat16."""
+    """Whether a jaxpr has a bfloat16 result."""
     return any(x.aval.dtype == jnp.bfloat16 for e in equations(jaxpr) for x in e.outvars if hasattr(x.aval, "dtype"))
 
 
 @pytest.mark.parametrize("row", LAYERS.values(), ids=LAYERS)
-def test_it_reaches_every_kind_of_layer(row):
+def test_every_kind_of_layer_rounds_to_bfloat16(row):
     for dtype in ("float32", "bfloat16"):
         model = subject(config_of(row | {"matmul_dtype": dtype}))
         read = lambda params, model=model: nnx.merge(model.graphdef, params)(tokens(), model.start)[0]
@@ -32,7 +32,7 @@ def test_it_reaches_every_kind_of_layer(row):
         assert rounds(jaxpr) == (dtype != "float32")
 
 
-def test_causal_bit_for_bit_and_streamed_within_rounding():
+def test_causal_exactly_and_streamed_within_rounding():
     model, text, changed = subject(config_of(LAYERS["lmm"] | {"matmul_dtype": "bfloat16"})), tokens(), tokens()
     changed[:, 21:] = tokens(seed=2)[:, 21:]
     (logits, _), (other, _) = read(model, text), read(model, changed)

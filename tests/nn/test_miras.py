@@ -1,4 +1,4 @@
-"""The shell's laws for rules whose link is not the identity, or that have a gate of their own."""
+"""The laws of nn for rules whose link is not the identity, or that have an extra gate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +22,10 @@ def streams(member: laws.Member) -> None:
 
 
 LAWS: dict[str, Callable[..., None]] = {
-    "causal": laws.test_no_token_changes_what_came_before_it,
+    "causal": laws.test_causality,
     "pieces": streams,
     "rows": laws.test_rows_do_not_mix_and_calls_repeat,
-    "packed": laws.test_packed_documents_are_read_apart,
+    "packed": laws.test_packed_documents_do_not_see_each_other,
 }
 
 
@@ -43,5 +43,5 @@ def test_law(member: laws.Member, law: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_every_parameter_learns(name: str) -> None:
-    laws.test_every_parameter_learns(ROWS[name])
+def test_every_parameter_has_a_gradient(name: str) -> None:
+    laws.test_every_parameter_has_a_gradient(ROWS[name])

@@ -1,4 +1,4 @@
-"""The model as a tree of arrays: names, sizes, axes, NNX's two modes, and compile time."""
+"""The model's parameters: names, sizes, axes; NNX's two modes; compile time."""
 
 import dataclasses
 import time
@@ -22,8 +22,8 @@ def mac() -> Subject:
 
 
 @pytest.mark.parametrize("row", MEMBERS, ids=label)
-def test_parameters_have_names_to_go_by_and_axes(row):
-    """Weight decay is by name; a parameter of a new name must be thought of there and added here."""
+def test_parameters_have_known_names_and_axes(row):
+    """Weight decay is by name: decide it for a parameter with a new name, then add the name here."""
     _, shapes = abstract(LM, config_of(row))
     for path, variable in jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda x: isinstance(x, nnx.Variable)):
         name = name_of(path)
@@ -33,8 +33,8 @@ def test_parameters_have_names_to_go_by_and_axes(row):
         assert x.dtype == np.float32 and x.size > 0, name
 
 
-def test_heads_are_of_any_size():
-    """3 heads of 24 in a width of 128: neither divides."""
+def test_head_sizes_need_not_divide_the_width():
+    """3 heads of size 24 with width 128."""
     memory = MemoryConfig(chunk=8, heads=5, head_dim=12)
     config = ModelConfig(block="transformer,mac", dim=128, depth=2, heads=3, head_dim=24, segment=16, memory=memory)
     graphdef, shapes = abstract(LM, config)
@@ -46,12 +46,12 @@ def test_heads_are_of_any_size():
         model = nnx.merge(graphdef, params)
         return model(np.zeros((2, 40), np.int32), model.init_state(2))
 
-    logits, _, look = jax.eval_shape(run, shapes)
-    assert logits.shape == (2, 40, 256) and look.rate.shape == (1, 2, 5, 40)
+    logits, _, info = jax.eval_shape(run, shapes)
+    assert logits.shape == (2, 40, 256) and info.rate.shape == (1, 2, 5, 40)
 
 
-def test_a_model_by_layer_is_the_same_model():
-    """From a state that a stack has read to, tokens one by one: logits, and what there is to see of layers in order."""
+def test_unstacked_layers_are_the_same_model():
+    """Token by token, from the state of the stacked model: equal logits, and equal info in the order of layers."""
     row = {"block": "transformer,mac", "residual": "value", "positions": "rope"}
     stacked = subject(dataclasses.replace(config_of(row), depth=4))
     model = nnx.merge(stacked.graphdef, stacked.params)
@@ -61,38 +61,38 @@ def test_a_model_by_layer_is_the_same_model():
     graphdef, params = nnx.split(one_by_one)
     assert len(params["model"]["blocks"]) == 4
     step = jit(lambda params, token, state: nnx.merge(graphdef, params)(token, state))
-    own = model.state_by_layer(state)
-    begun = model.state_by_layer(stacked.start), one_by_one.init_state(BATCH)
-    jax.tree.map(np.testing.assert_array_equal, *begun)
-    assert {x.shape[0] for x in jax.tree.leaves(begun[1].blocks) if x.ndim} == {BATCH}  # no axis of layers
+    unstacked = model.state_by_layer(state)
+    initial = model.state_by_layer(stacked.start), one_by_one.init_state(BATCH)
+    jax.tree.map(np.testing.assert_array_equal, *initial)
+    assert {x.shape[0] for x in jax.tree.leaves(initial[1].blocks) if x.ndim} == {BATCH}  # no axis of layers
     for token in text.T[13:20]:
         want, state, seen = stacked.call(token[:, None], state)
-        got, own, look = step(params, token[:, None], own)
+        got, unstacked, info = step(params, token[:, None], unstacked)
         np.testing.assert_allclose(got, want, atol=2e-6)
-        np.testing.assert_allclose(look.surprise, seen.surprise, rtol=1e-5)
+        np.testing.assert_allclose(info.surprise, seen.surprise, rtol=1e-5)
     assert np.ptp(np.asarray(seen.surprise)[:, 0, 0, 0]) > 1e-3  # layers can be told apart
 
 
 @pytest.mark.slow
-def test_what_there_is_to_see_follows_the_tokens(mac):
+def test_info_belongs_to_its_tokens(mac):
     model, text = mac, np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
-    _, _, look = model.call(text, model.start)
-    shown = jax.device_get(look)
-    assert {x.shape for x in shown} == {(2, BATCH, 2, TOKENS)}
+    _, _, info = model.call(text, model.start)
+    whole = jax.device_get(info)
+    assert {x.shape for x in whole} == {(2, BATCH, 2, TOKENS)}
     state, parts = model.start, []
     for piece in np.split(text, [13, 26, 39], axis=1):
-        _, state, look = model.call(piece, state)
-        parts.append(jax.device_get(look))
-    # norms are those where the call left the token's chunk, so only the tokens' own quantities can be compared
+        _, state, info = model.call(piece, state)
+        parts.append(jax.device_get(info))
+    # norms are of the call's last token in a chunk, so only quantities of single tokens can be compared
     for name in ("surprise", "grad_norm", "rate", "momentum", "keep"):
         pieces = np.concatenate([getattr(part, name) for part in parts], -1)
-        np.testing.assert_allclose(pieces, getattr(shown, name), rtol=1e-4, atol=1e-5, err_msg=name)
-    assert (shown.rate > 0).all() and (shown.rate < 0.1).all() and (shown.surprise > 0).all()
+        np.testing.assert_allclose(pieces, getattr(whole, name), rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (whole.rate > 0).all() and (whole.rate < 0.1).all() and (whole.surprise > 0).all()
 
 
 @pytest.mark.parametrize("graph", [True, False])
-def test_nnx_graph_mode_and_tree_mode(graph, mac):
-    """Building, splitting, merging and calling, as arrays or as a module, are one program in both of NNX's modes."""
+def test_nnx_graph_mode_and_tree_mode_agree(graph, mac):
+    """Building, splitting, merging and calling give the same program in both modes."""
     text = np.zeros((BATCH, TOKENS), np.int32)
 
     def program(graphdef) -> str:
@@ -110,7 +110,7 @@ def test_nnx_graph_mode_and_tree_mode(graph, mac):
     )
 
 
-def test_layers_that_are_scanned_are_those_that_are_written_out(monkeypatch):
+def test_scanned_and_unrolled_layers_agree(monkeypatch):
     model = subject(config_of({"block": "mac", "residual": "both"}))
     text = np.arange(BATCH * TOKENS, dtype=np.int32).reshape(BATCH, TOKENS) % 32
 
@@ -118,8 +118,8 @@ def test_layers_that_are_scanned_are_those_that_are_written_out(monkeypatch):
         monkeypatch.setattr("titans_jax.nn.model.UNROLLED", unrolled)
 
         def loss(params):
-            logits, state, look = nnx.merge(model.graphdef, params)(text, model.start)
-            return (logits**2).mean(), (logits, state, look)
+            logits, state, info = nnx.merge(model.graphdef, params)(text, model.start)
+            return (logits**2).mean(), (logits, state, info)
 
         return str(jax.make_jaxpr(loss)(model.params)), jit(jax.grad(loss, has_aux=True))(model.params)
 

@@ -1,4 +1,4 @@
-"""Rules that read more than q, k, v and three gates, as layers: what the layer gives them, and their streams."""
+"""Layers of rules with more inputs than q, k, v and three gates: shapes, gradients and streams."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ RULES = ("swla", "deltaproduct", "mesa", "omeganet", "atlas", "lact", "hgrn2")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-def test_a_stream_in_pieces_is_the_whole_and_every_gate_matters(rule: str) -> None:
+def test_any_split_agrees_and_every_gate_has_a_gradient(rule: str) -> None:
     model = subject(config_of({"block": "lmm", "rule": rule, "chunk": 4}, depth=1))
     text = tokens()
     want, state = read(model, text)

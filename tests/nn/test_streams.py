@@ -1,4 +1,4 @@
-"""Long streams at the default initialisation: rounding must not grow with what has been read."""
+"""Long streams at the default initialisation: rounding errors do not grow with the length."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ LENGTH = 2048
 @pytest.mark.slow
 @pytest.mark.parametrize("forget", [1 / 256, 1 / 32], ids=["default", "1/32"])
 @pytest.mark.parametrize("block", ["mac", "lmm"])  # read by attention, and read alone
-def test_one_token_decode_is_the_one_call_to_2048_tokens(block: str, forget: float) -> None:
-    """Where forgetting ends at zero, they part by 0.4 and more: see `memory.retention.decay`."""
+def test_decoding_2048_tokens_equals_one_call(block: str, forget: float) -> None:
+    """With decay to zero they differ by 0.4 and more: see `memory.retention.decay`."""
     memory = MemoryConfig(chunk=32, heads=2, head_dim=32, forget=forget)
     config = ModelConfig(block=block, dim=64, depth=2, heads=2, head_dim=32, segment=32, window=32, memory=memory)
     graphdef, params = nnx.split(LM(config, rngs=nnx.Rngs(0)))

@@ -1,3 +1,5 @@
+"""OptimConfig and build: schedules, optimizers, weight decay, accumulation, errors."""
+
 import dataclasses
 import math
 
@@ -26,7 +28,7 @@ def parameters(seed=0):
 
 
 def run(config, params, gradients, steps):
-    """The parameters after each gradient in turn."""
+    """The parameters after each of the gradients."""
     transformation = build(config, steps)
     state, seen = transformation.init(params), []
     update = jax.jit(transformation.update)
@@ -49,7 +51,7 @@ BY_HAND = {
 }
 
 
-def test_every_schedule_is_worked_out_by_hand():
+def test_every_schedule_has_values_by_hand():
     assert BY_HAND.keys() == SCHEDULES.keys()
 
 
@@ -94,7 +96,7 @@ def test_adamw_steps_equal_the_equations():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_accumulating_four_batches_equals_one_of_four_times_the_size(name):
+def test_accumulation_of_four_batches_equals_one_large_batch(name):
     params = parameters()
     data = np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32)
 
@@ -136,7 +138,7 @@ def test_only_matrices_decay():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_with_no_gradient_matrices_shrink_and_the_rest_stays(name):
+def test_without_gradients_only_matrices_decay(name):
     params = parameters()
     config = dataclasses.replace(PLAIN, name=name, weight_decay=0.5)
     [after] = run(config, params, [jax.tree.map(jnp.zeros_like, params)], steps=1)
@@ -144,7 +146,7 @@ def test_with_no_gradient_matrices_shrink_and_the_rest_stays(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, wanted)
 
 
-def test_the_state_of_a_flax_module_decays_like_its_plain_dict():
+def test_a_flax_state_decays_like_a_dict():
     class Model(nnx.Module):
         def __init__(self, rngs):
             self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs)])
@@ -184,7 +186,7 @@ def test_sgd_is_heavy_ball_momentum():
     np.testing.assert_allclose([float(p["kernel"][0, 0]) for p in seen], [-0.1, -0.1 - 0.15, -0.25 - 0.175], rtol=1e-6)
 
 
-def test_muon_orthogonalises_each_layer_of_a_stack_alone():
+def test_muon_orthogonalises_each_layer_of_a_stack():
     params = {"layers": {"kernel": jnp.zeros((2, 6, 4))}, "gate": {"bias": jnp.zeros((2, 4))}}
     rng = np.random.default_rng(0)
     gradient = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
@@ -198,7 +200,7 @@ def test_muon_orthogonalises_each_layer_of_a_stack_alone():
     np.testing.assert_allclose(np.abs(after["gate"]["bias"]), 0.1, rtol=1e-5)
 
 
-def test_clipping_bounds_the_global_norm_and_leaves_small_gradients_alone():
+def test_clipping_limits_the_global_norm_of_large_gradients_only():
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     config = dataclasses.replace(PLAIN, name="sgd", b1=0.0, clip=1.0)
     for size, wanted in [(10.0, 1.0), (0.1, 0.5)]:
@@ -230,7 +232,7 @@ def test_clipping_bounds_the_global_norm_and_leaves_small_gradients_alone():
         (dict(accumulation=0), "accumulation is 0, it must be 1 or more"),
     ],
 )
-def test_refusals(change, message):
+def test_invalid_options_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**change)
 

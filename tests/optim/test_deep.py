@@ -1,4 +1,4 @@
-"""Nested Learning's optimizers against its equations, written out by hand in float64 numpy."""
+"""Nested Learning's optimizers against its equations in float64 numpy."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ GRADIENTS = [draw(3, 4, seed=t) for t in range(5)]
 
 
 def run(transformation, gradients, start=None):
-    """The parameters after every update, in float64."""
+    """The parameters after each update, in float64."""
     params = jnp.asarray(draw(*gradients[0].shape, seed=99) if start is None else start)
     state, seen = transformation.init(params), []
     for gradient in gradients:
@@ -45,7 +45,7 @@ def run(transformation, gradients, start=None):
 
 
 def minimiser(objective, at):
-    """Of a quadratic, from anywhere: one Newton step."""
+    """The minimiser of a quadratic, by one Newton step."""
     flat = lambda x: objective(x.reshape(at.shape))
     x = jnp.ravel(at)
     return np.asarray(x - jnp.linalg.solve(jax.hessian(flat)(x), jax.grad(flat)(x))).reshape(at.shape)
@@ -64,7 +64,7 @@ def test_equations_1_2_and_3_agree_at_a_constant_rate():
             np.testing.assert_allclose(other, W, rtol=1e-9, atol=1e-9)
 
 
-def test_a_rate_that_changes_acts_on_all_of_the_leaders_past_and_on_no_past_of_descent():
+def test_a_new_rate_scales_past_gradients_of_the_leader_and_not_of_descent():
     schedule = lambda t: 0.3 / (t + 1)
     W0 = draw(3, 4, seed=99)
     leader, descent = (run(make(schedule), GRADIENTS) for make in (follow_the_regularised_leader, gradient_descent))
@@ -72,7 +72,7 @@ def test_a_rate_that_changes_acts_on_all_of_the_leaders_past_and_on_no_past_of_d
     np.testing.assert_allclose(descent[-1], W0 - sum(0.3 / (t + 1) * g for t, g in enumerate(GRADIENTS)), rtol=1e-5)
 
 
-def test_momentum_is_equation_33_and_without_forgetting_10_and_11():
+def test_momentum_equals_equation_33_and_with_momentum_1_equations_10_and_11():
     W = X = draw(3, 4, seed=99)
     m, n = np.zeros((3, 4)), np.zeros((3, 4))
     forgets, adds = (run(momentum_descent(0.1, a), GRADIENTS) for a in (0.6, 1.0))
@@ -110,7 +110,7 @@ def delta_momentum(gradients, a, c, normalised=True):
         yield m
 
 
-def test_delta_momentum_is_equation_49_with_its_product_normalised():
+def test_delta_momentum_equals_equation_49_normalised():
     transformation = scale_by_delta_momentum(0.8, 0.6)
     seen = run(transformation, GRADIENTS, np.zeros((3, 4)))
     moved = np.diff([np.zeros((3, 4)), *seen], axis=0)
@@ -121,7 +121,7 @@ def test_delta_momentum_is_equation_49_with_its_product_normalised():
     np.testing.assert_allclose(both[-1][1], 7 * seen[-1], rtol=1e-5, atol=1e-5)
 
 
-def test_delta_momentum_stays_where_the_printed_product_explodes():
+def test_delta_momentum_is_stable_where_the_printed_equation_diverges():
     gradients = [3 * draw(3, 4, seed=t) for t in range(40)]
     printed = list(delta_momentum(gradients, 0.9, 1.0, normalised=False))[-1]
     moved = np.diff(run(scale_by_delta_momentum(0.9), gradients), axis=0)[-1]
@@ -143,14 +143,14 @@ def deep_momentum(gradients, A, a, rate, value):
 
 
 @pytest.mark.parametrize("value", ["gradient", "ones"])
-def test_deep_momentum_is_equation_50_with_an_origin(value):
+def test_deep_momentum_equals_equation_50_with_decay_to_the_origin(value):
     transformation = scale_by_deep_momentum(0.8, 0.3, width=6, value=value)
     origin = np.asarray(transformation.init(jnp.zeros((3, 4))).origin, np.float64)
     moved = np.diff([np.zeros((3, 4)), *run(transformation, GRADIENTS, np.zeros((3, 4)))], axis=0)
     np.testing.assert_allclose(moved, list(deep_momentum(GRADIENTS, origin, 0.8, 0.3, value)), rtol=1e-4, atol=1e-5)
 
 
-def test_the_printed_value_moves_every_output_alike_and_ours_goes_downhill():
+def test_value_gradient_descends_and_value_ones_moves_all_outputs_equally():
     target = draw(3, 4, seed=7)
     target[:, 2:] *= -1
     for value, falls in (("gradient", True), ("ones", False)):
@@ -166,7 +166,7 @@ def test_the_printed_value_moves_every_output_alike_and_ours_goes_downhill():
 
 
 @pytest.mark.parametrize("make", [scale_by_delta_momentum, scale_by_deep_momentum])
-def test_gradients_of_zero_give_no_update_and_a_finite_state(make):
+def test_zero_gradients_give_no_update_and_a_finite_state(make):
     transformation = make()
     zero = jnp.zeros((2, 3, 4), jnp.bfloat16)
     state = transformation.init(zero)
@@ -177,7 +177,7 @@ def test_gradients_of_zero_give_no_update_and_a_finite_state(make):
     assert not np.any(transformation.update(zero, transformation.init(zero))[0])
 
 
-def test_what_is_missing_is_said():
+def test_missing_arguments_are_refused():
     w = jnp.zeros((2, 2))
     for make in (delta_gradient_descent, follow_the_regularised_leader):
         with pytest.raises(ValueError, match=f"{make.__name__}: update needs params"):
@@ -189,7 +189,7 @@ def test_what_is_missing_is_said():
 @pytest.mark.parametrize(
     ("name", "direct"), [("delta_momentum", scale_by_delta_momentum), ("deep_momentum", scale_by_deep_momentum)]
 )
-def test_by_name_kernels_follow_it_and_vectors_adam(name, direct):
+def test_build_uses_it_for_kernels_and_adam_for_vectors(name, direct):
     gradient = {"kernel": draw(2, 3, 4).astype(np.float32), "scale": draw(4, seed=1).astype(np.float32)}
     config = OptimConfig(name=name, peak_rate=0.1, schedule="constant", warmup=0, clip=None, weight_decay=0.0, b1=0.7)
     for b1 in (0.7, 0.2):

@@ -1,4 +1,4 @@
-"""The loss scale that float16 needs: what it does to an optimizer's state, and a training that is nearly float32's."""
+"""Loss scaling for float16: its effect on an optimizer's state, and a training close to float32's."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from titans_jax.training import define, make_step
 from titans_jax.training.step import TrainState, optimizer_of
 
 
-def test_a_gradient_that_is_not_finite_changes_only_the_scale():
+def test_a_non_finite_gradient_changes_only_the_scale():
     optimizer, params = loss_scaled(optax.adam(0.1), start=4.0, growth=3), {"w": jnp.ones(2)}
     state = optimizer.init(params)
     good, bad = {"w": jnp.ones(2)}, {"w": jnp.array([1.0, jnp.inf])}
@@ -48,8 +48,8 @@ def experiment(dtype, block="transformer", seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["transformer", "mac"])
-def test_twenty_steps_in_float16_are_nearly_those_in_float32(block):
-    """Mean gap of loss over steps and seeds: Adam's first steps are signs, so one step of one seed says little."""
+def test_twenty_steps_in_float16_are_close_to_float32(block):
+    """The mean difference of losses over steps and seeds; single ones vary, as Adam's first steps are signs."""
     gaps = []
     for seed in range(3):
         with progress(40, "fit") as bar:
@@ -60,8 +60,8 @@ def test_twenty_steps_in_float16_are_nearly_those_in_float32(block):
 
 
 @pytest.mark.slow
-def test_the_scale_falls_until_gradients_fit_and_the_step_says_so():
-    """A scale far beyond float16: steps are skipped until it fits, and training goes on as if they had not been."""
+def test_a_too_large_scale_falls_and_is_reported():
+    """With a scale beyond float16's range, steps are skipped until it fits, and change nothing else."""
     config = experiment("float16")
     definition, optimizer = define(config.model), optimizer_of(config.model, config.optim, 20)
     params = jax.jit(definition.init)(jax.random.key(0))

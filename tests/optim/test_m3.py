@@ -1,3 +1,5 @@
+"""M3 against its equations, and its special cases: Adam, Muon, the printed algorithm."""
+
 import inspect
 
 import jax
@@ -26,7 +28,7 @@ def trees(steps, seed=0):
 
 
 def run(transformation, gradients):
-    """The updates, and the states after them."""
+    """The updates, and the state after each."""
     state, seen = transformation.init(gradients[0]), []
     update = jax.jit(transformation.update)
     for gradient in gradients:
@@ -36,7 +38,7 @@ def run(transformation, gradients):
 
 
 def newton_schulz(m, steps=5, eps=1e-8):
-    """One matrix, in float64, by the singular values: each step is s <- a s + b s^3 + c s^5."""
+    """Newton-Schulz of one matrix in float64, on its singular values: s <- a s + b s^3 + c s^5."""
     u, s, vt = np.linalg.svd(np.asarray(m, np.float64), full_matrices=False)
     if not steps:
         return np.asarray(m, np.float64)
@@ -47,7 +49,7 @@ def newton_schulz(m, steps=5, eps=1e-8):
 
 
 def by_hand(gradients, *, b1, b2, b3, alpha, chunk, ns_steps=5, eps, second_moment, mode, rms):
-    """One matrix's updates by the equations, a loop over chunks as the paper prints it."""
+    """The updates of one matrix by the equations, as the paper's loop over chunks."""
     ema = mode == "ema"
     m1 = m2 = v = np.zeros(gradients[0].shape)
     o2, updates, past = m2, [], None
@@ -76,7 +78,7 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def test_newton_schulz_maps_singular_values_by_the_quintic_leaf_by_leaf():
+def test_newton_schulz_maps_singular_values_by_the_quintic():
     [tree] = trees(1)
     out = jax.jit(orthogonalise)(tree)
     for name in ("wide", "tall", "also"):
@@ -87,7 +89,7 @@ def test_newton_schulz_maps_singular_values_by_the_quintic_leaf_by_leaf():
     np.testing.assert_array_equal(orthogonalise(tree["wide"], steps=0), tree["wide"])
 
 
-def test_leaves_of_one_shape_share_their_matmuls():
+def test_leaves_of_equal_shape_are_one_batch():
     def matmuls(*shapes):
         jaxpr = jax.make_jaxpr(orthogonalise)([jnp.ones(shape) for shape in shapes])
         return str(jaxpr).count("dot_general")
@@ -116,7 +118,7 @@ def test_equals_the_equations_over_three_chunks(options):
         np.testing.assert_allclose([u[name] for u in updates], wanted, rtol=2e-3, atol=2e-4)
 
 
-def test_the_defaults_are_the_ema_with_the_updates_second_moment_aligned():
+def test_the_defaults_are_ema_update_and_rms():
     options = {name: p.default for name, p in inspect.signature(scale_by_m3).parameters.items()}
     assert (options["mode"], options["second_moment"], options["rms"], options["ns_steps"]) == ("ema", "update", 0.2, 5)
     gradients = trees(2)
@@ -129,7 +131,7 @@ def test_the_defaults_are_the_ema_with_the_updates_second_moment_aligned():
 
 
 @pytest.mark.parametrize("second_moment", [None, "gradient"])
-def test_rates_of_the_momenta_change_nothing_in_literal_mode(second_moment):
+def test_momentum_coefficients_change_nothing_in_literal_mode(second_moment):
     options = PRINTED | dict(second_moment=second_moment, alpha=0.5, chunk=2)
     gradients = trees(5)
     [one, _], [other, _] = (run(scale_by_m3(b1, 0.9, b3, **options), gradients) for b1, b3 in [(1.0, 1.0), (0.1, 7.0)])
@@ -146,7 +148,7 @@ def test_the_printed_update_grows_as_the_gradient_shrinks():
     np.testing.assert_allclose(small["w"], 1000 * np.asarray(large["w"]), rtol=1e-3)
 
 
-def test_without_newton_schulz_and_the_slow_memory_it_is_adam():
+def test_without_newton_schulz_and_the_slow_momentum_it_is_adam():
     gradients = trees(5)
     options = dict(alpha=0.0, ns_steps=0, second_moment="gradient", rms=None, eps=1e-3)
     mine, _ = run(scale_by_m3(0.8, 0.9, **options), gradients)
@@ -154,7 +156,7 @@ def test_without_newton_schulz_and_the_slow_memory_it_is_adam():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), mine, adam)
 
 
-def test_without_a_second_moment_and_the_slow_memory_it_points_where_muon_does():
+def test_without_second_moment_and_slow_momentum_it_has_muons_direction():
     gradients = [{k: g[k] for k in ("wide", "tall", "also")} for g in trees(5)]
     mine, _ = run(scale_by_m3(0.8, alpha=0.0, second_moment=None), gradients)
     axes = jax.tree.map(lambda _: contrib.MuonDimensionNumbers(0, 1), gradients[0])
@@ -174,18 +176,18 @@ def test_the_slow_direction_is_constant_inside_a_chunk_and_one_chunk_late(mode):
     _, others = run(scale_by_m3(**options), changed)
     fast, _ = run(scale_by_m3(**options | dict(alpha=0.0)), gradients)
     used = [np.asarray(u["wide"] - f["wide"]) for u, f in zip(updates, fast, strict=True)]
-    held = [np.zeros((3, 5)), *(np.asarray(s.o2["wide"]) for s in states)]
-    np.testing.assert_allclose(used, held[:-1], atol=1e-5)  # what a step adds is what the step before it left
+    slow = [np.zeros((3, 5)), *(np.asarray(s.o2["wide"]) for s in states)]
+    np.testing.assert_allclose(used, slow[:-1], atol=1e-5)  # a step adds the last step's slow direction
     for t in range(2 * CHUNK):
-        same = np.array_equal(held[t + 1], held[t])
+        same = np.array_equal(slow[t + 1], slow[t])
         assert same == ((t + 1) % CHUNK != 0)
     mean = sum(g["wide"] for g in gradients[:CHUNK])
-    np.testing.assert_allclose(held[CHUNK], newton_schulz(mean), atol=5e-5)
+    np.testing.assert_allclose(slow[CHUNK], newton_schulz(mean), atol=5e-5)
     assert np.max(np.abs(used[:CHUNK])) < 1e-6
-    assert np.max(np.abs(others[CHUNK - 1].o2["wide"] - held[CHUNK])) > 0.05
+    assert np.max(np.abs(others[CHUNK - 1].o2["wide"] - slow[CHUNK])) > 0.05
 
 
-def test_a_stack_of_matrices_equals_each_alone():
+def test_a_stack_of_matrices_equals_separate_matrices():
     gradients = [{"w": draw(2, 3, 4, 6, seed=t) * np.array([1e-2, 1.0]).reshape(2, 1, 1, 1)} for t in range(4)]
     gradients = jax.tree.map(lambda g: g.astype(np.float32), gradients)
     stacked, _ = run(scale_by_m3(chunk=2), gradients)
@@ -206,7 +208,7 @@ def test_zero_gradients_give_zero_updates_and_a_finite_state(options):
     assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))
 
 
-def test_the_state_is_float32_and_the_update_of_the_gradients_dtype():
+def test_the_state_is_float32_and_the_update_has_the_gradients_dtype():
     gradient = {"w": jnp.asarray(draw(3, 5), jnp.bfloat16)}
     [updates], [state] = run(scale_by_m3(), [gradient])
     assert updates["w"].dtype == jnp.bfloat16
@@ -228,19 +230,19 @@ def test_the_state_is_float32_and_the_update_of_the_gradients_dtype():
         (dict(rms=-0.2), "m3: rms is -0.2, it must be above 0, or None"),
     ],
 )
-def test_refusals(change, message):
+def test_invalid_options_are_refused(change, message):
     for make in (scale_by_m3, lambda **options: m3(0.1, **options)):
         with pytest.raises(ValueError) as error:
             make(**change)
         assert str(error.value) == message
 
 
-def test_a_vector_is_refused_by_name():
+def test_a_vector_is_refused():
     with pytest.raises(ValueError, match=r"m3: 'a/bias' has shape \(3,\), it must be \[..., in, out\]"):
         scale_by_m3().init({"a": {"bias": jnp.zeros(3)}})
 
 
-def test_by_name_kernels_follow_m3_and_vectors_embedding_and_head_adam():
+def test_build_uses_m3_for_kernels_and_adam_for_the_rest():
     names = {"layers": ("kernel", (2, 6, 4)), "norm": ("scale", (4,)), "embed": ("embedding", (5, 4))}
     names |= {"head": ("kernel", (4, 5)), "proj": ("kernel", (4, 6))}
     params = {k: {name: jnp.zeros(shape)} for k, (name, shape) in names.items()}
@@ -264,7 +266,7 @@ def test_by_name_kernels_follow_m3_and_vectors_embedding_and_head_adam():
     ],
     ids=["every option", "literal"],
 )
-def test_the_options_of_m3_are_fields_of_the_config(change, options):
+def test_the_options_of_m3_are_config_fields(change, options):
     config = OptimConfig(**dict(name="m3", peak_rate=0.1, schedule="constant", warmup=0, clip=None) | change)
     gradients = [{"kernel": draw(3, 5, seed=t)} for t in range(5)]
     transformation = build(config, steps=10)
