@@ -16,32 +16,30 @@ def corpus(tmp_path):
     return folder
 
 
-def run_data(capsys, tmp_path, *arguments):
+def command(capsys, tmp_path, *arguments):
     assert cli.main(["data", *map(str, arguments), "--output-dir", str(tmp_path / "out")]) == 0
     return json.loads((tmp_path / "out/result.json").read_text()), capsys.readouterr().out
 
 
 def test_show_counts_both_parts_and_names_the_source(corpus, tmp_path, capsys):
-    result, text = run_data(capsys, tmp_path, "show", corpus)
+    result, text = command(capsys, tmp_path, "show", corpus)
     train = (corpus / "wiki.train.raw").read_text()
     assert (result["train_documents"], result["train_characters"]) == (1, len(train))
     assert result["train_bytes"] == len(train.encode()) == len(train) + 1
     assert "= Two =" in result["held_out_begins"] and "licence                  unknown" in text
-    assert "= Three =" in run_data(capsys, tmp_path, "show", corpus, "--split", "test")[0]["held_out_begins"]
-    moby = run_data(capsys, tmp_path, "show", "moby-dick", "--held-out", "0.1")[0]
+    assert "= Three =" in command(capsys, tmp_path, "show", corpus, "--split", "test")[0]["held_out_begins"]
+    moby = command(capsys, tmp_path, "show", "moby-dick", "--held-out", "0.1")[0]
     assert moby["licence"].startswith("CC0") and moby["train_documents"] + moby["held_out_documents"] == 138 + 1
     assert 0.08 < moby["held_out_characters"] / (moby["held_out_characters"] + moby["train_characters"]) < 0.12
 
 
 def test_a_bpe_is_trained_on_the_training_part_and_its_tokens_fill_the_cache(corpus, tmp_path, capsys):
-    result, _ = run_data(capsys, tmp_path, "bpe", corpus, "--vocab-size", "262")
+    result, _ = command(capsys, tmp_path, "bpe", corpus, "--vocab-size", "262")
     bpe = data.load_tokenizer(result["tokenizer"])
     assert bpe.vocab_size == result["vocab_size"] == 262
     assert len(bpe.encode("the thing")) < len("the thing") and result["bytes_a_token"] > 1
     cache = tmp_path / "cache"
-    result, text = run_data(
-        capsys, tmp_path, "tokens", corpus, "--tokenizer", result["tokenizer"], "--cache-dir", cache
-    )
+    result, text = command(capsys, tmp_path, "tokens", corpus, "--tokenizer", result["tokenizer"], "--cache-dir", cache)
     config = data.DataConfig(corpus=str(corpus), tokenizer=str(tmp_path / "out/tokenizer.json"), cache_dir=str(cache))
     train, kept, _ = data.load_streams(config)
     assert result["train_file"] == str(train.path) and result["held_out_file"] == str(kept.path)
