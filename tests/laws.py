@@ -251,7 +251,7 @@ def nothing_written(member: Member, implementation: str) -> None:
     rate, keep = np.zeros_like(case.gates.rate), np.ones_like(case.gates.keep)
     weights = in_range(member, absolute(case.state))
     state = jax.device_get(jax.jit(jax.vmap(memory.init), compiler_options=QUICK)(weights))
-    if state.origin is not None and member.rule.retention.end is None:  # random_parameters else than at the origin
+    if state.origin is not None and member.rule.retention.end is None:  # somewhere else than at the origin
         half = jax.tree.map(lambda w: w / 2, weights)
         state = state._replace(dual=half, origin=half)
     case = Case(state, *case[1:4], Gates(rate, case.gates.momentum, keep))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.nn.members import jit, random_parameters
+from tests.nn.members import jit, random_params
 from titans_jax.decode import Request, Sampling, draw, filters, rows, serve
 from titans_jax.metrics import Footprint
 from titans_jax.nn import LM, CMSConfig, MemoryConfig, ModelConfig
@@ -32,7 +32,7 @@ def model_of(block: str) -> LM:
     )
     definition = define(ModelConfig(block=block, vocab_size=VOCABULARY, memory=memory, **sizes))
     shapes = jax.eval_shape(definition.init, jax.random.key(0))
-    return definition.model(jax.tree.map(jax.numpy.asarray, random_parameters(shapes)))
+    return definition.model(jax.tree.map(jax.numpy.asarray, random_params(shapes)))
 
 
 def prompt(length: int, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.nn.members import abstract, jit, name_of, random_parameters
+from tests.nn.members import abstract, jit, name_of, random_params
 from titans_jax.evaluation import ablate
 from titans_jax.evaluation.ablation import without
 from titans_jax.evaluation.introspect import fast_weights
@@ -19,7 +19,7 @@ SMALL = dict(dim=16, depth=2, heads=2, head_dim=8, segment=8, window=8, vocab_si
 @pytest.fixture(scope="module")
 def mixed():
     graphdef, shapes = abstract(LM, ModelConfig("transformer,lmm", **SMALL, persistent=0))
-    return graphdef, jax.tree.map(jnp.asarray, random_parameters(shapes))
+    return graphdef, jax.tree.map(jnp.asarray, random_params(shapes))
 
 
 def test_cost_of_doing_without(mixed):
@@ -58,7 +58,7 @@ def test_without_learning_the_memory_of_one_layer_stays(rule):
     memory = MemoryConfig(rule=rule, chunk=4, heads=2, head_dim=8)
     config = ModelConfig("lmm", **SMALL | {"memory": memory})
     graphdef, shapes = abstract(LM, config)
-    params = jax.tree.map(jnp.asarray, random_parameters(shapes))
+    params = jax.tree.map(jnp.asarray, random_params(shapes))
 
     @jit
     def states(params, whole):

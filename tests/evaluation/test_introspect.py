@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.nn.members import SEGMENT, VOCAB, abstract, jit, random_parameters
+from tests.nn.members import SEGMENT, VOCAB, abstract, jit, random_params
 from titans_jax.evaluation import Reading, read
 from titans_jax.evaluation.introspect import Watched, watch
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 def seen(request: pytest.FixtureRequest) -> Seen:
     config = KINDS[request.param]
     graphdef, shapes = abstract(LM, config)
-    model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_parameters(shapes)))
+    model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_params(shapes)))
     tokens = np.random.default_rng(1).integers(0, VOCAB, TOKENS, np.int32)
     return Seen(model, read(model, tokens.tolist()), tokens)
 
@@ -174,7 +174,7 @@ def test_a_change_is_of_one_token(seen):
 
 def test_the_model_itself_is_left_as_it_was():
     graphdef, shapes = abstract(LM, KINDS["transformer"])
-    model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_parameters(shapes)))
+    model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_params(shapes)))
     assert isinstance(watch(model).blocks[0], Watched)
     assert not isinstance(model.blocks[0], Watched)
     with pytest.raises(ValueError, match="nothing to read"):

@@ -12,7 +12,7 @@ SOURCE = """
 import json, os, sys
 os.environ["XLA_FLAGS"] += " " + sys.argv[2]
 import jax, numpy as np
-from tests.nn.members import abstract, config_of, random_parameters
+from tests.nn.members import abstract, config_of, random_params
 from flax import nnx
 from titans_jax import sharding
 from titans_jax.config import TrainConfig
@@ -22,7 +22,7 @@ from titans_jax.training.step import TrainState, define, make_step
 meshes, optimizer, row, changes, resets = json.loads(sys.argv[1])
 definition = define(config_of(row, **changes))
 optimizer = build(OptimConfig(name=optimizer, peak_rate=1e-3, warmup=20), 20)
-start = jax.tree.map(lambda x: x.astype("float32"), random_parameters(jax.eval_shape(definition.init, jax.random.key(0))))
+start = jax.tree.map(lambda x: x.astype("float32"), random_params(jax.eval_shape(definition.init, jax.random.key(0))))
 rng = np.random.default_rng(0)
 text = rng.integers(0, 32, (8, 41), np.int32)
 batch = dict(inputs=text[:, :-1], targets=text[:, 1:], mask=np.ones((8, 40), np.float32))

@@ -70,7 +70,7 @@ def abstract(make: Callable[..., nnx.Module], config: ModelConfig) -> tuple[Any,
     return graphdefs[0], shapes
 
 
-def random_parameters(shapes: Any) -> Any:
+def random_params(shapes: Any) -> Any:
     """Random parameters of the initial ones' size, without their zeros and ones."""
     rng = np.random.default_rng(0)
 
@@ -94,13 +94,13 @@ def random_parameters(shapes: Any) -> Any:
 
 def layer_of(make: Callable[..., nnx.Module], config: ModelConfig) -> Any:
     graphdef, shapes = abstract(make, config)
-    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_parameters(shapes)))
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_params(shapes)))
 
 
 def subject(config: ModelConfig, make: Callable[..., nnx.Module] = LM) -> Subject:
     """Make a Subject. Keep few at a time: a process has room for some thousand compiled programs."""
     graphdef, shapes = abstract(make, config)
-    params = random_parameters(shapes)
+    params = random_params(shapes)
     # aligned: the tests read a text from its start, or pieces of 1 and 13 tokens, which no chunk divides
     run = jit(lambda params, *arguments: nnx.merge(graphdef, params)(*arguments, aligned=True))
     begin = jit(lambda params: nnx.merge(graphdef, params).init_state(BATCH))
