@@ -187,7 +187,11 @@ def read_records(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A progress bar on stderr with tokens per second (`rate`), time left and the latest values; see `progress`."""
+    """A progress bar on stderr with tokens per second (`rate`), time left and the latest values.
+
+    Use `with Progress(1000, "train") as bar:` and `bar.advance(1, tokens=4096, loss=2.1)`. On a terminal it is redrawn
+    in place; elsewhere (a log file, CI) it prints a line every ten seconds. total: None if it is not known.
+    """
 
     def __init__(self, total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
         stream = sys.stderr
@@ -232,15 +236,6 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-
-
-def progress(total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> Progress:
-    """A progress bar for `with progress(1000, "train") as bar: ... bar.advance(1, tokens=4096, loss=2.1)`.
-
-    On a terminal it is redrawn in place; elsewhere (a log file, CI) it prints a line every ten seconds. total: None if
-    it is not known.
-    """
-    return Progress(total, desc, initial=initial, unit=unit)
 
 
 class _Lines:

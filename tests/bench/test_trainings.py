@@ -33,7 +33,7 @@ def finished(losses, seconds=None):
 
 @pytest.fixture
 def bar():
-    with metrics.progress(1, "test") as bar:
+    with metrics.Progress(1, "test") as bar:
         yield bar
 
 

@@ -11,7 +11,7 @@ import pytest
 from titans_jax.bench.fit import fit
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
-from titans_jax.metrics import progress
+from titans_jax.metrics import Progress
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.optim import OptimConfig, loss_scaled
 from titans_jax.training import define, make_step
@@ -52,7 +52,7 @@ def test_twenty_steps_in_float16_are_close_to_float32(block):
     """The mean difference of losses over steps and seeds; single ones vary, as Adam's first steps are signs."""
     gaps = []
     for seed in range(3):
-        with progress(40, "fit") as bar:
+        with Progress(40, "fit") as bar:
             half, whole = (fit(experiment(dtype, block, seed), bar).losses for dtype in ("float16", "float32"))
         gaps.append(np.abs(np.subtract(half, whole)))
         assert whole[-1] < whole[0] - 1

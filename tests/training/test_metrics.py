@@ -124,7 +124,7 @@ def test_progress(monkeypatch, stream):
     monkeypatch.setattr("sys.stderr", stream)
     now = iter(range(1000))
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: float(next(now)))
-    with metrics.progress(20, "train", initial=10) as bar:
+    with metrics.Progress(20, "train", initial=10) as bar:
         for step in range(10):
             bar.advance(tokens=5000, **({"loss": 2.0} if step == 9 else {}))
     last = stream.getvalue().replace("\r", "\n").rstrip("\n").split("\n")[-1]

@@ -51,7 +51,7 @@ def compare_formal(
             raise ValueError(f"no model named {name!r}; known are {', '.join(FORMAL_MODELS)}")
     languages = [data.tasks.check_task(language) for language in languages]
     length, shown = base.data.sequence, {}
-    with metrics.progress(base.train.steps * len(names) * len(languages) * seeds, "formal") as bar:
+    with metrics.Progress(base.train.steps * len(names) * len(languages) * seeds, "formal") as bar:
         for language in languages:
             for name in names:
                 made = []

@@ -108,7 +108,7 @@ def run(subjects: Mapping[str, Subject], rounds: int, rows: Rows, *, what: str, 
     samples = [(f"round {n}: {name}", name) for n in range(1, rounds + 1) for name in every]
     missing = [(row, name) for row, name in samples if row not in rows.rows]
     timers = dict.fromkeys(name for _, name in missing)
-    with metrics.progress(len(timers) + len(missing), what) as bar:
+    with metrics.Progress(len(timers) + len(missing), what) as bar:
         made = {}
         for name in timers:
             made[name] = every[name].make()
@@ -124,7 +124,7 @@ def medians(calls: Mapping[str, Callable[[], Any]], block: int, what: str, *, bl
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())  # compiles
-    with metrics.progress(blocks * len(calls), what) as bar:
+    with metrics.Progress(blocks * len(calls), what) as bar:
         for _ in range(blocks):
             for name, call in calls.items():
                 start = time.perf_counter()

@@ -30,7 +30,7 @@ def matched(experiments: Mapping[str, Experiment], by: str) -> tuple[dict[str, E
         return dict(experiments), dict.fromkeys(experiments, "-")
     measures = {name: _measure(by, experiment) for name, experiment in experiments.items()}
     found, words = {}, {}
-    with metrics.progress(2 * len(experiments), f"matching {by}") as bar:
+    with metrics.Progress(2 * len(experiments), f"matching {by}") as bar:
         target = 0.0
         for name, experiment in experiments.items():
             target = max(target, measures[name](experiment.model))

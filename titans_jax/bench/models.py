@@ -67,7 +67,7 @@ def compare_models(
     """
     found = {}
     steps = next(iter(experiments.values())).train.steps
-    with metrics.progress(steps * len(experiments) * trainings(rates, seeds), "compare") as bar:
+    with metrics.Progress(steps * len(experiments) * trainings(rates, seeds), "compare") as bar:
         for name, experiment in experiments.items():
             found[name] = tuned(rows, name, experiment, rates, seeds, bar, _train)
             found[name] |= _summary(found[name]["seeds"])

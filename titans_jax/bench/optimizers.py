@@ -29,7 +29,7 @@ def compare_optimizers(
     """
     experiments = {name: with_optimizer(base, name) for name in names}
     found = {}
-    with metrics.progress(base.train.steps * len(names) * trainings(rates, seeds), "optimizers") as bar:
+    with metrics.Progress(base.train.steps * len(names) * trainings(rates, seeds), "optimizers") as bar:
         for name, experiment in experiments.items():
             found[name] = tuned(rows, name, experiment, rates, seeds, bar, _train)
             losses = [row["loss"] for row in found[name].pop("seeds")]

@@ -30,7 +30,7 @@ def compare_rules(base: Experiment, names: Sequence[str], changes: Sequence[str]
     """
     experiments = {name: _experiment(base, name, changes) for name in names}
     done = sum(name in rows.rows for name in names)
-    with metrics.progress(base.train.steps * len(names), "rules", initial=base.train.steps * done) as bar:
+    with metrics.Progress(base.train.steps * len(names), "rules", initial=base.train.steps * done) as bar:
         for name, experiment in experiments.items():
             rows.get(name, lambda experiment=experiment: _train(experiment, bar))  # type: ignore[misc]
             forget()

@@ -62,7 +62,7 @@ def tokens(options: argparse.Namespace) -> None:
     config, tokenizer = _config(options), data.load_tokenizer(options.tokenizer or data.BYTES.name)
     result = {"corpus": config.corpus, "tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size}
     sides, folder = data.load_sides(config), data.cache_folder(config.cache_dir)
-    with metrics.progress(sum(map(len, sides)), "tokenise", unit="documents") as bar:
+    with metrics.Progress(sum(map(len, sides)), "tokenise", unit="documents") as bar:
         for name, documents in zip(("train", "held_out"), sides, strict=True):
             if documents:
                 stream = data.tokenise(documents, tokenizer, folder, on_documents=bar.advance)
@@ -78,7 +78,7 @@ def bpe(options: argparse.Namespace) -> None:
     """Train a byte-level BPE on the training part of a corpus and write tokenizer.json."""
     documents, _ = data.load_sides(_config(options))
     path = options.output_dir / "tokenizer.json"
-    with metrics.progress(len(documents), "read", unit="documents") as bar:
+    with metrics.Progress(len(documents), "read", unit="documents") as bar:
         tokenizer = data.train_bpe(_counted(documents, bar), options.vocab_size, path)
     some = "".join(documents)[:100_000]
     result = {"corpus": options.corpus, "tokenizer": str(path), "vocab_size": tokenizer.vocab_size}

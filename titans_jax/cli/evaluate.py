@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     if options.limit:
         total = min(total, options.limit * source.batch * source.sequence)
     folder = output(options, "eval")
-    with training.memory_advice(), metrics.progress(total, "eval") as bar:
+    with training.memory_advice(), metrics.Progress(total, "eval") as bar:
         scores = score(model, _counted(batches, bar), tokenizer.byte_lengths, reset=options.reset)
     result = scores.summary() | {
         "corpus": source.corpus,
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         size = metrics.count(nnx.split(model)[1])
         facts = {"model": f"{experiment.name}: {model.config.block}, {size:,} parameters"} | result
         batch = next(data.held_out_batches(source, limit=1))
-        with training.memory_advice(), metrics.progress(STEPS, "report") as bar:
+        with training.memory_advice(), metrics.Progress(STEPS, "report") as bar:
             Report(folder, model, tokenizer, batch, facts).make(
                 scores,
                 bar,

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     alone = len(rows) == 1
     times: list[float] = []
     with training.memory_advice(), contextlib.ExitStack() as stack:
-        bar = None if alone else stack.enter_context(metrics.progress(options.length * len(rows), "generate"))
+        bar = None if alone else stack.enter_context(metrics.Progress(options.length * len(rows), "generate"))
 
         def stop(row: int, token: int) -> bool:
             times.append(time.perf_counter())

@@ -70,7 +70,7 @@ def _test(
     keys = {length: f"{name}, step {step}, {length} tokens" for length in options.lengths}
     each = len(options.depths) * options.samples
     total = sum(size for length, size in sizes.items() if not reasons[length]) * each
-    with metrics.progress(total, name) as bar:
+    with metrics.Progress(total, name) as bar:
         found: dict[int, list[Cell] | None] = {}
         for length in options.lengths:
             if reasons[length]:

@@ -43,7 +43,7 @@ def plot_surprise(options: argparse.Namespace) -> None:
     memory = series_memory(PRESETS[options.rule](16) if options.rule else series_rule())
     names = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
     result: dict[str, object] = {"rule": options.rule or "series_rule", "seed": options.seed}
-    with metrics.progress(len(names), "plot") as bar:
+    with metrics.Progress(len(names), "plot") as bar:
         for name in names:
             result |= run_scenario(name, folder, memory=memory, seed=options.seed)
             bar.advance(1)

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
         blocks = data.token_blocks(file, tokenizer, options.segment, evaluator.position)
         size = None if options.file == "-" else os.fstat(file.fileno()).st_size
         stop, _, _ = enter(stop_requested()), enter(training.memory_advice()), enter(_diverging())
-        bar = enter(metrics.progress(size, "stream", initial=evaluator.total.bytes))
+        bar = enter(metrics.Progress(size, "stream", initial=evaluator.total.bytes))
         footprint = enter(metrics.Footprint(WARM_UP))
 
         _give_back_memory()

@@ -62,7 +62,7 @@ def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> 
     Returns the content of result.json.
     """
     samples = data.needle_splits(config.data_seed, config.samples, config.lengths)[2]
-    with metrics.progress(len(samples.length), "evaluate") as bar:
+    with metrics.Progress(len(samples.length), "evaluate") as bar:
         found = predict(model, samples, config.batch, bar)
     report = score(found)
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     files.write_json(folder / "config.json", dataclasses.asdict(config))
     step = make_step(graphdef, optimizer)
 
-    with stop_requested() as stop, metrics.progress(total, name, initial=start) as bar:
+    with stop_requested() as stop, metrics.Progress(total, name, initial=start) as bar:
 
         def log(n: int, step_metrics: dict[str, Any]) -> None:
             length, values = step_metrics["length"], {name: float(step_metrics[name]) for name in ("loss", "accuracy")}

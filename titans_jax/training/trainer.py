@@ -164,7 +164,7 @@ def _train(
         if stopping and n < train.steps:
             raise Stopped(f"stopped after step {n}, which is saved in {session.checkpoints.directory}")
 
-    with metrics.progress(train.steps, session.experiment.name, initial=start) as bar:
+    with metrics.Progress(train.steps, session.experiment.name, initial=start) as bar:
         recorder = _Recorder(session, bar)
         state = loop.train(
             advance,
