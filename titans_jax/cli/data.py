@@ -53,7 +53,7 @@ def show(options: argparse.Namespace) -> None:
     for name, documents in zip(("train", "held_out"), data.load_sides(config), strict=True):
         result |= {f"{name}_documents": len(documents), f"{name}_characters": sum(map(len, documents))}
         result[f"{name}_bytes"] = sum(len(document.encode()) for document in documents)
-        result |= {f"{name}_begins": documents[0][:60]} if documents else {}
+        result |= {f"{name}_start": documents[0][:60]} if documents else {}
     _report(options, result)
 
 

@@ -178,7 +178,7 @@ class MAL(LMM):
 class MAG(LMM):
     """Memory as a gate (Titans Eq 26-28): y = x + Attn(norm(x)), then y + sigmoid(RMSNorm(y)) * RMSNorm(M(norm(x))).
 
-    Attention has a residual connection, as in MAC: section 4.4 gives one to all blocks, Eq 26-28 do not print it.
+    Attention has a residual connection, as in MAC: section 4.4 gives all blocks one, which Eq 26-28 omit.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:

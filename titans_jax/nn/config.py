@@ -32,7 +32,7 @@ class MemoryConfig:
     writes: int | None = None
     """key-value pairs written for each token"""
     chunk: int = 64
-    """tokens of a chunk: gradients are taken at the weights at its start, so it changes the results"""
+    """tokens of a chunk: gradients are taken at the weights of its start, so it is part of the mathematics"""
     clip: float | None = 1.0
     """the largest change of a head's memory in one chunk; None for no limit, as in the papers"""
     heads: int = 4
@@ -181,7 +181,7 @@ class ModelConfig:
 
     @property
     def attends(self) -> bool:
-        """Whether a layer has the attention of `attention`, which MAC has not."""
+        """Whether any layer uses `attention`; MAC does not."""
         return bool({"transformer", "mag", "mal", "hope_attention"} & set(self.pattern))
 
     @property

@@ -64,7 +64,7 @@ class InnerLoop(LM):
         return min(period for period in self.config.cms.periods if period)
 
     def init_state(self, batch: int) -> InnerState:  # type: ignore[override]  # the calls are the same
-        """The state before the first token. Its step is a constant while tracing, so that no other offset compiles."""
+        """The state before the first token. Its step is a constant, so a call from it compiles whole chunks only."""
         now = super().init_state(batch)
         chunk_start = jax.tree.map(lambda x: x + 0, now)
         sums = jax.tree.map(jnp.zeros_like, kernels_of(now.blocks))

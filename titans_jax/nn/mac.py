@@ -6,8 +6,8 @@
     o = y + sigmoid(RMSNorm(y)) * RMSNorm(M*_t(y))    read after token t's write (Eq 25)
 
 S is RMSNorm(x). The memory is written with RMSNorm(y). In the paper a token sees all of h and reads the memory after
-the segment's last write. Section 4.4 gives all blocks residual connections, the equations do not print them: here they
-are around attention and around the memory, as in MAL.
+the segment's last write. Section 4.4 gives all blocks residual connections, which the equations omit. Here they are
+around attention and around the memory, as in MAL.
 
 A segment's attention needs the writes of the segment before it, so segments are scanned.
 """

@@ -157,7 +157,7 @@ class LM(nnx.Module):
 
     @property
     def unit(self) -> int:
-        """The distance in tokens between positions at which a chunk and a segment start in every layer."""
+        """The least common multiple of chunk and segment, in tokens."""
         c = self.config
         segments = "mac" in c.pattern or c.attention == "segmented"
         return math.lcm(c.memory.chunk, c.segment if segments else 1)

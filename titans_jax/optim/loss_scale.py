@@ -1,4 +1,4 @@
-"""Dynamic loss scaling for float16, whose numbers lie between 6e-8 and 65,504."""
+"""Dynamic loss scaling for float16, whose positive numbers are from 6e-8 to 65,504."""
 
 from typing import Any, NamedTuple
 
