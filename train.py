@@ -1,8 +1,8 @@
-"""Train a model: `python train.py tiny`. `python train.py --help` lists the configs, `tiny --help` its fields."""
+"""Train a model: `python train.py tiny`. `--help` lists the configs, `tiny --help` the fields of tiny."""
 
 import sys
 
 if __name__ == "__main__":
-    from titans_jax import training  # here, because each data worker imports this file and needs no jax
+    from titans_jax import training  # not at the top: data workers import this file and must not import jax
 
     sys.exit(training.command(sys.argv[1:], prog="train.py"))

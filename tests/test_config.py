@@ -88,7 +88,7 @@ def test_json_round_trip_of_every_config():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["model", "dpeth"], 3, r"experiment\.model\.dpeth is no field of ModelConfig; did you mean depth\?"),
+        (["model", "dpeth"], 3, r"experiment\.model\.dpeth is not a field of ModelConfig; did you mean depth\?"),
         (["model", "depth"], "3", r"experiment\.model\.depth is '3'"),
         (["model", "depth"], True, r"experiment\.model\.depth is True"),
         (["data", "packing"], "tight", r"experiment\.data\.packing is 'tight'"),

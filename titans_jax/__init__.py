@@ -1,7 +1,7 @@
 """Sequence models with a neural memory: a small network inside the model that learns while the model reads.
 
-The library implements Titans, MIRAS, TNT, ATLAS, HOPE and their relatives in JAX. One engine runs every memory, with
-matrix products over chunks of tokens; a state of fixed size carries a stream of any length.
+The library implements Titans, MIRAS, TNT, ATLAS, HOPE and related models in JAX. Memories run as matrix products over
+chunks of tokens. Their state has a fixed size for a stream of any length.
 
 A memory alone, in jax:
 
@@ -18,18 +18,18 @@ A language model, in flax:
 
 On the command line: `python train.py NAME`, `titans-jax --help`.
 
-Packages, lower ones first:
+Packages; each imports only packages above it:
 
-    memory       rules (architecture, bias, retention, learner) and the engines that run them; depends on jax alone
+    memory       rules (architecture, bias, retention, learner) and the engines that run them; needs jax alone
     nn           blocks (MAC, MAG, MAL, LMM, HOPE, transformer) and the language model
-    optim        M3 and the other optimizers of the papers
-    data         text, made-up tasks and tokenizers as batches of numpy arrays
-    decode       generation, and endless streams
+    optim        M3 and other optimizers
+    data         text, synthetic tasks and tokenizers as batches of numpy arrays
+    decode       generation and streaming
     plots        pictures, each with its numbers as JSON
     series       memories of real-valued series: prediction, surprise, anomalies
-    interop      weights of titans-pytorch, both ways
+    interop      conversion from and to titans-pytorch
     evaluation   held-out text, needles in haystacks, ablations, reports
-    training     the training loop, checkpoints and the loss
+    training     the training loop
     export       safetensors with a model card, and StableHLO
     needle       Titan-Min: a model that finds a needle among random tokens
     bench        measurements of speed, memory and quality
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 try:
     __version__ = version("titans-jax")
-except PackageNotFoundError:  # a checkout that was never installed
+except PackageNotFoundError:  # the checkout is not installed
     __version__ = "0+checkout"
 
 _EXPORTS = {
@@ -81,7 +81,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import an exported name when it is first used, so that `import titans_jax` itself is fast."""
+    """Import an exported name at its first use, so that `import titans_jax` is fast."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

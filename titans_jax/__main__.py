@@ -4,8 +4,8 @@ import sys
 
 
 def main() -> int:
-    """Run the command in sys.argv; returns its exit code."""
-    from titans_jax import cli  # here, because each data worker imports this file and needs no jax
+    """Run the command in sys.argv and return its exit code."""
+    from titans_jax import cli  # not at the top: data workers import this file and must not import jax
 
     return cli.main()
 

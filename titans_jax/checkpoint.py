@@ -1,10 +1,11 @@
-"""Checkpoints that survive `kill -9`, flipped bits and a change of mesh: orbax below, a sha256 manifest above.
+"""Checkpoints by orbax with sha256 manifests. They survive `kill -9`, flipped bits and a change of mesh.
 
     directory/20/params, 20/optimizer, ...   one orbax item for each entry of `arrays`
-    directory/20/data, 20/meta               the data iterator's state; score, shapes, dtypes and the caller's JSON
+    directory/20/data                        the data iterator's state
+    directory/20/meta                        score, shapes, dtypes and the caller's JSON
     directory/manifests/20.json              sha256 of every file of step 20, written after orbax has committed it
 
-A step without a manifest does not exist; a step that differs from its manifest is damaged and passed over.
+A step without a manifest is incomplete and ignored. A step that differs from its manifest is damaged and skipped.
 """
 
 import dataclasses
@@ -30,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointError(Exception):
-    """No step that could be used, or none that fits what was asked for."""
+    """There is no usable checkpoint, or it does not match the requested arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints in one directory; `keep` latest steps and the one of the lowest score are kept.
+    """The checkpoints in a directory. It keeps the `keep` latest steps and the step of the lowest score.
 
-    Reading changes nothing on disk, so a run's directory may be read while the run goes on.
+    Reading changes nothing on disk, so the directory of a running training may be read.
     """
 
     directory: Path
@@ -57,12 +58,16 @@ class Checkpoints:
         meta: Mapping[str, Any] | None = None,
         score: float | None = None,
     ) -> None:
-        """Writes one step and returns once it is safe on disk; only then are older steps deleted.
+        """Write a step, and delete older steps once it is on disk. It replaces damaged steps from `step` on.
 
-        `arrays` maps item names ("params", "optimizer") to pytrees of arrays, typed PRNG keys included; `data` is a
-        grain iterator; `meta` is any JSON; `score` is better when lower. Damaged steps from `step` on are replaced.
-        Raises FloatingPointError if an array is not finite, ValueError for what cannot be saved at all,
-        CheckpointError if this or a later step is already there.
+        Args:
+          arrays: from item names ("params", "optimizer") to pytrees of arrays, which may be typed PRNG keys.
+          data: a grain iterator, or None.
+          meta: any JSON.
+          score: lower is better.
+
+        Raises FloatingPointError if an array is not finite, ValueError for an argument that cannot be saved,
+        CheckpointError if this or a later step exists.
         """
         named = {item: _named(item, tree) for item, tree in arrays.items()}
         if bad := {"data", "meta"} & named.keys():
@@ -96,12 +101,14 @@ class Checkpoints:
     def restore(
         self, abstract: Mapping[str, Any], *, data: Any = None, which: Which = "last"
     ) -> tuple[dict[str, Any], dict[str, Any], int]:
-        """Returns `(arrays, meta, step)` of the newest (or best) undamaged step, or of exactly the step `which`.
+        """Return `(arrays, meta, step)` of the last or best undamaged step, or of the step `which`.
 
-        `abstract` maps the items wanted, not necessarily all that were saved, to pytrees of arrays or
-        jax.ShapeDtypeStruct; each leaf goes where its `sharding` says, on any mesh, or to the first device.
-        `data`, a grain iterator over the same pipeline, is moved to where it was when saved.
-        Raises CheckpointError if there is no such step or it differs in names, shapes or dtypes.
+        Args:
+          abstract: from item names to pytrees of arrays or jax.ShapeDtypeStruct; items may be left out. Leaves are
+            restored with their `sharding`, on any mesh; without one, on the first device.
+          data: a grain iterator of the same pipeline, whose state is restored, or None.
+
+        Raises CheckpointError if there is no such step, or if its names, shapes or dtypes differ.
         """
         step = self.find(which)
         record = self._record(step)
@@ -112,29 +119,29 @@ class Checkpoints:
         for item, leaves in named.items():
             targets = {name: _target(f"{item}/{name}", leaf) for name, leaf in leaves.items()}
             stored = {name: target for name, target in targets.items() if target.size}
-            full = {name: jnp.zeros(t.shape, t.dtype, device=t.sharding) for name, t in targets.items() if not t.size}
+            found = {name: jnp.zeros(t.shape, t.dtype, device=t.sharding) for name, t in targets.items() if not t.size}
             if stored:
-                full |= self._read(step, item, ocp.args.StandardRestore(stored))
-            arrays[item] = jax.tree.unflatten(jax.tree.structure(abstract[item]), [full[name] for name in leaves])
+                found |= self._read(step, item, ocp.args.StandardRestore(stored))
+            arrays[item] = jax.tree.unflatten(jax.tree.structure(abstract[item]), [found[name] for name in leaves])
         if data is not None:
             self._restore_data(step, record, data)
         return arrays, record["meta"], step
 
     def meta(self, which: Which = "last") -> dict[str, Any]:
-        """The JSON saved with a step, without reading its arrays into memory. Raises CheckpointError as `restore`."""
+        """The JSON saved with a step, without loading its arrays. Raises CheckpointError as `restore` does."""
         return self._record(self.find(which))["meta"]
 
     def steps(self) -> list[int]:
-        """The steps saved to the end, oldest first; whether they are still undamaged is not looked at."""
+        """The complete steps, oldest first, without a check for damage."""
         manifests = (self.directory / "manifests").glob("*.json")
         steps = (int(path.stem) for path in manifests if path.stem.isdecimal())
         return sorted(step for step in steps if (self.directory / str(step)).is_dir())
 
     def find(self, which: Which = "last") -> int:
-        """The step that `which` means, after checking every byte of it against its manifest.
+        """The number of the last or best step, or `which` itself, after a check of all its files.
 
-        A damaged step is logged as a warning and the next one is tried, unless `which` names a step.
-        Raises CheckpointError if none is left.
+        A damaged step is logged as a warning and skipped, unless `which` is a number. Raises CheckpointError if no step
+        is left.
         """
         if which not in ("last", "best") and not isinstance(which, int):
             raise ValueError(f"which={which!r}: expected 'last', 'best' or a step")
@@ -157,7 +164,7 @@ class Checkpoints:
     def _sound(self, step: int) -> bool:
         damage = self._damage(step)
         if damage:
-            _log.warning("%s: step %d is damaged and passed over: %s", self.directory, step, damage)
+            _log.warning("%s: step %d is damaged and skipped: %s", self.directory, step, damage)
         return not damage
 
     def _damage(self, step: int) -> str | None:
@@ -179,7 +186,7 @@ class Checkpoints:
         files.write_json(self._manifest(step), digests)
 
     def _writer(self) -> ocp.CheckpointManager:
-        # Kept steps are chosen here and not by orbax, which would delete the old step before the new one's manifest.
+        # Orbax does not delete old steps: it would do so before the new step has a manifest.
         options = ocp.CheckpointManagerOptions(
             todelete_subdir="trash", cleanup_tmp_directories=True, enable_async_checkpointing=False
         )
@@ -187,13 +194,13 @@ class Checkpoints:
 
     def _make_way(self, manager: ocp.CheckpointManager, step: int) -> None:
         finished = self.steps()
-        doomed = [other for other in manager.all_steps() if other not in finished]
+        removed = [other for other in manager.all_steps() if other not in finished]
         for other in finished:
             if other >= step:
                 if not self._damage(other):
                     raise CheckpointError(f"{self.directory}: cannot save step {step}, step {other} is already there")
-                doomed.append(other)
-        self._delete(manager, doomed)
+                removed.append(other)
+        self._delete(manager, removed)
 
     def _superseded(self) -> list[int]:
         steps = self.steps()
@@ -201,7 +208,7 @@ class Checkpoints:
         for step in steps:
             try:
                 scores[step] = self._record(step)["score"]
-            except (OSError, ValueError, KeyError):  # damaged since: it counts as not the best
+            except (OSError, ValueError, KeyError):  # a damaged step is not the best
                 continue
         scored = [step for step, score in scores.items() if score is not None]
         best = min(scored, key=lambda step: scores[step], default=None)
@@ -220,7 +227,7 @@ class Checkpoints:
         return self._read(step, "meta", ocp.args.JsonRestore())
 
     def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
-        # Item by item: a CompositeCheckpointHandler warns about each item it was not asked for.
+        # Item by item, as a CompositeCheckpointHandler warns about each item that is not restored.
         json_item = isinstance(args, ocp.args.JsonRestore)
         with ocp.Checkpointer(ocp.JsonCheckpointHandler() if json_item else ocp.StandardCheckpointHandler()) as reader:
             return reader.restore(self.directory / str(step) / item, args=args)
@@ -230,10 +237,10 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: step {step} was saved without a data iterator")
         try:
             CheckpointHandler().restore(self.directory / str(step) / "data", args=CheckpointRestore(data))
-        except Exception as error:  # whatever the pipeline's own set_state raises
+        except Exception as error:  # a pipeline's set_state may raise anything
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(
-                f"{self.directory}: step {step}: its data belong to another pipeline: {reason}"
+                f"{self.directory}: step {step}: its data iterator is of another pipeline: {reason}"
             ) from error
 
 
@@ -275,7 +282,7 @@ def _check_same(where: str, item: str, wanted: Mapping[str, Any], saved: Mapping
         if found != _kind(leaf):
             raise CheckpointError(f"{where} does not fit: {item}/{name} is {found} there, {_kind(leaf)} here")
     if extra := [name for name in saved[item] if name not in wanted]:
-        raise CheckpointError(f"{where} does not fit: {item}/{extra[0]} is there and not here")
+        raise CheckpointError(f"{where} does not fit: {item}/{extra[0]} is there, but not here")
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""One experiment as a value: read from a file of configs/, changed on the command line, written as JSON."""
+"""Experiments: loaded from configs/, changed by command-line flags, converted to JSON and back."""
 
 import ast
 import contextlib
@@ -27,64 +27,64 @@ Config = typing.TypeVar("Config")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, how often to look, and what to show at the end."""
+    """The length of a training run, the loss, evaluation and checkpoints."""
 
     steps: int = 400
-    """Batches to read; each is one step, and optim.accumulation of them make one update."""
+    """Training batches. A step is one batch; optim.accumulation batches make one update."""
     epochs: float | None = None
-    """Passes over the training text, in place of steps; None for steps."""
+    """Passes over the training text, instead of steps; None to use steps."""
     seed: int = 0
-    """Fixes the first weights, the order of the data and the samples."""
+    """Seed of the initial parameters, the order of the data and the samples."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over the vocabulary."""
+    """Probability spread evenly over the vocabulary in the target."""
     z_loss: float = 0.0
-    """Weight of log(sum(exp(logits)))^2, which keeps the logits from drifting."""
+    """Weight of the penalty log(sum(exp(logits)))^2."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: int = 100
-    """Steps between two evaluations on held-out text; the last step always has one."""
+    """Steps between two evaluations on held-out text; the last step is always evaluated."""
     eval_batches: int | None = 16
-    """Held-out batches in one evaluation; None reads all of the held-out text."""
+    """Held-out batches of an evaluation; None for all held-out text."""
     eval_batch: int | None = None
-    """Rows of a batch in evaluation; None for data.batch."""
+    """Sequences of an evaluation batch; None for data.batch."""
     save_every: int = 100
     """Steps between two checkpoints; each evaluation saves one too."""
     keep: int = 2
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Number of latest checkpoints to keep, besides the best one."""
     prompt: str = "The "
-    """What the sample at the end goes on from."""
+    """Prompt of the sample at the end."""
     sample: int = 256
-    """Tokens in that sample; 0 for none."""
+    """Tokens of the sample at the end; 0 for none."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run."""
+    """The configuration of a run."""
 
     name: str = "experiment"
-    """Names the output folder when output_dir is not given."""
+    """Name of the output folder if output_dir is empty."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: str = ""
-    """Devices by axis, such as data=4,fsdp=2; empty puts every device on the data axis."""
+    """Devices per mesh axis, such as data=4,fsdp=2; empty for data parallelism over all devices."""
     output_dir: str = ""
-    """Where results and checkpoints go; empty is outputs/NAME."""
+    """Folder of results and checkpoints; empty for outputs/NAME."""
 
     @property
     def output(self) -> Path:
-        """The folder that this run writes into."""
+        """The output folder."""
         return Path(self.output_dir or f"outputs/{self.name}")
 
 
 def _folders() -> list[Path]:
-    """Where names are looked up: the working folder first, then beside the package (checkout or wheel)."""
+    """The folders of configs: of the working folder, and beside the package (in a checkout or a wheel)."""
     return [Path("configs"), Path(__file__).parent.parent / "configs"]
 
 
 def available() -> dict[str, str]:
-    """Every config by name, with the first line of its docstring; nothing is imported."""
+    """Every config's name and the first line of its docstring, without importing it."""
     found: dict[str, str] = {}
     for folder in _folders():
         for path in sorted(folder.glob("*.py")):
@@ -95,16 +95,16 @@ def available() -> dict[str, str]:
 
 
 def load(name_or_path: str) -> Experiment:
-    """The experiment that configs/NAME.py, or the Python file at a path, returns from get_config().
+    """The experiment that get_config() of configs/NAME.py, or of a Python file, returns.
 
-    Raises ValueError when there is no such file, or when it does not give an Experiment.
+    Raises ValueError if there is no such file, or if get_config does not return an Experiment.
     """
     path = Path(name_or_path)
     if path.suffix != ".py":
         candidates = [folder / f"{name_or_path}.py" for folder in _folders()]
         path = next((p for p in candidates if p.is_file()), path)
     if not path.is_file():
-        raise ValueError(f"no config named {name_or_path!r}{_meant(name_or_path, available())}; see train.py --help")
+        raise ValueError(f"no config named {name_or_path!r}{_suggest(name_or_path, available())}; see train.py --help")
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
@@ -119,16 +119,14 @@ def load(name_or_path: str) -> Experiment:
 def override(experiment: Config, arguments: Sequence[str], prog: str = "train.py NAME") -> Config:
     """The experiment, or another dataclass, changed by `--section.field value` arguments.
 
-    `--help` prints every field and leaves.
-
-    Raises ValueError for a field that does not exist (naming the nearest one that does) and for a value of the
-    wrong type.
+    `--help` prints every field and exits. Raises ValueError for an unknown field, with a suggestion, and for a value of
+    the wrong type.
     """
     known = set(_flags(type(experiment)))
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known and flag != "--help":
-            raise ValueError(f"no option {flag}{_meant(flag, known)}")
+            raise ValueError(f"no option {flag}{_suggest(flag, known)}")
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -136,13 +134,13 @@ def override(experiment: Config, arguments: Sequence[str], prog: str = "train.py
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        inside = [line.strip("│ ") for line in message.getvalue().splitlines() if line.startswith("│")]
-        # tyro draws a box: what is wrong, a rule, and then advice.
-        raise ValueError(" ".join(itertools.takewhile(lambda line: not line.startswith("─"), inside))) from None
+        lines = [line.strip("│ ") for line in message.getvalue().splitlines() if line.startswith("│")]
+        # tyro prints a box of the error, a horizontal rule and advice; only the error is kept.
+        raise ValueError(" ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))) from None
 
 
 def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
-    """Every option of a configuration class, as it is typed on the command line."""
+    """The command-line flags of a configuration class."""
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         name = f.name.replace("_", "-")
@@ -153,9 +151,9 @@ def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
             yield from _flags(typing.cast(type, hints[f.name]), f"{prefix}{name}.")
 
 
-def _meant(wrong: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean X?`, when something known is near: by the whole name, or else by its last part."""
-    known = sorted(known, key=lambda name: (name.count("."), name))  # of equals, the outermost
+def _suggest(wrong: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean X?` for the closest known name, or "". It compares whole names first, then their last parts."""
+    known = sorted(known, key=lambda name: (name.count("."), name))  # prefers the least nested of equal matches
     near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
     if not near:
         last = {name.rpartition(".")[2].lstrip("-"): name for name in reversed(known)}
@@ -169,9 +167,9 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Experiment:
-    """The experiment that `to_json` wrote.
+    """The experiment of a `to_json` dict; a missing key has its default.
 
-    Raises ValueError for a key that is no field, and for a value of the wrong type; an absent key keeps its default.
+    Raises ValueError for an unknown key and for a value of the wrong type.
 
     >>> from_json(to_json(Experiment(name="x"))) == Experiment(name="x")
     True
@@ -180,13 +178,18 @@ def from_json(data: dict[str, Any]) -> Experiment:
 
 
 def parse(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type `hint` says, which may be a dataclass; raises ValueError, where `where` names it."""
+    """Convert a JSON value to the type `hint`, which may be a dataclass.
+
+    Raises ValueError for a value of another type, named `where`.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         hints = typing.get_type_hints(hint)
         for key in value:
             if key not in hints:
-                raise ValueError(f"{where}.{key} is no field of {typing.cast(type, hint).__name__}{_meant(key, hints)}")
+                raise ValueError(
+                    f"{where}.{key} is not a field of {typing.cast(type, hint).__name__}{_suggest(key, hints)}"
+                )
         return typing.cast(Any, hint)(**{key: parse(hints[key], v, f"{where}.{key}") for key, v in value.items()})
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
@@ -207,9 +210,11 @@ def parse(hint: Any, value: Any, where: str) -> Any:
 
 
 def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
-    """Check what no single section can see, on the host, before anything compiles.
+    """Check an experiment before anything compiles.
 
-    Raises ValueError with one line: what is wrong and what would be right.
+    vocabulary: tokens of the tokenizer.
+    shards: devices that share a batch.
+    Raises ValueError with one line: what is wrong, and a valid value.
     """
     model, data, train = experiment.model, experiment.data, experiment.train
     model.check()
@@ -217,7 +222,7 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
         if getattr(train, name) < 1:
             raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
     if train.eval_batches is not None and train.eval_batches < 1:
-        raise ValueError(f"train.eval_batches is {train.eval_batches}; give at least 1, or None for all of the text")
+        raise ValueError(f"train.eval_batches is {train.eval_batches}; give at least 1, or None for all held-out text")
     if train.sample < 0:
         raise ValueError(f"train.sample is {train.sample}; it must be 0 or more tokens")
     if not 0 <= train.label_smoothing < 1:
@@ -232,8 +237,7 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
         start = math.lcm(start, *(period for period in model.cms.periods if period))
     if data.packing == "documents" and data.align % start and model.pattern != ("transformer",):
         raise ValueError(
-            f"data.align is {data.align}, but the memory begins anew only at multiples of {start}; "
-            f"set --data.align {start}"
+            f"data.align is {data.align}, but memories are reset only at multiples of {start}; set --data.align {start}"
         )
     for name, rows in (("data.batch", data.batch), ("train.eval_batch", train.eval_batch)):
         if rows is not None and (rows < 1 or rows % shards):
@@ -245,7 +249,7 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
 
 
 def changes(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The leaves in which two JSON values differ: (path, old, new).
+    """The leaves that differ between two JSON values, as (path, old, new).
 
     >>> list(changes({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}))
     [('a.b', 1, 3)]

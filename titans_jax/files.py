@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader sees the old file or the complete new one, even after a crash."""
+"""Atomic file writes: a reader sees the old file or the complete new file, even after a crash."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ Target = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def replacing(path: Target) -> Iterator[BinaryIO]:
-    """Opens a file that becomes `path` when the block succeeds. If the block raises, nothing is left.
+    """Open a temporary file; after the block it replaces `path`, unless the block raises.
 
-    The folder is made if it does not exist. The content and the rename are on disk when the block has ended.
+    It makes the folder if there is none. After the block, the content and the rename are on disk.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,17 +30,17 @@ def replacing(path: Target) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename is an entry of the folder
+        os.fsync(folder)  # the rename is stored in the folder
     finally:
         os.close(folder)
 
 
 def write(path: Target, content: str | bytes | bytearray) -> None:
-    """Writes bytes, or a text as UTF-8."""
+    """Write bytes, or text as UTF-8."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Target, value: Any) -> None:
-    """Writes a value as indented JSON and a newline."""
+    """Write a value as indented JSON and a newline."""
     write(path, json.dumps(value, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The training loss: next-token cross-entropy with label smoothing and a penalty on the partition function."""
+"""The training loss: next-token cross-entropy with label smoothing and z-loss."""
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +12,26 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean cross-entropy of the unmasked tokens, and the sums that evaluation adds up over batches.
+    """The mean cross-entropy of unmasked tokens, and sums for evaluation.
 
     With log Z = logsumexp(logits) and s = label_smoothing (Szegedy et al. 2016, section 7):
         loss = mean(log Z - (1 - s) logits[target] - s mean(logits) + z_loss (log Z)^2)
     The last term is PaLM's (Chowdhery et al. 2022, section 5), which uses z_loss = 1e-4.
 
     Args:
-        logits: [..., vocab], any float dtype; the arithmetic is float32 (float64 for float64 logits).
-        targets: int [...]. Where the mask is 0 any id will do; elsewhere an id outside the vocabulary gives NaN.
-        mask: [...], 1 where a token counts and 0 where it does not.
-        label_smoothing: share of the probability spread evenly over the vocabulary, in [0, 1). In nats, not in `nll`.
-        z_loss: weight of (log Z)^2, not negative. Not in `nll` either.
+        logits: [..., vocab], any float dtype; computed in float32 (float64 for float64 logits).
+        targets: int [...]. An unmasked id outside the vocabulary gives NaN; masked ids may be anything.
+        mask: [...], 1 for tokens that count, 0 for others.
+        label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
+        z_loss: weight of (log Z)^2, 0 or more.
 
     Returns:
-        The scalar loss in nats (0 where nothing is unmasked) and `dict(nll, correct, tokens)`: the sums over unmasked
-        tokens of -log p(target), of argmax(logits) == target, and of 1.
+        loss: scalar, in nats; 0 if every token is masked.
+        sums: `dict(nll, correct, tokens)`, sums over unmasked tokens of -log p(target), without smoothing and z-loss;
+            of argmax(logits) == target; and of 1.
 
     Raises:
-        ValueError: shapes that do not match, a coefficient out of range.
+        ValueError: shapes that do not match, or a coefficient out of range.
 
     >>> loss, sums = cross_entropy(jnp.zeros([1, 2, 4]), jnp.array([[3, -1]]), jnp.array([[1, 0]]))
     >>> float(loss / jnp.log(4)), float(sums["tokens"])
@@ -39,7 +40,7 @@ def cross_entropy(
     if not logits.shape[:-1] == targets.shape == mask.shape:
         raise ValueError(
             f"cross_entropy: logits {logits.shape}, targets {targets.shape} and mask {mask.shape} do not match; "
-            "right would be [..., vocab], [...] and [...]"
+            "they must be [..., vocab], [...] and [...]"
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, it must be in [0, 1)")
@@ -48,7 +49,7 @@ def cross_entropy(
 
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     vocab = logits.shape[-1]
-    # A comparison instead of a gather: it stays local when the vocabulary is sharded, and its backward is no scatter.
+    # A comparison, not a gather: it needs no communication if the vocabulary is sharded, and no scatter backward.
     is_target = targets[..., None] == jnp.arange(vocab)
     target_logit = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
     target_logit = jnp.where((targets >= 0) & (targets < vocab), target_logit, jnp.nan)

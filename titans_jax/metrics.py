@@ -1,4 +1,4 @@
-"""What a run reports while it runs: a log by step, a progress bar, and telemetry reduced to numbers."""
+"""The log of a run, progress bars, memory use, and reductions of losses and telemetry to numbers."""
 
 import json
 import math
@@ -22,15 +22,15 @@ from titans_jax import files
 
 
 def count(params: Any) -> int:
-    """How many numbers a tree of arrays, or of their shapes, holds."""
+    """The number of elements in a tree of arrays, or of ShapeDtypeStructs."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def summarise(nll: float, tokens: float, correct: float, bytes: float) -> dict[str, float]:
-    """Reduces sums over held-out text to `loss` (nats a token), `perplexity`, `bits_per_byte` and `accuracy`.
+    """`loss` (nats per token), `perplexity`, `bits_per_byte` and `accuracy` from sums over held-out text.
 
-    bits per byte = nll / ln 2 / bytes, with `nll` in nats summed over tokens and `bytes` the length of their text:
-    the one number that does not depend on the tokenizer. Raises ValueError if there is no token or no byte.
+    bits_per_byte = nll / ln 2 / bytes, where nll is in nats and bytes is the length of the text. It can be compared
+    between tokenizers. Raises ValueError if tokens or bytes is 0.
 
     >>> summarise(nll=math.log(2) * 8, tokens=4, correct=1, bytes=8)
     {'loss': 1.386..., 'perplexity': 4.0..., 'bits_per_byte': 1.0, 'accuracy': 0.25}
@@ -47,14 +47,14 @@ def summarise(nll: float, tokens: float, correct: float, bytes: float) -> dict[s
 
 
 def layer_means(info: Any) -> Any:
-    """The mean over all but the first axis of each array of a pytree: [layers, ...] -> [layers]."""
+    """The mean of each array of a pytree over all axes but the first: [layers, ...] -> [layers]."""
     return jax.tree.map(lambda x: jnp.mean(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32), info)
 
 
 def telemetry(info: Any) -> dict[str, float]:
-    """Means over all but the first axis (layers) of every array in a pytree, named such as `layer_0/surprise`.
+    """The `layer_means` of a pytree as a dict with keys such as `layer_0/surprise`.
 
-    Booleans give fractions; nested records give nested names (`layer_0/gates/rate`); None gives nothing.
+    Booleans give fractions, nested records nested names (`layer_0/gates/rate`).
 
     >>> telemetry({"surprise": np.array([[1.0, 3.0], [4.0, 6.0]]), "clipped": np.array([[True, False]] * 2)})
     {'layer_0/clipped': 0.5, 'layer_0/surprise': 2.0, 'layer_1/clipped': 0.5, 'layer_1/surprise': 5.0}
@@ -68,9 +68,9 @@ def telemetry(info: Any) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds of its own now; where the system does not say (no /proc), the most it ever held.
+    """The resident memory of this process, in bytes; without /proc, the largest it ever was.
 
-    Files it has mapped, such as libraries, are left out: the system drops their pages and loads them again as it likes.
+    It excludes mapped files, such as libraries, since the system drops and reloads their pages.
     """
     statm = Path("/proc/self/statm")
     if statm.exists():
@@ -80,10 +80,10 @@ def resident_bytes() -> int:
 
 
 class Footprint:
-    """What a loop's steps leave in a process once it is warm: growth of resident memory, and programs compiled.
+    """The growth of resident memory, and the number of compilations, in a loop after its warm-up.
 
-    `with Footprint(warm_up=64) as footprint:` and `footprint.step()` after each step. What is left is the least of
-    every SAMPLES samples: a step's own buffers may be there a moment longer than its results.
+    Use `with Footprint(warm_up=64) as footprint:` and call `footprint.step()` after each step. Resident memory is the
+    minimum over SAMPLES steps, since a step's buffers may be freed later than its results are ready.
     """
 
     SAMPLES = 16
@@ -91,23 +91,23 @@ class Footprint:
     def __init__(self, warm_up: int) -> None:
         self.warm_up, self.steps, self.compiled = warm_up, 0, 0
         self._samples: list[int] = []
-        self._least = self._growth = 0
+        self._minimum = self._growth = 0
 
     def step(self) -> int:
-        """Counts a step; returns the bytes that the process holds now."""
+        """Count a step and return the resident memory in bytes."""
         self.steps += 1
         self._samples = [*self._samples[-self.SAMPLES + 1 :], resident_bytes()]
         if self.steps <= self.warm_up:
-            self._least, self.compiled = min(self._samples), 0
+            self._minimum, self.compiled = min(self._samples), 0
         elif self.steps >= self.warm_up + self.SAMPLES:
-            self._least = min(self._least, min(self._samples))
-            self._growth = max(self._growth, min(self._samples) - self._least)
+            self._minimum = min(self._minimum, min(self._samples))
+            self._growth = max(self._growth, min(self._samples) - self._minimum)
         return self._samples[-1]
 
     def found(self) -> dict[str, int | None]:
-        """After the warm-up: compilations, cached ones included, and the most that memory rose above its least by then.
+        """The figures for result.json; growth and compilations are None before the end of the warm-up.
 
-        None before.
+        resident_growth_bytes is the largest rise above the minimum so far. Cached compilations count.
         """
         warm = self.steps >= self.warm_up + self.SAMPLES
         return {
@@ -131,11 +131,11 @@ class Footprint:
 
 
 class Log:
-    """Numbers by step, in `output_dir/metrics.jsonl` (a line a record, on disk at once) and `output_dir/tensorboard`.
+    """A log of numbers by step, in `output_dir/metrics.jsonl` (one record per line) and `output_dir/tensorboard`.
 
-    With `step=None` a log begins anew; with `step=s` it goes on after step s: records of later steps, and a last line
-    that was cut off, are removed, so the file becomes what it would have been without the interruption. For that,
-    write the records of a step before saving the checkpoint of that step.
+    `step=None` starts a new log. `step=s` continues after step s: it removes records of later steps and an incomplete
+    last line, so the file equals that of an uninterrupted run. This requires that the records of a step are written
+    before its checkpoint is saved.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str], *, step: int | None = None) -> None:
@@ -151,10 +151,10 @@ class Log:
         self._board = SummaryWriter(str(board), purge_step=None if step is None else step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Appends one record {"step", "split", **values}; `split` is such as "train", "held_out" or "memory".
+        """Append a record {"step", "split", **values}; `split` is "train", "held_out" or "memory".
 
-        Values are numbers or 0-d arrays; one that is not finite becomes null, which JSON can say.
-        Raises ValueError for anything else.
+        Values are numbers or 0-d arrays; others raise ValueError. Values that are not finite become null, as JSON has
+        no NaN.
         """
         numbers = {name: number(name, value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -164,7 +164,7 @@ class Log:
             self._board.add_scalar(f"{split}/{name}", value, int(step))
 
     def close(self) -> None:
-        """Closes both files."""
+        """Close both files."""
         self._file.close()
         self._board.close()
 
@@ -178,7 +178,7 @@ class Log:
 
 
 def read_records(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of `output_dir/metrics.jsonl`, in order, with nan for null. Raises FileNotFoundError."""
+    """The records of `output_dir/metrics.jsonl`, with NaN for null. Raises FileNotFoundError."""
     path = Path(output_dir) / "metrics.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no log here; train first")
@@ -187,7 +187,7 @@ def read_records(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A bar on stderr with tokens per second (`rate`), time left and the latest values; see `progress`."""
+    """A progress bar on stderr with tokens per second (`rate`), time left and the latest values; see `progress`."""
 
     def __init__(self, total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
         stream = sys.stderr
@@ -210,9 +210,9 @@ class Progress:
         self._values: dict[str, str] = {}
 
     def advance(self, steps: int = 1, *, tokens: int = 0, **values: float) -> None:
-        """Moves on by `steps` in which `tokens` were read; `values` are shown until replaced.
+        """Advance by `steps`, in which `tokens` were read, and show `values` until they are replaced.
 
-        The first call starts the clock of tokens per second, so that compiling does not count.
+        The clock of tokens per second starts at the first call, so that it excludes compilation.
         """
         now = time.perf_counter()
         if self._started is None:
@@ -237,14 +237,14 @@ class Progress:
 def progress(total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> Progress:
     """A progress bar for `with progress(1000, "train") as bar: ... bar.advance(1, tokens=4096, loss=2.1)`.
 
-    On a terminal it is redrawn in place; elsewhere (a log file, CI) it is a plain line every ten seconds. A total of
-    None is one that nobody knows.
+    On a terminal it is redrawn in place; elsewhere (a log file, CI) it prints a line every ten seconds. total: None if
+    it is not known.
     """
     return Progress(total, desc, initial=initial, unit=unit)
 
 
 class _Lines:
-    """A text stream for tqdm that turns what would be redrawn in place into lines."""
+    """A text stream for tqdm that writes each redraw as a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -258,7 +258,7 @@ class _Lines:
 
 
 def number(name: str, value: Any) -> int | float:
-    """The int or float of a number or 0-d array. Raises ValueError, with its name, for anything else."""
+    """A number or 0-d array as int or float. Raises ValueError, which contains `name`, for any other value."""
     array = np.asarray(value)
     if array.ndim or not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
         raise ValueError(f"{name}: expected a number, not {value!r}")

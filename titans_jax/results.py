@@ -1,4 +1,4 @@
-"""What a command leaves behind: result.json, and tables in markdown."""
+"""Results of commands: result.json, and tables in Markdown."""
 
 import math
 import os
@@ -11,13 +11,13 @@ from titans_jax.metrics import number
 
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
-"""A title, and the text of a row's cell."""
+"""A title, and a function from a row to the cell's text."""
 
 
 def write_result(output_dir: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:
-    """Writes `output_dir/result.json` atomically and returns its path; 0-d arrays become numbers.
+    """Write `output_dir/result.json` and return its path. Values: finite numbers, 0-d arrays, strings, bools, None.
 
-    Raises ValueError for a value that is not finite, or not a number, string, bool or None.
+    Raises ValueError for any other value.
     """
     flat: Row = {}
     for name, value in values.items():
@@ -33,7 +33,7 @@ def write_result(output_dir: str | os.PathLike[str], values: Mapping[str, Any]) 
 
 
 def markdown(columns: Sequence[Column], rows: Mapping[str, Row], first: str = "name") -> str:
-    """A table with a line for each row and a cell for each column.
+    """A Markdown table; `first` is the title of the column of names.
 
     >>> print(markdown([("loss", lambda row: f"{row['loss']:.1f}")], {"titans": {"loss": 2.0}}, "rule"))
     | rule | loss |

@@ -1,7 +1,7 @@
-"""One record from logical axes to the mesh; the model names logical axes only and never holds a mesh.
+"""The mapping of logical axes to mesh axes. Modules name logical axes and have no mesh.
 
-Under `jax.set_mesh(make_mesh("data=4,fsdp=2"))` activations are split over the batch, parameters over "fsdp" (gathered
-where they are used) and "tensor" (heads, hidden units, vocabulary); without a mesh every function here does nothing.
+Under `jax.set_mesh(make_mesh("data=4,fsdp=2"))` activations are sharded over the batch; parameters over "fsdp"
+(gathered at use) and "tensor" (heads, hidden units, vocabulary). Without a mesh, the functions here do nothing.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ BATCH_HEADS = ("batch", "heads")
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axes. `embed` is the parameters' model width: stored in parts, gathered at use."""
+    """The mesh axes of each logical axis. `embed` is the model width of parameters, which are gathered at use."""
 
     batch: tuple[str, ...] = ("data", "fsdp")
     embed: tuple[str, ...] = ("fsdp",)
@@ -38,9 +38,10 @@ class Rules:
         *,
         gathered: bool = False,
     ) -> PartitionSpec:
-        """The partition of an array with these logical axes; `gathered` leaves `embed` whole.
+        """The PartitionSpec of an array with these logical axes.
 
-        Given its shape, an axis whose size its mesh axes do not divide is left whole.
+        shape: an axis whose size is not a multiple of its devices is not sharded; None to skip this check.
+        gathered: do not shard `embed`.
         """
 
         def one(axis: str | None, size: int) -> tuple[str, ...] | None:
@@ -56,9 +57,9 @@ RULES = Rules()
 
 
 def make_mesh(spec: str) -> Mesh:
-    """A mesh with explicit axes from "data=4,fsdp=2"; an empty string takes every device for data.
+    """A mesh with explicit axes from a text such as "data=4,fsdp=2"; "" puts all devices on the axis "data".
 
-    Raises ValueError for an unknown axis, a size that is no positive number, or sizes that do not match the devices.
+    Raises ValueError for an unknown axis, an invalid size, or a product of sizes that is not the number of devices.
     """
     sizes = {"data": jax.device_count()} if not spec else _parse(spec)
     if math.prod(sizes.values()) != jax.device_count():
@@ -83,7 +84,7 @@ def active() -> AbstractMesh | None:
 
 
 def out(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec | None:
-    """`out_sharding=` for an operation whose result has this shape and these logical axes."""
+    """The `out_sharding` argument for a result with this shape and these logical axes."""
     mesh = active()
     return None if mesh is None else RULES.spec(mesh, axes, shape)
 
@@ -95,27 +96,27 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def flat_spec(spec: PartitionSpec | None) -> PartitionSpec | None:
-    """The partition of [B T, C] from that of [B, T, C], where T is not split."""
+    """The PartitionSpec of [B T, C] from that of [B, T, C], where T is not sharded."""
     return None if spec is None else PartitionSpec(spec[0], spec[2])
 
 
 def flat(x: Array) -> Array:
-    """[B, T, C] -> [B T, C], with the same partition."""
+    """[B, T, C] -> [B T, C], with the same sharding."""
     spec = None if active() is None else jax.typeof(x).sharding.spec
     return jnp.reshape(x, (-1, x.shape[-1]), out_sharding=flat_spec(spec))
 
 
 def gather(x: Array, *axes: str | None) -> Array:
-    """A parameter as it is used: whole over "fsdp", still split over "tensor"."""
+    """Gather a parameter over "fsdp"; it stays sharded over "tensor"."""
     mesh = active()
     return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape, gathered=True))
 
 
 def shard_local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
-    """f(*arguments), run by each device on its own sequences and heads; f needs no mesh.
+    """f(*arguments) by `jax.shard_map`: each device runs f on its sequences and heads. Without a mesh, a plain call.
 
-    inputs, outputs: the leading logical axes of the leaves of each argument and result, () for a scalar. f must treat
-    every entry of these axes independently. Without a mesh this is a plain call.
+    inputs, outputs: the leading logical axes of the leaves of each argument and result, () for a scalar. f must be
+      independent along these axes.
     """
     mesh = active()
     if mesh is None:
@@ -133,10 +134,10 @@ def shard_local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, 
 
 
 def vmap_batch_heads(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:
-    """f of one sequence and one head, mapped over batch and heads; each device maps over its own.
+    """Map f, a function of one sequence and one head, over batch and heads. Each device maps over its part.
 
     inputs, outputs: BATCH_HEADS for leaves [B, H, ...]; ("batch",), ("heads",) or () for leaves without the other axes.
-    Batch and heads are one axis to `jax.vmap`: with two, XLA copies the operands of every product.
+    It vmaps over one axis of size B H: with two axes, XLA copies the operands of every product.
     """
 
     def mapped(*arguments: Any) -> Any:
@@ -144,9 +145,9 @@ def vmap_batch_heads(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: 
         shape = tuple(sizes[axis] for axis in BATCH_HEADS)
 
         def flat(axes: Axes, x: Array) -> Array:
-            own = tuple(sizes[axis] if axis in axes else 1 for axis in BATCH_HEADS)
+            leading = tuple(sizes[axis] if axis in axes else 1 for axis in BATCH_HEADS)
             rest = x.shape[len(axes) :]
-            return jnp.broadcast_to(x.reshape(*own, *rest), (*shape, *rest)).reshape(-1, *rest)
+            return jnp.broadcast_to(x.reshape(*leading, *rest), (*shape, *rest)).reshape(-1, *rest)
 
         def each(act: Callable[[Axes, Array], Array], axes: Any, trees: Any) -> Any:
             return _over(lambda axes, tree: jax.tree.map(lambda x: act(axes, x) if axes else x, tree), axes, trees)
@@ -159,7 +160,7 @@ def vmap_batch_heads(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: 
 
 
 def _over(act: Callable[..., Any], axes: Any, *trees: Any) -> Any:
-    """act(axes, what lies under them in each tree)."""
+    """Map act(axes, subtree of each tree) over the leaves of `axes`, which are tuples of names."""
     return jax.tree.map(act, axes, *trees, is_leaf=lambda x: type(x) is tuple and all(isinstance(a, str) for a in x))
 
 
@@ -176,9 +177,9 @@ def _sizes(inputs: Any, arguments: Any) -> dict[str, int]:
 
 
 def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
-    """f, with shardings inside it chosen by the compiler and its results sharded as the arrays `like`.
+    """f with automatic sharding inside, and results sharded as the arrays `like`. Without a mesh, f itself.
 
-    For an optimizer, which may contract over a parameter's axes without a mesh in sight. Without a mesh, f itself.
+    For optimizers, which contract over parameters' axes and know nothing of the mesh.
     """
     if active() is None:
         return f
@@ -187,14 +188,14 @@ def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split over the batch, the first axis."""
+    """The sharding of a batch: its first axis is sharded."""
     return NamedSharding(mesh, RULES.spec(mesh, ("batch",)))
 
 
 def param_shardings(axes: Any, params: Any, mesh: Mesh) -> Any:
-    """The sharding of every parameter: `axes` holds for each leaf of `params` its logical axes, without layer stacking.
+    """The NamedSharding of each parameter, as a tree like `params`.
 
-    An axis whose size its mesh axes do not divide is left whole. Returns a tree like `params` of NamedSharding.
+    axes: the logical axes of each leaf, without those of stacked layers.
     """
 
     def one(names: tuple[str | None, ...], x: Array) -> NamedSharding:

@@ -157,7 +157,7 @@ def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(number, tmp_path,
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and len(seen) == 1  # as it was
     finally:
         signal.signal(signal.SIGINT, ignored)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert not (tmp_path / "table.md").exists()
     run(tmp_path, "lmm", "--steps", "2")
     assert [at[2] for at in seen if at != "forgotten"] == [1, 2, 3]
@@ -175,7 +175,7 @@ def test_rows_of_other_models_are_refused(tmp_path, trained, capsys):
         (["macc"], "no model named 'macc'; known are lmm, mac, mag, mal, transformer, sliding, and the names of conf"),
         (["mac", "--model.dpeth", "3"], "no option --model.dpeth; did you mean --model.depth?"),
         (["mac", "--config", "tinny"], "no config named 'tinny'; did you mean tiny?"),
-        (["mac", "--model.segment", "32"], "model.segment: 32 is no multiple of model.memory.chunk 64"),
+        (["mac", "--model.segment", "32"], "model.segment: 32 is not a multiple of model.memory.chunk 64"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments, message, tmp_path, capsys):

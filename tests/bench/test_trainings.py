@@ -96,7 +96,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, monkeypatch, ca
     monkeypatch.setattr(rules, "state_bytes", lambda model, caches: 1)
     arguments = ["bench", "rules", "--rules", "titans,deltanet", "--steps", "2", "--output-dir", str(tmp_path)]
     assert cli.main(arguments) == 75
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert not (tmp_path / "table.md").exists()
     assert cli.main([*arguments, "--json", str(tmp_path / "copy" / "rows.json")]) == 0
     assert trained == ["titans", "interrupted", "deltanet"]

@@ -55,7 +55,7 @@ def test_a_grid_is_tested_kept_and_drawn(trained, tmp_path, capsys, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr("titans_jax.cli.haystack.find_needles", cells)
         assert cli.main(command) == 75
-        assert "keeps the finished lengths, and the same command goes on" in capsys.readouterr().err
+        assert "keeps the finished results; run the same command again to continue" in capsys.readouterr().err
         assert cli.main(command) == 0
     assert tested == [180, 192, 192]
     said = capsys.readouterr().out

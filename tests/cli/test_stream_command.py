@@ -66,7 +66,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(whole, text, tmp_path, m
     assert one["loss"] == other["loss"] and one["tokens"] == other["tokens"]
     before, command[1] = (out / "result.json").read_bytes(), str(text)
     assert cli.main(command) == 0
-    assert "nothing was added since" in capsys.readouterr().out and (out / "result.json").read_bytes() == before
+    assert "the text has no new tokens" in capsys.readouterr().out and (out / "result.json").read_bytes() == before
 
 
 def test_a_stream_may_begin_with_the_state_of_another(whole, tmp_path):

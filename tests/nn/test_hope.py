@@ -111,7 +111,7 @@ def test_kernels_that_are_the_parameters_change_nothing():
 
 
 WRONG = {
-    "none": (dict(periods=()), r"model\.cms\.periods: \(\); it needs one number"),
+    "none": (dict(periods=()), r"model\.cms\.periods: \(\); give each level a number"),
     "multiples": (dict(periods=(8, 12)), r"model\.cms\.periods: \(8, 12\) are not all multiples of the smallest, 8"),
     "rate": (dict(rate=-1.0), r"model\.cms\.rate: -1\.0; it must be 0 or more"),
     "clip": (dict(clip=0.0), r"model\.cms\.clip: 0\.0; it must be above 0"),
@@ -125,5 +125,5 @@ def test_a_wrong_continuum_is_refused(changes, message):
 
 
 def test_a_decay_per_channel_is_refused():
-    with pytest.raises(ValueError, match=r"model\.memory\.channel_keep: the memories of hope say one decay a head"):
+    with pytest.raises(ValueError, match=r"model\.memory\.channel_keep: hope has one decay per head"):
         config(HOPE | {"channel_keep": True}).check()

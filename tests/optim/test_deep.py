@@ -130,24 +130,24 @@ def test_delta_momentum_stays_where_the_printed_product_explodes():
 
 def deep_momentum(gradients, A, a, rate, value):
     """Eq 50 with the network's gradients by hand."""
-    home, B = A, np.zeros(A.shape[::-1])
+    origin, B = A, np.zeros(A.shape[::-1])
     (n_out, width) = A.shape
     for g in gradients:
         u = g / np.sqrt(np.mean(g**2))
         wanted = u if value == "gradient" else np.ones_like(u)
         hidden = np.tanh(u @ A / n_out**0.5)
         back = wanted @ B.T / width**0.5 * (1 - hidden**2)
-        A = home + a * (A - home) + rate * u.T @ back / n_out**0.5
+        A = origin + a * (A - origin) + rate * u.T @ back / n_out**0.5
         B = a * B + rate * hidden.T @ wanted / width**0.5
         yield np.tanh(u @ A / n_out**0.5) @ B / width**0.5
 
 
 @pytest.mark.parametrize("value", ["gradient", "ones"])
-def test_deep_momentum_is_equation_50_with_a_home(value):
+def test_deep_momentum_is_equation_50_with_an_origin(value):
     transformation = scale_by_deep_momentum(0.8, 0.3, width=6, value=value)
-    home = np.asarray(transformation.init(jnp.zeros((3, 4))).home, np.float64)
+    origin = np.asarray(transformation.init(jnp.zeros((3, 4))).origin, np.float64)
     moved = np.diff([np.zeros((3, 4)), *run(transformation, GRADIENTS, np.zeros((3, 4)))], axis=0)
-    np.testing.assert_allclose(moved, list(deep_momentum(GRADIENTS, home, 0.8, 0.3, value)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moved, list(deep_momentum(GRADIENTS, origin, 0.8, 0.3, value)), rtol=1e-4, atol=1e-5)
 
 
 def test_the_printed_value_moves_every_output_alike_and_ours_goes_downhill():

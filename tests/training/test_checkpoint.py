@@ -94,7 +94,7 @@ def test_a_flipped_bit_falls_back_and_is_reported(tmp_path, caplog):
         arrays, _, step = checkpoints.restore(abstract_of(arrays_at(0)))
     assert step == 20
     assert_same(arrays, arrays_at(20))
-    assert "step 30 is damaged and passed over: params" in caplog.text
+    assert "step 30 is damaged and skipped: params" in caplog.text
     with pytest.raises(CheckpointError, match="step 30 is damaged"):
         checkpoints.restore(abstract_of(arrays_at(0)), which=30)
     checkpoints.save(25, arrays_at(25))  # the run goes on from step 20: the damaged step makes way
@@ -154,7 +154,7 @@ def test_nothing_usable(tmp_path):
         (lambda p: p["layers"][0].update(w=jnp.zeros((3, 5))), r"params/layers/0/w is float32\[3,4\] there, .*\[3,5\]"),
         (lambda p: p["layers"][1].update(w=jnp.zeros(6)), r"params/layers/1/w is bfloat16\[6\] there, float32\[6\]"),
         (lambda p: p["layers"].append({"w": jnp.zeros(2)}), r"params/layers/2/w is missing there, float32\[2\]"),
-        (lambda p: p["layers"].pop(), r"params/layers/1/w is there and not here"),
+        (lambda p: p["layers"].pop(), r"params/layers/1/w is there, but not here"),
     ],
 )
 def test_a_misfit_is_named(tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""The command line, `titans-jax COMMAND`: a module for each command, its options in `configure`, its work in `run`."""
+"""The command line `titans-jax COMMAND`: each command is a module with `configure`, its options, and `run`."""
 
 import argparse
 import sys
@@ -41,7 +41,7 @@ COMMANDS: dict[str, ModuleType] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 bad input, 3 no checkpoint, 4 diverged, 75 stopped."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["train"]:  # its options are the fields of an Experiment, which the config decides
+    if arguments[:1] == ["train"]:  # its options are the fields of an Experiment; their defaults depend on the config
         return training.command(arguments[1:], prog="titans-jax train")
     parser = argparse.ArgumentParser(prog="titans-jax", description="Networks whose memory learns while it reads.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

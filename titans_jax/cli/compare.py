@@ -1,4 +1,4 @@
-"""`titans-jax compare`: models side by side on the same batches."""
+"""`titans-jax compare`: several models trained on the same batches."""
 
 import argparse
 import itertools
@@ -11,28 +11,28 @@ from titans_jax import config, data, files, plots, results, training
 from titans_jax.bench.match import MATCHES, matched
 from titans_jax.bench.models import MODELS, SCORES, compare_models, experiments_of, tables
 from titans_jax.bench.report import Rows
-from titans_jax.cli.options import positive, rates
+from titans_jax.cli.options import positive, rates, stopped
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Which models, matched by what, and how long each is trained."""
+    """Add the options: the models, the quantity that is matched, and the trainings."""
     parser.usage = "titans-jax compare [MODEL ...] [options] [--section.field value ...]"
-    parser.epilog = f"MODEL is {', '.join(MODELS)}, or a config that lends its model (default: those six)"
-    base = "what they share, changed by --section.field value (default %(default)s)"
+    parser.epilog = f"MODEL is {', '.join(MODELS)}, or a config, whose model is used (default: those six)"
+    base = "config of everything else; --section.field value changes a field (default %(default)s)"
     parser.add_argument("--config", default="tiny", help=base)
-    by = "what is made equal, in the largest model's favour (default %(default)s)"
+    by = "quantity that is equal in all models, as large as in the largest (default %(default)s)"
     parser.add_argument("--match", choices=MATCHES, default=MATCHES[0], help=by)
-    parser.add_argument("--steps", type=positive, default=200, help="of each training (default %(default)s)")
+    parser.add_argument("--steps", type=positive, default=200, help="steps of each training (default %(default)s)")
     parser.add_argument("--seeds", type=positive, default=3, help="trainings of each model (default %(default)s)")
-    grid = "a grid, such as 3e-3,1e-2, from which each model takes its best (default: the config's rate)"
+    grid = "learning rates, such as 3e-3,1e-2; each model uses its best (default: the config's rate)"
     parser.add_argument("--rates", type=rates, help=grid)
     folder = Path("outputs/compare")
-    parser.add_argument("--output-dir", type=Path, default=folder, help="where all of it goes (default %(default)s)")
+    parser.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
     parser.set_defaults(changes=[])
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train models side by side on the same batches: losses over seeds, speed, memory, state, samples."""
+    """Train models on the same batches and compare losses over seeds, speed, memory, state size and samples."""
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), options.changes))
     changes = options.changes[len(named) :]
     base = config.override(config.load(options.config), changes, prog="titans-jax compare")
@@ -42,8 +42,7 @@ def run(options: argparse.Namespace) -> None:
     folder: Path = options.output_dir
     models = {name: config.to_json(experiment)["model"] for name, experiment in experiments.items()}
     rows = Rows(folder, {"experiment": config.to_json(base), "models": models})
-    goes_on = f"stopped; {folder} keeps the finished rows, and the same command goes on"
-    with training.stopping(goes_on), training.memory_advice():
+    with training.stopping(stopped(folder)), training.memory_advice():
         found = compare_models(experiments, changed, options.rates or [base.optim.peak_rate], options.seeds, rows)
     table = f"{_conditions(options, base)}\n\n{tables(found)}"
     files.write(folder / "table.md", table + "\n")
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _conditions(options: argparse.Namespace, base: config.Experiment) -> str:
-    """What the numbers were found under, for those who read the table alone."""
+    """The conditions of the measurement, as the first line of the table."""
     read = options.steps * base.data.batch * base.data.sequence
     grid = f"rates {', '.join(f'{rate:g}' for rate in options.rates)} tried on seed 0, " if options.rates else ""
     text = data.provenance(base.data.corpus)["source"]
@@ -68,13 +67,13 @@ def _conditions(options: argparse.Namespace, base: config.Experiment) -> str:
 
 
 def _samples(found: Mapping[str, dict[str, Any]]) -> str:
-    """What each model writes, of the first seed."""
+    """The sample of each model's first seed."""
     samples = {name: row["seeds"][0].get("sample", "(not finite)") for name, row in found.items()}
     return "\n\n".join(f"== {name}\n\n{text}" for name, text in samples.items()) + "\n"
 
 
 def _draw(found: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
-    """The pictures' names; none where matplotlib is not installed."""
+    """Draw the pictures and return their names; none without matplotlib."""
     if not plots.available():
         return []
     curves = {name: [row["curve"] for row in each["seeds"]] for name, each in found.items()}
@@ -87,7 +86,7 @@ def _draw(found: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
 
 
 def _result(options: argparse.Namespace, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Flat: NAME_loss, NAME_loss_spread, NAME_state_bytes_65536 and so on."""
+    """result.json: NAME_loss, NAME_loss_spread, NAME_state_bytes_65536 and so on."""
     flat: dict[str, Any] = {"steps": options.steps, "seeds": options.seeds, "match": options.match}
     single = ("rate", "parameters", "state_bytes", "flops_per_token", "step_bytes", "train_tokens_per_second")
     for name, row in found.items():

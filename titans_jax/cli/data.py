@@ -1,4 +1,4 @@
-"""`titans-jax data`: what text there is, as documents and as tokens."""
+"""`titans-jax data`: list, show and tokenise corpora."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -9,45 +9,47 @@ from titans_jax import data, metrics, results
 from titans_jax.cli.options import first_line, positive
 
 FORMS = {
-    "moby-dick": "Moby-Dick, 1.2 MB, comes with the package",
-    "python": "the library source of this Python, about 12 MB",
+    "moby-dick": "Moby-Dick, 1.2 MB, part of the package",
+    "python": "the source of Python's standard library, about 12 MB",
     "FILE, FOLDER": "text; WikiText as wiki.train.raw ... or Parquet with its own train, valid and test; JSON lines",
-    "hf:NAME[:CONFIG]": "a dataset of Hugging Face, such as hf:Salesforce/wikitext:wikitext-103-raw-v1, or a saved one",
-    "tfds:NAME[/CONFIG]": "a dataset of TensorFlow Datasets, such as tfds:lm1b, from $TFDS_DATA_DIR",
+    "hf:NAME[:CONFIG]": "a Hugging Face dataset, such as hf:Salesforce/wikitext:wikitext-103-raw-v1, or a saved one",
+    "tfds:NAME[/CONFIG]": "a TensorFlow Datasets dataset, such as tfds:lm1b, from $TFDS_DATA_DIR",
 }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Which corpus, and what to do with it."""
-    kinds = parser.add_subparsers(title="what to do", required=True, metavar="ACTION")
+    """Add a parser for each action."""
+    kinds = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     kinds.add_parser("list", help=first_line(list_corpora)).set_defaults(act=list_corpora)
     for name, act in (("show", show), ("tokens", tokens), ("bpe", bpe)):
         kind = kinds.add_parser(name, help=first_line(act), description=act.__doc__)
-        kind.add_argument("corpus", help="as data.corpus; `titans-jax data list` says what there can be")
-        kind.add_argument("--split", choices=get_args(data.Split), help="what is held out, as data.split")
-        kind.add_argument("--held-out", type=float, help="how much is held out, as data.held-out")
+        kind.add_argument("corpus", help="as data.corpus; `titans-jax data list` lists the forms")
+        kind.add_argument("--split", choices=get_args(data.Split), help="the held-out part, as data.split")
+        kind.add_argument("--held-out", type=float, help="the held-out share, as data.held-out")
         if name == "tokens":
             kind.add_argument("--tokenizer", help="as data.tokenizer (default bytes)")
-            kind.add_argument("--cache-dir", help="where tokens are kept, as data.cache-dir")
+            kind.add_argument("--cache-dir", help="folder of the token cache, as data.cache-dir")
         if name == "bpe":
-            kind.add_argument("--vocab-size", type=positive, default=8192, help="ids wanted (default %(default)s)")
+            kind.add_argument(
+                "--vocab-size", type=positive, default=8192, help="vocabulary size (default %(default)s)"
+            )
         folder = Path("outputs", "data", name)
-        kind.add_argument("--output-dir", type=Path, default=folder, help="where results go (default %(default)s)")
+        kind.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
         kind.set_defaults(act=act)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show a corpus, its source and licence, its split and its tokens; train a BPE on it; fill the token cache."""
+    """Show a corpus' source, licence and split; fill its token cache; train a BPE tokenizer on it."""
     options.act(options)
 
 
 def list_corpora(options: argparse.Namespace) -> None:
-    """What a corpus can be."""
+    """List the forms of a corpus."""
     print("\n".join(f"{name:<20} {text}" for name, text in FORMS.items()))
 
 
 def show(options: argparse.Namespace) -> None:
-    """Where a corpus comes from, its licence, how much there is, what is held out, how it begins."""
+    """Show the source, licence, size, held-out part and first characters of a corpus."""
     config = _config(options)
     result: dict[str, Any] = {"corpus": config.corpus} | data.provenance(config.corpus)
     for name, documents in zip(("train", "held_out"), data.load_sides(config), strict=True):
@@ -58,7 +60,7 @@ def show(options: argparse.Namespace) -> None:
 
 
 def tokens(options: argparse.Namespace) -> None:
-    """Fill the cache with a corpus' tokens and show the first of them."""
+    """Fill the token cache of a corpus and show its first tokens."""
     config, tokenizer = _config(options), data.load_tokenizer(options.tokenizer or data.BYTES.name)
     result = {"corpus": config.corpus, "tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size}
     sides, folder = data.load_sides(config), data.cache_folder(config.cache_dir)
@@ -75,7 +77,7 @@ def tokens(options: argparse.Namespace) -> None:
 
 
 def bpe(options: argparse.Namespace) -> None:
-    """Train a byte-level BPE on the training side of a corpus and write it as tokenizer.json."""
+    """Train a byte-level BPE on the training part of a corpus and write tokenizer.json."""
     documents, _ = data.load_sides(_config(options))
     path = options.output_dir / "tokenizer.json"
     with metrics.progress(len(documents), "read", unit="documents") as bar:

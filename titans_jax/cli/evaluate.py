@@ -1,4 +1,4 @@
-"""`titans-jax eval`: a checkpoint on held-out text."""
+"""`titans-jax eval`: scores and a report of a checkpoint on held-out text."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,23 +15,23 @@ from titans_jax.evaluation.report import STEPS, Report
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options: which text, how the memory resets, and what the report has."""
+    """Add the options: the text, the resets of the memory, and the report."""
     checkpoint_options(parser)
-    parser.add_argument("--corpus", help="the text, as data.corpus (default: that of training)")
-    parser.add_argument("--split", choices=get_args(data.Split), help="its held-out part, as data.split")
-    parser.add_argument("--batch", type=positive, help="rows of a batch (default: as in training)")
+    parser.add_argument("--corpus", help="as data.corpus (default: as in training)")
+    parser.add_argument("--split", choices=get_args(data.Split), help="the held-out part, as data.split")
+    parser.add_argument("--batch", type=positive, help="sequences of a batch (default: as in training)")
     parser.add_argument("--sequence", type=positive, help="tokens of a sequence (default: as in training)")
-    parser.add_argument("--limit", type=positive, help="the most batches (default: all held-out text)")
+    parser.add_argument("--limit", type=positive, help="largest number of batches (default: all held-out text)")
     policies = "; ".join(f"{name}: {text}" for name, text in RESETS.items())
-    parser.add_argument("--samples", type=positive, default=3, help="texts to write for the report (default 3)")
+    parser.add_argument("--samples", type=positive, default=3, help="samples of the report (default 3)")
     parser.add_argument("--length", type=positive, default=256, help="tokens of each sample (default 256)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of the samples (default 0.8)")
-    parser.add_argument("--no-report", action="store_true", help="scores alone: no samples, no pictures, no report")
+    parser.add_argument("--temperature", type=float, default=0.8, help="temperature of the samples (default 0.8)")
+    parser.add_argument("--no-report", action="store_true", help="only scores: no samples, no pictures, no report")
     parser.add_argument("--reset", choices=list(RESETS), default="sequence", help=f"{policies} (default sequence)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score a checkpoint on held-out text, and write a report: loss, samples, attention, memories."""
+    """Score a checkpoint on held-out text and write a report: loss, samples, attention, memories."""
     if not options.no_report and not plots.available():
         raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
     Sampling(options.temperature)

@@ -1,4 +1,4 @@
-"""`titans-jax export`: a checkpoint for others."""
+"""`titans-jax export`: a checkpoint as safetensors or StableHLO."""
 
 import argparse
 
@@ -8,13 +8,13 @@ from titans_jax.training import model_io
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint, and in which form."""
+    """Add the options: the checkpoint and the format."""
     checkpoint_options(parser)
     forms = "safetensors (default): parameters, config, model card; stablehlo: functions that need jax alone"
     parser.add_argument("--to", choices=("safetensors", "stablehlo"), default="safetensors", help=forms)
-    known = f"for stablehlo, with commas between, of {', '.join(export.PLATFORMS)} (default: all)"
+    known = f"platforms of stablehlo, some of {', '.join(export.PLATFORMS)} (default: all)"
     parser.add_argument("--platforms", type=names, default=list(export.PLATFORMS), metavar="A,B", help=known)
-    parser.add_argument("--segment", type=positive, default=64, help="tokens that prefill reads at once (default 64)")
+    parser.add_argument("--segment", type=positive, default=64, help="tokens of a call of prefill (default 64)")
 
 
 def run(options: argparse.Namespace) -> None:

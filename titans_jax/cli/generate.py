@@ -16,21 +16,21 @@ from titans_jax.decode import Sampling, Text, generate
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """What to go on from, how far, and how tokens are drawn."""
+    """Add the options: prompts, lengths and sampling."""
     checkpoint_options(parser)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", action="append", help="text to continue; repeatable; none starts a document")
-    prompt.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
-    prompt.add_argument("--prompts", type=Path, metavar="FILE", help="a UTF-8 file with one prompt per line")
-    parser.add_argument("--length", type=positive, default=256, help="tokens to write (default 256)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
-    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens whose probabilities reach this sum")
-    parser.add_argument("--min-p", type=float, help="draw from tokens at least this many times as likely as the best")
+    prompt.add_argument("--prompt", action="append", help="text to continue; repeatable; without it, a new document")
+    prompt.add_argument("--prompt-file", type=Path, help="UTF-8 file with the text to continue")
+    prompt.add_argument("--prompts", type=Path, metavar="FILE", help="UTF-8 file with one prompt per line")
+    parser.add_argument("--length", type=positive, default=256, help="tokens to generate (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
+    parser.add_argument("--top-k", type=int, help="sample from the k likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="sample from the fewest tokens whose probabilities reach this sum")
+    parser.add_argument("--min-p", type=float, help="sample from tokens of at least this share of the best probability")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal text (default 0)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--batch", type=positive, default=1, help="samples of each prompt (default 1)")
-    parser.add_argument("--slots", type=positive, default=16, help="samples written at once (default 16)")
+    parser.add_argument("--slots", type=positive, default=16, help="samples generated at once (default 16)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     folder = output(options, "generate")
     files.write(folder / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     files.write(folder / "samples.txt", "\n\n".join(samples) + "\n")
-    # From the first token on: reading the prompt and compiling come before it.
+    # The clock starts at the first token, after prefill and compilation.
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
     result = {"samples": len(rows), "tokens": len(times), "tokens_per_second": rate, "seed": options.seed}
     result["slots"] = min(options.slots, len(rows))
@@ -76,6 +76,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     if options.prompts:
         lines = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line]
         if not lines:
-            raise ValueError(f"{options.prompts}: it has no prompt; write one per line")
+            raise ValueError(f"{options.prompts}: the file has no prompt; write one per line")
         return lines
     return options.prompt or [options.prompt_file.read_text(encoding="utf-8") if options.prompt_file else ""]

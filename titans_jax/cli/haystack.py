@@ -1,4 +1,4 @@
-"""`titans-jax haystack`: needles in haystacks, by length and depth."""
+"""`titans-jax haystack`: retrieval of a needle from long texts, by length and depth."""
 
 import argparse
 import operator
@@ -10,7 +10,7 @@ from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
 from titans_jax.bench.report import Rows
-from titans_jax.cli.options import positive, which
+from titans_jax.cli.options import positive, positives, run_folder, stopped, which
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
 from titans_jax.evaluation.loglikelihood import no_room
@@ -20,37 +20,38 @@ DEPTHS = "0,0.25,0.5,0.75,1"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoints, which needle, which hay, and the grid."""
-    checkpoint = "a run's output folder; repeatable, for heatmaps side by side"
+    """Add the options: checkpoints, needle, haystack, lengths and depths."""
+    checkpoint = "a run's output folder; repeatable, for several heatmaps"
     parser.add_argument("--checkpoint", type=Path, required=True, action="append", metavar="DIR", help=checkpoint)
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     default = Needle()
-    key = "{key} in it stands for random digits, the same in all three"
-    parser.add_argument("--needle", default=default.text, help=f"what is hidden; {key} (default: %(default)s)")
-    parser.add_argument("--question", default=default.question, help="what is asked at the end (default: %(default)s)")
-    parser.add_argument("--answer", default=default.answer, help="what should follow, its first space included")
-    parser.add_argument("--digits", type=positive, default=default.digits, help="of a key (default %(default)s)")
-    hay = "folder or file of texts to hide it in, or a corpus by name (default: the noise of the passkey task)"
+    key = "{key} stands for random digits, the same in needle, question and answer"
+    parser.add_argument("--needle", default=default.text, help=f"the hidden text; {key} (default: %(default)s)")
+    parser.add_argument("--question", default=default.question, help="the end of the prompt (default: %(default)s)")
+    parser.add_argument("--answer", default=default.answer, help="the right continuation, with its first space")
+    parser.add_argument("--digits", type=positive, default=default.digits, help="digits of a key (default %(default)s)")
+    hay = "folder or file of texts, or a corpus by name (default: the noise of the passkey task)"
     parser.add_argument("--haystack-dir", metavar="DIR", help=hay)
-    parser.add_argument("--lengths", type=_lengths, default=LENGTHS, help="in tokens (default %(default)s)")
-    parser.add_argument("--depths", type=_depths, default=DEPTHS, help="0 begin, 1 end (default %(default)s)")
-    parser.add_argument("--samples", type=positive, default=4, help="of each cell (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the keys and where the hay begins (default 0)")
-    room = "tokens that full attention may hold, where its positions are not learned; by default as in training"
+    parser.add_argument("--lengths", type=positives, default=LENGTHS, help="in tokens (default %(default)s)")
+    parser.add_argument(
+        "--depths", type=_depths, default=DEPTHS, help="0: start, 1: end (default %(default)s)"
+    )
+    parser.add_argument("--samples", type=positive, default=4, help="samples of each cell (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the keys and of the start in the text (default 0)")
+    room = "tokens that full attention caches; not with learned positions (default: as in training)"
     parser.add_argument("--context", type=positive, help=room)
     folder = Path("outputs", "haystack")
-    parser.add_argument("--output-dir", type=Path, default=folder, help="where results go (default %(default)s)")
+    parser.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Ask checkpoints for what was hidden in long texts; finished lengths are kept, and not tested again."""
+    """Hide a needle in long texts and ask checkpoints for it; finished lengths are kept on disk."""
     needle = Needle(options.needle, options.question, options.answer, options.digits)
     settings = {"needle": vars(needle), "haystack": options.haystack_dir or "noise", "context": options.context}
     settings |= {name: getattr(options, name) for name in ("depths", "samples", "seed")}
     rows = Rows(options.output_dir, settings)
     texts = data.load_documents(options.haystack_dir) if options.haystack_dir else [NOISE]
-    goes_on = f"stopped; {options.output_dir} keeps the finished lengths, and the same command goes on"
-    with training.stopping(goes_on), training.memory_advice():
+    with training.stopping(stopped(options.output_dir)), training.memory_advice():
         grids = {name: _test(name, path, texts, needle, options, rows) for name, path in _named(options).items()}
     _report(grids, options)
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 def _test(
     name: str, path: Path, texts: list[str], needle: Needle, options: argparse.Namespace, rows: Rows
 ) -> dict[int, list[Cell] | None]:
-    """The cells of each length, None for a length that does not fit."""
+    """The cells of each length; None for a length that does not fit into the context."""
     experiment, model, step = training.load(path, options.which)
     if options.context:
         config = replace(experiment.model, context=options.context)
@@ -93,7 +94,7 @@ def _test(
 
 
 def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Namespace) -> None:
-    """The table, the picture, result.json."""
+    """Write the table, the picture and result.json."""
     folder: Path = options.output_dir
     means = {
         name: {n: _mean(cells, "exact") if cells else None for n, cells in found.items()}
@@ -130,15 +131,10 @@ def _mean(cells: list[Cell], kind: str) -> float:
 
 
 def _named(options: argparse.Namespace) -> dict[str, Path]:
-    """A short name for each checkpoint: its folder's, or the path where two folders are called alike."""
-    runs = [path.parent if path.name == "checkpoints" else path for path in options.checkpoint]
-    names = [run.resolve().name for run in runs]
+    """The checkpoints by name: the name of their folder, or the path if two folders have the same name."""
+    names = [run_folder(path).resolve().name for path in options.checkpoint]
     unique = len(set(names)) == len(names)
     return {name if unique else str(path): path for name, path in zip(names, options.checkpoint, strict=True)}
-
-
-def _lengths(text: str) -> list[int]:
-    return sorted({positive(part) for part in text.split(",")})
 
 
 def _depths(text: str) -> list[float]:
@@ -147,5 +143,5 @@ def _depths(text: str) -> list[float]:
     except ValueError:
         depths = [-1.0]
     if not 0 <= depths[0] <= depths[-1] <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers from 0 to 1 with commas between, such as 0,0.5,1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers from 0 to 1 separated by commas, such as 0,0.5,1")
     return depths

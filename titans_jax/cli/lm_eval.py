@@ -1,4 +1,4 @@
-"""`titans-jax lm-eval`: lm-evaluation-harness over a checkpoint."""
+"""`titans-jax lm-eval`: lm-evaluation-harness on a checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -10,10 +10,10 @@ from titans_jax.evaluation.lm_eval import adapter_class, run_tasks, write_tasks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options: the checkpoint, and which tasks of what size."""
+    """Add the options: the checkpoint and the tasks."""
     checkpoint_options(parser)
-    own = f"ours: {', '.join(TEXT_TASKS)}; or tasks of lm-eval, or of --tasks-dir, by name"
-    parser.add_argument("--tasks", type=names, default="passkey", metavar="A,B", help=f"{own} (default %(default)s)")
+    known = f"ours: {', '.join(TEXT_TASKS)}; or tasks of lm-eval or of --tasks-dir"
+    parser.add_argument("--tasks", type=names, default="passkey", metavar="A,B", help=f"{known} (default %(default)s)")
     parser.add_argument("--tasks-dir", type=Path, help="folder of lm-eval's YAML files; ours are written there too")
     parser.add_argument("--size", type=positive, default=512, help="characters per question of our tasks (default 512)")
     parser.add_argument("--count", type=positive, default=64, help="questions per task of ours (default 64)")

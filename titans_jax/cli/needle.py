@@ -1,4 +1,4 @@
-"""`titans-jax needle`: Titan-Min, from training to predictions."""
+"""`titans-jax needle`: training, evaluation and predictions of Titan-Min."""
 
 import argparse
 import dataclasses
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from titans_jax import config, data, needle
-from titans_jax.cli.options import first_line, which
+from titans_jax.cli.options import first_line, run_folder, which
 from titans_jax.needle import standalone
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """What to do, with which model."""
-    kinds = parser.add_subparsers(title="what to do", required=True, metavar="WHAT")
+    """Add a parser for each action."""
+    kinds = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     fields = "  ".join(_option(*field) for field in dataclasses.asdict(needle.NeedleConfig()).items())
     for name, work in (("run", run_all), ("train", train), ("eval", evaluate), ("infer", infer)):
         kind = kinds.add_parser(name, help=first_line(work), description=work.__doc__, epilog=EPILOGS.get(name, fields))
@@ -27,30 +27,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
             kind.add_argument("--ckpt", type=Path, required=name == "eval", metavar="DIR", help="a run's folder")
             kind.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
         if name == "run":
-            kind.add_argument(
-                "--ablations", action="store_true", help="also train it small, whole and without each part"
-            )
+            kind.add_argument("--ablations", action="store_true", help="also train small models, each without a part")
         if name == "eval":
-            kind.add_argument(
-                "--out", "--out-dir", type=Path, metavar="DIR", help="where results go (default CKPT/eval)"
-            )
+            kind.add_argument("--out", "--out-dir", type=Path, metavar="DIR", help="output folder (default CKPT/eval)")
         if name == "infer":
-            kind.add_argument("--script", type=Path, metavar="FILE", help="an exported program, in place of --ckpt")
+            kind.add_argument("--script", type=Path, metavar="FILE", help="an exported program, instead of --ckpt")
             kind.add_argument("--seq", action="append", metavar="TOKENS", help='such as "5 17 127 8"; repeatable')
-            kind.add_argument("--seed", type=int, default=0, help="without --seq: of made-up sequences (default 0)")
-            kind.add_argument("--save-csv", type=Path, metavar="FILE", help="write the answers here too")
+            kind.add_argument("--seed", type=int, default=0, help="seed of random sequences, without --seq (default 0)")
+            kind.add_argument("--save-csv", type=Path, metavar="FILE", help="also write the predictions to FILE")
 
 
-OUT = "where everything goes (default %(default)s)"
-RESUME = "go on with the run in the folder; --no-resume removes its checkpoints and starts over"
+OUT = "output folder (default %(default)s)"
+RESUME = "continue the run in the folder; --no-resume removes its checkpoints and starts over"
 EPILOGS = {
     "eval": "Writes result.json, report.json, predictions.csv and plots/.",
-    "infer": "Without --seq, sequences are made up, and the right answers shown.",
+    "infer": "Without --seq, it uses random sequences and shows the right answers.",
 }
 
 
 def _option(name: str, default: Any) -> str:
-    """A field as it is typed on the command line, with its default; a switch as what turns it off."""
+    """The flag of a field with its default; --no-NAME for a field that is true."""
     name = name.replace("_", "-")
     if default is True:
         return f"--no-{name}"
@@ -58,12 +54,12 @@ def _option(name: str, default: Any) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Titan-Min: train it to say where a needle is among random tokens, export it, evaluate it, ask it."""
+    """Train, export, evaluate and run Titan-Min, which finds a needle among random tokens."""
     options.work(options)
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Train, export, evaluate, write predictions and pictures; the fields of the model are options, as below."""
+    """Train, export, evaluate, and write predictions and pictures. The model's fields, listed below, are options."""
     chosen = _config(options, "run")
     result = needle.run(chosen, options.out, resume=options.resume)
     _print(result)
@@ -73,23 +69,23 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train alone; the fields of the model are options, as below."""
+    """Train only. The model's fields, listed below, are options."""
     needle.train(_config(options, "train"), options.out, resume=options.resume)
     print(f"written: {options.out}/: checkpoints/, config.json, metrics.json")
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Score a checkpoint on the samples to test; write its predictions."""
+    """Score a checkpoint on the test samples and write its predictions."""
     chosen, model, step = needle.load(options.ckpt, options.which)
-    folder = options.out or (options.ckpt.parent if options.ckpt.name == "checkpoints" else options.ckpt) / "eval"
+    folder = options.out or run_folder(options.ckpt) / "eval"
     _print(needle.evaluate(chosen, model, folder, step))
     print(f"written: {folder}/: result.json, report.json, predictions.csv, plots/")
 
 
 def infer(options: argparse.Namespace) -> None:
-    """Say where the needle is in sequences of your own."""
+    """Predict the needle's position in given or random sequences."""
     if (options.ckpt is None) == (options.script is None):
-        raise ValueError("give either --ckpt, a run's folder, or --script, an exported program")
+        raise ValueError("give either --ckpt, a run's folder, or --script, an exported program; not both")
     samples = _samples(options.seq, options.seed)
     if options.script:
         logits = standalone.logits(options.script, samples.tokens)
@@ -106,13 +102,13 @@ def infer(options: argparse.Namespace) -> None:
 
 
 def _samples(texts: list[str] | None, seed: int) -> data.Needles:
-    """The sequences given, their position that of their first needle, -1 without one; or made-up ones."""
+    """The sequences of --seq, with the position of their first needle, -1 without one; or random ones."""
     if texts is None:
         return data.needles(seed, 8)
     try:
         rows = [np.array(text.replace(",", " ").split(), np.int32) for text in texts]
     except ValueError:
-        raise ValueError("--seq: tokens are whole numbers with spaces or commas between") from None
+        raise ValueError("--seq: tokens are integers separated by spaces or commas") from None
     for row in rows:
         if not len(row) or not 0 < row.min() <= row.max() <= 127:
             raise ValueError("--seq: give at least one token, each from 1 to 127 (0 is padding)")

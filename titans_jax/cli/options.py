@@ -1,4 +1,4 @@
-"""What the commands' options share: types of arguments, and where a checkpoint is and its results go."""
+"""Shared by the commands: argument types, checkpoint options and output folders."""
 
 import argparse
 from collections.abc import Callable
@@ -7,47 +7,61 @@ from typing import Any
 
 
 def checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint, --which and --output-dir."""
+    """Add --checkpoint, --which and --output-dir."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's output folder")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
-    parser.add_argument("--output-dir", type=Path, help="where results go (default: a folder in the checkpoint's run)")
+    parser.add_argument("--output-dir", type=Path, help="output folder (default: a folder in the checkpoint's run)")
 
 
 def which(text: str) -> str | int:
-    """The best checkpoint, the last, or that of a step."""
+    """Argument type of --which: best, last or a step."""
     if text in ("best", "last"):
         return text
     return positive(text)
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Argument type: a positive integer."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
+def positives(text: str) -> list[int]:
+    """Argument type: positive integers separated by commas, sorted."""
+    return sorted({positive(part) for part in text.split(",")})
+
+
 def names(text: str) -> list[str]:
-    """Names with commas between, each once."""
+    """Argument type: names separated by commas, without duplicates."""
     return list(dict.fromkeys(text.split(",")))
 
 
 def rates(text: str) -> list[float]:
-    """Numbers with commas between, in order."""
+    """Argument type: numbers separated by commas, sorted."""
     try:
         return sorted({float(rate) for rate in text.split(",")})
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between, such as 1e-3,3e-3") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers separated by commas, such as 1e-3,3e-3") from None
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The output folder of the run that wrote a checkpoint: --checkpoint may also be its folder `checkpoints`."""
+    return checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint
 
 
 def output(options: argparse.Namespace, command: str) -> Path:
-    """The folder for a command's results, made."""
-    run = options.checkpoint.parent if options.checkpoint.name == "checkpoints" else options.checkpoint
-    folder: Path = options.output_dir or run / command
+    """Make and return the output folder of a command."""
+    folder: Path = options.output_dir or run_folder(options.checkpoint) / command
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def stopped(folder: Path) -> str:
+    """The message of a command that a signal stopped and that can continue."""
+    return f"stopped; {folder} keeps the finished results; run the same command again to continue"
+
+
 def first_line(run: Callable[..., Any]) -> str:
-    """What a command is for, from its docstring."""
+    """The first line of a docstring."""
     return (run.__doc__ or "").partition("\n")[0]

@@ -1,4 +1,4 @@
-"""`titans-jax plot`: pictures that need no checkpoint."""
+"""`titans-jax plot`: pictures of memories that read a series; they need no checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ from titans_jax.series import SCENARIOS, draw_learning, run_scenario, series_mem
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the kinds of pictures and their options."""
+    """Add a parser for each kind of picture."""
     kinds = parser.add_subparsers(title="pictures", required=True, metavar="KIND")
     surprise, learning = (
         kinds.add_parser(name, help=first_line(draw), description=draw.__doc__)
@@ -20,16 +20,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     titles = "; ".join(f"{name}: {scenario.title}" for name, scenario in SCENARIOS.items())
     surprise.add_argument("--scenario", choices=["all", *SCENARIOS], default="all", help=f"{titles} (default all)")
-    rule = "one of `titans-jax rules`, of 16 channels (default: titans without a layer norm)"
+    rule = "a rule of `titans-jax rules`, with 16 channels (default: titans without a layer norm)"
     surprise.add_argument("--rule", choices=list(PRESETS), metavar="NAME", help=rule)
     folder = Path("outputs", "plot_surprise")
-    surprise.add_argument("--output-dir", type=Path, default=folder, help="for the pictures (default %(default)s)")
+    surprise.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
     surprise.set_defaults(draw=plot_surprise)
     file = Path("outputs", "memory_learns.png")
-    learning.add_argument("--output", type=Path, default=file, metavar="FILE", help="the picture (default %(default)s)")
+    learning.add_argument("--output", type=Path, default=file, metavar="FILE", help="output file (default %(default)s)")
     learning.set_defaults(draw=plot_learning)
     for kind in (surprise, learning):
-        kind.add_argument("--seed", type=int, default=42, help="of the memory's first weights (default 42)")
+        kind.add_argument("--seed", type=int, default=42, help="seed of the memory's initial weights (default 42)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def plot_surprise(options: argparse.Namespace) -> None:
-    """Draw where made-up series surprise a memory that learns while it reads."""
+    """Draw the surprise of a memory that reads synthetic series."""
     folder: Path = options.output_dir
     memory = series_memory(PRESETS[options.rule](16) if options.rule else series_rule())
     names = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
@@ -54,7 +54,7 @@ def plot_surprise(options: argparse.Namespace) -> None:
 
 
 def plot_learning(options: argparse.Namespace) -> None:
-    """Draw a memory that learns a wave, is surprised when the wave changes, and learns the new one."""
+    """Draw a memory that learns a wave; the wave changes, and it learns the new one."""
     surprise = np.asarray(draw_learning(options.output, options.seed).surprise)
     first, before, after, last = (
         float(part[:20].mean()) for part in (surprise, surprise[130:], surprise[150:], surprise[-20:])

@@ -1,4 +1,4 @@
-"""`titans-jax rules`: the table of rules."""
+"""`titans-jax rules`: the table of memory rules."""
 
 import argparse
 
@@ -6,9 +6,9 @@ from titans_jax.memory.table import table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """There is nothing to choose."""
+    """No options."""
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table of rules: what each is made of, and which engines serve it."""
+    """Print the table of rules: their parts, and the engines that run them."""
     print(table())

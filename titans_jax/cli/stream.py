@@ -1,4 +1,4 @@
-"""`titans-jax stream`: a text of any size, read to its end."""
+"""`titans-jax stream`: scores of a text of any size, with a state of fixed size."""
 
 import argparse
 import contextlib
@@ -22,18 +22,18 @@ from titans_jax.nn import LM
 from titans_jax.training.errors import stop_requested
 
 WARM_UP = 256
-"""Blocks before memory and compilations are measured."""
+"""Blocks of tokens before resident memory and compilations are measured."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options: the text, the model, and how often scores and the state are written."""
+    """Add the options: the text, the model, and the intervals of scores and saved states."""
     parser.usage = "titans-jax stream FILE (--checkpoint DIR | --config NAME [--section.field value ...]) [options]"
     parser.add_argument("file", metavar="FILE", help="UTF-8 text of any size; - for standard input")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run's output folder")
-    model.add_argument("--config", help="a config, untrained: to measure what reading costs")
+    model.add_argument("--config", help="an untrained model of this config, to measure the cost of reading")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
-    other = "start from the state in another stream's output folder, as if this text followed that one"
+    other = "start from the state in another stream's output folder, as if this text continued that one"
     parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help=other)
     parser.add_argument(
         "--window", type=positive, default=4096, help="tokens per line of metrics.jsonl (default %(default)s)"
@@ -43,15 +43,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-every", type=positive, default=1 << 20, help=save)
     resume = "resume the stream in the output folder; --no-resume removes its state and starts over"
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
-    where = "where results go (default: a folder in the checkpoint's run, or outputs/stream)"
+    where = "output folder (default: a folder in the checkpoint's run, or outputs/stream)"
     parser.add_argument("--output-dir", type=Path, help=where)
     parser.set_defaults(changes=[])
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score a text of any size: bits per byte and surprise, each token scored before the memory learns from it.
+    """Score a text of any size: bits per byte and surprise. Each token is scored before the memory learns from it.
 
-    The same command resumes an interrupted stream; standard input must then start from its beginning again.
+    The same command resumes an interrupted stream; standard input must then be given from its start.
     """
     folder = output(options, "stream") if options.checkpoint else options.output_dir or Path("outputs", "stream")
     with contextlib.ExitStack() as stack:
@@ -78,11 +78,11 @@ def run(options: argparse.Namespace) -> None:
     if footprint.steps or not (folder / "result.json").exists():
         _report(folder, evaluator, facts | footprint.found() | {"tokens_per_second": bar.rate})
     else:
-        print(f"{folder}: all {evaluator.total.tokens:,} tokens were read before; nothing was added since")
+        print(f"{folder}: all {evaluator.total.tokens:,} tokens were read before; the text has no new tokens")
 
 
 def _open(options: argparse.Namespace, folder: Path) -> tuple[StreamEvaluator, dict[str, Any], data.Tokenizer]:
-    """The evaluator at the start of the text or where it was saved, the facts for result.json, and the tokenizer."""
+    """The evaluator, at the start or at the saved state; the facts for result.json; and the tokenizer."""
     experiment, model, facts = _load(options)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     start = streaming.init(model, tokenizer.separator)
@@ -109,7 +109,7 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, LM, dict[str, Any]]:
 
 
 def _give_back_memory() -> None:
-    """Return freed buffers to the system: glibc would keep some for each thread, and more over time."""
+    """Return freed buffers to the system at once: glibc keeps some for each thread, and more over time."""
     threshold = -3  # M_MMAP_THRESHOLD
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(threshold, 1 << 18)
@@ -117,7 +117,7 @@ def _give_back_memory() -> None:
 
 @contextlib.contextmanager
 def _diverging() -> Iterator[None]:
-    """Report a state that is not finite as a run that diverged."""
+    """Turn a FloatingPointError into `training.Diverged`."""
     try:
         yield
     except FloatingPointError as error:

@@ -1,4 +1,4 @@
-"""The shell: blocks of one signature, and the language model, in flax.nnx as plain pytrees."""
+"""The language model and its blocks, as flax.nnx modules. States are plain pytrees."""
 
 from titans_jax.nn.config import CMSConfig, MemoryConfig, ModelConfig
 from titans_jax.nn.introspect import Attended, Introspection, Remembered

@@ -1,7 +1,6 @@
-"""The layers of a model, of one signature: (stream, state) -> (stream, state, info).
+"""The blocks LMM, MAG, MAL and the transformer. All blocks are (stream, state) -> (stream, state, info).
 
-LMM, MAG, MAL and the transformer are a few lines each; MAC, whose attention reads the memory and whose memory is
-written with what attention found, runs segment by segment in `nn.mac`.
+MAC is in `nn.mac`, HOPE in `nn.hope`.
 """
 
 from typing import Any, NamedTuple
@@ -23,11 +22,14 @@ from titans_jax.nn.memory_state import LayerInfo
 
 
 class Activations(NamedTuple):
-    """What flows from layer to layer.
+    """What a layer passes to the next one.
 
-    x: [B, T, E]. age: [B, T] tokens since the document began. reset: None, or [B, T] bool where one begins.
-    values: the first attention layer's, or None. learned: [B, H, chunks, in, out] of the memory below, or None.
-    aligned: whether the call is known, while it is traced, to begin and end where chunks and segments do.
+    x: [B, T, E].
+    age: [B, T], tokens since the document's start.
+    reset: None, or [B, T] bool, true at a document's first token.
+    values: the first attention layer's, or None.
+    learned: None, or [B, H, chunks, in, out], what the memory below has learned, for the weight residual.
+    aligned: whether tracing knows that the call starts and ends at the boundaries of chunks and segments.
     """
 
     x: Array
@@ -39,7 +41,7 @@ class Activations(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Mix over time, then SwiGLU, each on a normalised input and added to the stream."""
+    """A mixer over time, then a SwiGLU, each with a pre-norm and a residual connection."""
 
     attention: Any = None
     memory: Any = None
@@ -50,7 +52,7 @@ class Block(nnx.Module):
         self.add_network(rngs)
 
     def add_network(self, rngs: nnx.Rngs) -> None:
-        """Make what follows the mixing."""
+        """Make the network that follows the mixer."""
         config = self.config
         self.mlp_norm = RMSNorm(config.dim)
         hidden = 8 * round(config.ff_mult * config.dim / 8)
@@ -58,42 +60,47 @@ class Block(nnx.Module):
         self.mlp = SwiGLU(config.dim, hidden, dtype=config.dtype, scale=scale, rngs=rngs)
 
     def init_state(self, batch: int) -> Any:
-        """What the layer carries before the first token."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it carries")
+        """The layer's state before the first token."""
+        raise NotImplementedError(f"{type(self).__name__}.init_state")
 
     def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo | None]:
-        """The part that looks over time."""
-        raise NotImplementedError(f"{type(self).__name__} does not mix over time")
+        """The mixer over time: attention, memory or both."""
+        raise NotImplementedError(f"{type(self).__name__}.mix")
 
     def __call__(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo | None]:
-        """Any T at any offset; the state is of fixed size."""
+        """Read T tokens, T >= 1, from any state."""
         stream, state, info = self.mix(stream, state)
         x = stream.x + self.mlp(self.mlp_norm(stream.x))
         return stream._replace(x=x), state, info
 
     @property
     def view(self) -> int:
-        """How many tokens the attention sees, the newest included; 0 without attention."""
+        """The most tokens that attention sees, the newest included; 0 without attention."""
         return self.attention.view if self.attention else 0
 
     def parts(self, state: Any) -> tuple[Any, Any]:
-        """The `MemoryState` and the `KV` in the layer's state; None for a part that the layer lacks."""
+        """The `MemoryState` and the `KV` in the layer's state, or None."""
         return None, None
 
     def attention_input(self, stream: Activations, memory: Any) -> Array:
-        """What the attention reads, [B, T, E], with the memory in this state."""
+        """The input of attention [B, T, E] while the memory is in this state."""
         return self.norm(stream.x)
 
     def introspect(self, stream: Activations, before: Any, after: Any, info: Any) -> Introspection:
-        """What the layer did with the one token of a call, from the call's stream, its two states and its info."""
-        (memory, cache), (later, _) = self.parts(before), self.parts(after)
-        attention = remember = None
+        """What the layer did in a call of one token.
+
+        stream: the call's input.
+        before, after: the layer's state before and after the call.
+        info: the call's.
+        """
+        (memory, cache), (memory_after, _) = self.parts(before), self.parts(after)
+        attention = memory_part = None
         if self.attention:
             x = self.attention_input(stream, memory)
             attention = attended(self.attention, x, cache, stream.age, stream.values)
         if self.memory:
-            remember = remembered(self.memory, self.norm(stream.x), stream.age, memory, later, info)
-        return Introspection(attention, remember)
+            memory_part = remembered(self.memory, self.norm(stream.x), stream.age, memory, memory_after, info)
+        return Introspection(attention, memory_part)
 
 
 class Transformer(Block):
@@ -113,7 +120,7 @@ class Transformer(Block):
         return stream._replace(x=stream.x + y, values=values), state, None
 
     def parts(self, state: Any) -> tuple[Any, Any]:
-        """The cache."""
+        """The attention's cache."""
         return None, state
 
 
@@ -125,16 +132,16 @@ class LMM(Block):
         self.memory = MemoryLayer(config, persistent=config.persistent, rngs=rngs)
 
     def init_state(self, batch: int) -> Any:
-        """The memory."""
+        """The memory's state."""
         return self.memory.init_state(batch)
 
     def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo]:
         """The memory alone."""
-        y, state, info, learned = _remember(self.memory, self.norm(stream.x), stream, state)
+        y, state, info, learned = _call_memory(self.memory, self.norm(stream.x), stream, state)
         return stream._replace(x=stream.x + y, learned=learned), state, info
 
     def parts(self, state: Any) -> tuple[Any, Any]:
-        """The memory."""
+        """The memory's state."""
         return state, None
 
 
@@ -151,7 +158,7 @@ class MAL(LMM):
         return super().init_state(batch), self.attention.init_state(batch)
 
     def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo]:
-        """The memory, then attention over what it gave."""
+        """The memory, then attention over its output."""
         memory, cache = state
         stream, memory, info = super().mix(stream, memory)
         y, cache, values = self.attention(
@@ -160,18 +167,18 @@ class MAL(LMM):
         return stream._replace(x=stream.x + y, values=values), (memory, cache), info
 
     def parts(self, state: Any) -> tuple[Any, Any]:
-        """Both."""
+        """The memory's state and the attention's cache."""
         return state
 
     def attention_input(self, stream: Activations, memory: Any) -> Array:
-        """What the memory gave."""
+        """The memory's output."""
         return self.attention_norm(LMM.mix(self, stream, memory)[0].x)
 
 
 class MAG(LMM):
     """Memory as a gate (Titans Eq 26-28): y = x + Attn(norm(x)), then y + sigmoid(RMSNorm(y)) * RMSNorm(M(norm(x))).
 
-    As in MAC, attention has the residual connection that "all blocks" have (section 4.4) and the equations leave out.
+    Attention has a residual connection, as in MAC: section 4.4 gives one to all blocks, Eq 26-28 do not print it.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -184,23 +191,23 @@ class MAG(LMM):
         return super().init_state(batch), self.attention.init_state(batch)
 
     def mix(self, stream: Activations, state: Any) -> tuple[Activations, Any, LayerInfo]:
-        """Attention and memory side by side."""
+        """Attention and memory in parallel."""
         memory, cache = state
         x = self.norm(stream.x)
         attended, cache, values = self.attention(x, cache, stream.age, stream.values, aligned=stream.aligned)
-        m, memory, info, learned = _remember(self.memory, x, stream, memory)
+        m, memory, info, learned = _call_memory(self.memory, x, stream, memory)
         y = stream.x + attended
         return stream._replace(x=y + self.gating(y, m), values=values, learned=learned), (memory, cache), info
 
     def parts(self, state: Any) -> tuple[Any, Any]:
-        """Both."""
+        """The memory's state and the attention's cache."""
         return state
 
 
 class Gating(nnx.Module):
-    """The papers' (x): sigmoid(RMSNorm(y)) * RMSNorm(m), each with gains of its own.
+    """The gate of Titans Eq 25 and 28: sigmoid(RMSNorm(y)) * RMSNorm(m). Each norm has its own gain.
 
-    The gain of m begins at 0.1: embeddings begin at 0.02, and a memory that knows nothing yet must not drown them.
+    The gain of m starts at 0.1. Embeddings start at 0.02, and an untrained memory must not drown them.
     """
 
     def __init__(self, dim: int) -> None:
@@ -212,13 +219,13 @@ class Gating(nnx.Module):
         return jax.nn.sigmoid(self.gate(y)) * self.value(m)
 
 
-def _remember(memory: MemoryLayer, x: Array, stream: Activations, state: Any) -> Any:
+def _call_memory(memory: MemoryLayer, x: Array, stream: Activations, state: Any) -> Any:
     valid = np.ones(x.shape[1], bool) if stream.aligned else None
     return memory(x, state, stream.age, valid=valid, reset=stream.reset, residual=stream.learned)
 
 
 def no_values(config: ModelConfig, batch: int, length: int) -> Values:
-    """Before the first attention layer."""
+    """The `Values` before the first attention layer: zeros."""
     shape = (batch, length, config.heads, config.head_dim)
     first = sharding.constrain(jnp.zeros(shape, config.dtype), "batch", None, "heads", None)
     return Values(first, jnp.zeros((), bool))

@@ -1,7 +1,7 @@
-"""Continuum memory system: an MLP as a chain of networks that learn at their own pace (Nested Learning Eq 70-74).
+"""Continuum memory system (CMS): an MLP as several MLPs, updated at test time with different periods.
 
-Which kernels a level acts with is part of the state: the parameters as they are, or each sequence's own, which
-`nn.inner_loop` writes at the end of each period. Inside a call they do not change.
+Nested Learning Eq 70-74. A level that learns has a copy of its kernels for each sequence in the state. `nn.inner_loop`
+updates them at the end of each period; a call of `CMS` does not change them.
 """
 
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ from titans_jax.nn.layers import RMSNorm, SwiGLU
 
 
 class CMS(nnx.Module):
-    """x + MLP_1(x), then + MLP_2 of that, and so on (Eq 71, 73); independent: x + sum_l MLP_l(x) (Eq 74).
+    """A chain x <- x + MLP_l(x) for each level l (Eq 71, 73); "independent": x + sum_l MLP_l(x) (Eq 74).
 
-    Together the levels are as large as the MLP whose place they take.
+    All levels together have the size of the MLP that they replace.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -32,36 +32,40 @@ class CMS(nnx.Module):
         )
 
     def kernels(self, batch: int) -> tuple[Weights, ...]:
-        """Each level's kernels [B, in, out] as a sequence begins; {} for one that stays as it was trained."""
+        """Each level's initial kernels [B, in, out]; {} for a level that does not learn at test time."""
         learns = [period > 0 and self.config.rate > 0 for period in self.config.periods]
-        return tuple(level.spread(batch) if one else {} for level, one in zip(self.levels, learns, strict=True))
+        return tuple(level.kernels(batch) if one else {} for level, one in zip(self.levels, learns, strict=True))
 
     def __call__(self, x: Array, kernels: tuple[Weights, ...]) -> Array:
-        """x: [B, T, E], the stream, which the levels' outputs are added to."""
+        """Add the levels' outputs to x [B, T, E]. kernels: as `kernels` returns them."""
         first = x
-        for norm, level, own in zip(self.norms, self.levels, kernels, strict=True):
-            x = x + level(norm(first if self.config.variant == "independent" else x), own)
+        for norm, level, level_kernels in zip(self.norms, self.levels, kernels, strict=True):
+            x = x + level(norm(first if self.config.variant == "independent" else x), level_kernels)
         return x
 
 
 class CMSState(NamedTuple):
-    """What a layer with a CMS carries. mixed: of the part that looks over time. kernels: per level, [B, in, out]."""
+    """The state of a layer with a CMS.
+
+    mixed: the mixer's state.
+    kernels: each level's, [B, in, out].
+    """
 
     mixed: Any
     kernels: tuple[Weights, ...]
 
 
 def kernels_of(blocks: Iterable[Any]) -> list[list[Weights]]:
-    """Out of the states of a model's blocks: for each level, the kernels [layers, B, in, out] of every block."""
+    """For each level, the kernels [layers, B, in, out] of every block, out of the states of a model's blocks."""
     return [list(level) for level in zip(*(b.kernels for b in blocks if isinstance(b, CMSState)), strict=True)]
 
 
 def with_kernels(blocks: tuple[Any, ...], levels: list[list[Weights]]) -> tuple[Any, ...]:
-    """The same states with other kernels, in the form of `kernels_of`."""
-    own = iter(zip(*levels, strict=True))
-    return tuple(b._replace(kernels=tuple(next(own))) if isinstance(b, CMSState) else b for b in blocks)
+    """The states with these kernels, in the form of `kernels_of`."""
+    by_block = iter(zip(*levels, strict=True))
+    return tuple(b._replace(kernels=tuple(next(by_block))) if isinstance(b, CMSState) else b for b in blocks)
 
 
 def sequence_norm(level: list[Weights]) -> Array:
-    """[B] Frobenius norm of each sequence's part of [layers, B, in, out] leaves, with a gradient at zero."""
+    """The Frobenius norm [B] over all leaves [layers, B, in, out] and layers; 1e-30 makes it differentiable at zero."""
     return jax.numpy.sqrt(sum(jax.numpy.square(x).sum((0, 2, 3)) for x in jax.tree.leaves(level)) + 1e-30)

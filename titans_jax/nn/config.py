@@ -1,4 +1,4 @@
-"""What a model is, as data."""
+"""The configuration of a model: `ModelConfig`, `MemoryConfig`, `CMSConfig`."""
 
 import dataclasses
 import functools
@@ -20,47 +20,47 @@ class MemoryConfig:
     """A layer's neural memory."""
 
     rule: str = "titans"
-    """a row of titans_jax.memory.PRESETS"""
+    """a name in titans_jax.memory.PRESETS"""
     depth: int | None = None
-    """matrices of the memory network; None here and below is the rule's default"""
+    """layers of the memory network; None, here and below, is the rule's default"""
     expansion: int | None = None
-    """hidden size of the memory network over its input size"""
+    """hidden size of the memory network divided by its input size"""
     window: int | None = None
     """tokens of the Omega window"""
     degree: int | None = None
     """degree of the feature map"""
     writes: int | None = None
-    """keys and values a token"""
+    """key-value pairs written for each token"""
     chunk: int = 64
-    """tokens between two anchors of the gradient: part of the mathematics"""
+    """tokens of a chunk: gradients are taken at the weights at its start, so it changes the results"""
     clip: float | None = 1.0
-    """how far one chunk may move a head's memory; None is the paper"""
+    """the largest change of a head's memory in one chunk; None for no limit, as in the papers"""
     heads: int = 4
-    """memories side by side"""
+    """memories of a layer, one for each head"""
     head_dim: int = 64
     """size of a head's keys and values"""
     conv: int = 4
     """width of the causal convolution on queries, keys and values; 0 for none"""
     channel_keep: bool | None = None
-    """one decay for every channel, meant for chunk 16; None has it where the rule's paper does"""
+    """one decay for each channel, intended for chunk 16; None follows the rule's paper"""
     max_rate: float = 1.0
-    """the largest test-time step in units of titans_jax.memory.unit_rate; rates start at half of it"""
+    """the largest test-time rate, in units of titans_jax.memory.unit_rate; rates start at half of it"""
     momentum: float = 0.5
-    """where the momentum gates start"""
+    """initial value of the momentum gates"""
     forget: float = 1 / 256
-    """where the forget gates, 1 - keep, start"""
+    """initial value of the forget gates, 1 - keep"""
     to_origin: bool | None = None
-    """whether a deep memory forgets towards its learned initial weights (None), or towards zero as in the paper"""
+    """whether a deep memory decays to its learned initial weights (None, true) or to zero, as in the paper (false)"""
     frozen: bool = False
     """hope: whether the memories that make keys, values and gates keep their initial weights"""
     local_chunks: tuple[int, ...] = ()
-    """TNT: chunks of the local memories beside this one, which they are added to; none for a memory alone"""
+    """TNT: the chunk of each local memory; their reads are added to this memory's. () for no TNT"""
     shard: int = 64
-    """TNT: tokens between two beginnings of the local memories"""
+    """TNT: tokens between two resets of the local memories"""
     implementation: str | None = None
-    """exact, delta, chunked or recurrent; None picks"""
+    """exact, delta, chunked or recurrent; None chooses the fastest that serves the rule"""
     matmul_dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the factors of a chunk's products, for devices that multiply bfloat16 faster; sums and states are float32"""
+    """dtype of the factors of a chunk's products; sums and states are float32"""
 
     @property
     def gates(self) -> GateStyle:
@@ -75,29 +75,29 @@ class MemoryConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that are set."""
+        """The rule's options that are not None."""
         return {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class CMSConfig:
-    """HOPE's continuum of memories in place of a layer's MLP: networks that learn to predict while the model reads."""
+    """HOPE's continuum memory system, which replaces a layer's MLP and is trained at test time."""
 
     periods: tuple[int, ...] = (64, 256)
-    """tokens between two writes of each level, multiples of the smallest; 0 for a level that stays as trained"""
+    """tokens between two updates of each level, multiples of the smallest; 0 for a level that is not updated"""
     variant: Literal["sequential", "nested", "independent"] = "sequential"
-    """a chain; a chain whose levels begin anew as the next one is written; or a sum of all levels"""
+    """a chain of levels; a chain in which an update of a level resets the level before it; or a sum of levels"""
     rate: float = 0.01
-    """step of the test-time gradient, of a loss summed over tokens; 0 is the static network"""
+    """test-time learning rate, of a loss summed over tokens; 0 for no test-time updates"""
     clip: float | None = 1.0
-    """largest gradient of one level's write, over all layers"""
+    """largest gradient norm of a level's update, over all layers; None for no limit"""
     first_order: bool = False
-    """whether training takes the test-time gradients as constants"""
+    """whether training treats the test-time gradients as constants"""
 
     def check(self) -> None:
-        """Raise ValueError, in one line, for what could not work."""
+        """Raise ValueError, in one line, for invalid values."""
         if not self.periods or min(self.periods) < 0:
-            raise ValueError(f"model.cms.periods: {self.periods}; it needs one number of tokens, or 0, for each level")
+            raise ValueError(f"model.cms.periods: {self.periods}; give each level a number of tokens, 0 or more")
         active = [period for period in self.periods if period]
         if any(period % min(active) for period in active):
             raise ValueError(f"model.cms.periods: {self.periods} are not all multiples of the smallest, {min(active)}")
@@ -108,7 +108,7 @@ class CMSConfig:
 
 
 def rule_of(config: MemoryConfig) -> Rule:
-    """The rule that a configuration names. Raises ValueError for an option that the rule does not take."""
+    """The rule of a configuration. Raises ValueError for an option that the rule does not take."""
     preset = PRESETS[config.rule]
     takes = [name for name in OPTIONS if name in inspect.signature(preset).parameters]
     for name in config.options:
@@ -122,18 +122,18 @@ def rule_of(config: MemoryConfig) -> Rule:
 def memory_of(config: MemoryConfig) -> Memory:
     """The pure functions of a layer's memory, for one sequence and one head. Raises what `miras` and `tnt` raise."""
     c = config
-    made = functools.partial(tnt, local_chunks=c.local_chunks, shard=c.shard) if c.local_chunks else miras
-    return made(rule_of(c), chunk=c.chunk, clip=c.clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
+    make = functools.partial(tnt, local_chunks=c.local_chunks, shard=c.shard) if c.local_chunks else miras
+    return make(rule_of(c), chunk=c.chunk, clip=c.clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A language model; `block` names what its layers are."""
+    """The configuration of a language model."""
 
     block: str = "mac"
     """lmm, mac, mag, mal, transformer, hope or hope_attention; or a repeating pattern of them: transformer,mac"""
     vocab_size: int = 256
-    """rows of the embedding"""
+    """tokens of the vocabulary"""
     dim: int = 256
     """model width"""
     depth: int = 4
@@ -143,59 +143,59 @@ class ModelConfig:
     head_dim: int = 64
     """size of an attention head, independent of dim / heads"""
     ff_mult: float = 8 / 3
-    """hidden size of the SwiGLU over dim"""
+    """hidden size of the SwiGLU divided by dim"""
     attention: Literal["full", "sliding", "segmented"] = "sliding"
-    """how transformer, mag and mal layers attend; mac attends inside its segments"""
+    """attention of transformer, mag, mal and hope_attention layers; mac attends inside its segments"""
     window: int = 256
-    """tokens that sliding attention sees, its own included"""
+    """tokens that sliding attention sees, the newest included"""
     segment: int = 64
     """tokens of a segment, for mac and segmented attention"""
     context: int = 2048
-    """tokens that full attention holds, and rows of learned positions"""
+    """tokens that full attention caches; number of learned positions"""
     persistent: int = 4
-    """learned tokens in front of every layer's input"""
+    """persistent tokens of each layer"""
     positions: Literal["rope", "axial", "learned", "none"] = "rope"
-    """rotary in attention, or added to the embedding: continuous axial, learned, none"""
+    """rotary positions in attention; or continuous axial or learned positions added to the embedding; or none"""
     value_residual: bool = False
-    """mix the first attention layer's values into the later ones'"""
+    """mix the first attention layer's values into the values of later layers"""
     weight_residual: bool = False
     """take a layer's test-time gradients at weights shifted by what the memory below has learned"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """activations; parameters, memory states and gates are float32"""
+    """dtype of activations; parameters, memory states and gates are float32"""
     remat: bool = False
     """recompute a layer's activations in the backward pass"""
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     """the layers' memory"""
     cms: CMSConfig = dataclasses.field(default_factory=CMSConfig)
-    """what hope and hope_attention layers have for an MLP"""
+    """the MLPs of hope and hope_attention layers"""
 
     @property
     def pattern(self) -> tuple[str, ...]:
-        """The repeating blocks."""
+        """The blocks that repeat."""
         return tuple(self.block.split(","))
 
     @property
     def repeats(self) -> int:
-        """How often the pattern is repeated."""
+        """The number of repetitions of the pattern."""
         return self.depth // len(self.pattern)
 
     @property
     def attends(self) -> bool:
-        """Whether layers attend as `attention` says; MAC attends inside its segments."""
+        """Whether a layer has the attention of `attention`, which MAC has not."""
         return bool({"transformer", "mag", "mal", "hope_attention"} & set(self.pattern))
 
     @property
     def grows(self) -> bool:
-        """Whether attention has a slot for every token of the context: what is carried grows with it."""
+        """Whether the size of the state grows with `context`."""
         return self.attends and self.attention == "full"
 
     @property
     def learns_inside(self) -> bool:
-        """Whether layers' networks learn while the model reads; see `nn.inner_loop`."""
+        """Whether layers' MLPs are trained at test time; see `nn.inner_loop`."""
         return any(name in CMS_BLOCKS for name in self.pattern) and self.cms.rate > 0 and any(self.cms.periods)
 
     def check(self) -> None:
-        """Raise ValueError, in one line, for what could not work."""
+        """Raise ValueError, in one line, for invalid values."""
         memory = self.memory
         for name in self.pattern:
             _known("model.block", name, BLOCKS)
@@ -216,30 +216,32 @@ class ModelConfig:
         if memory.clip is not None:
             _positive("model.memory.clip", memory.clip)
         if self.persistent < 0 or memory.conv < 0:
-            raise ValueError("model.persistent and model.memory.conv: they count something and cannot be below 0")
+            raise ValueError("model.persistent and model.memory.conv must be 0 or more")
         if self.depth % len(self.pattern):
-            raise ValueError(f"model.depth: {self.depth} layers are no multiple of the pattern {self.block!r}")
+            raise ValueError(
+                f"model.depth: {self.depth} is not a multiple of {len(self.pattern)}, the blocks of {self.block!r}"
+            )
         if "mac" in self.pattern and self.segment % memory.chunk:
-            raise ValueError(f"model.segment: {self.segment} is no multiple of model.memory.chunk {memory.chunk}")
+            raise ValueError(f"model.segment: {self.segment} is not a multiple of model.memory.chunk {memory.chunk}")
         if self.positions == "rope" and self.head_dim % 2:
-            raise ValueError(f"model.head_dim: {self.head_dim} is odd; rotary positions turn pairs")
+            raise ValueError(f"model.head_dim: {self.head_dim} is odd; rotary positions rotate pairs of channels")
         if memory.local_chunks and (memory.chunk % memory.shard or any(memory.shard % c for c in memory.local_chunks)):
             sizes = f"{memory.chunk}, shard {memory.shard} and local_chunks {memory.local_chunks}"
             raise ValueError(f"model.memory.chunk: {sizes} must each be a multiple of the next")
         if memory.local_chunks and (self.weight_residual or "hope" in self.pattern):
-            raise ValueError("model.memory.local_chunks: TNT has no weight residual, and hope has memories of its own")
+            raise ValueError("model.memory.local_chunks: TNT works neither with model.weight_residual nor in hope")
         if "hope" in self.pattern and memory.per_channel:
-            raise ValueError("model.memory.channel_keep: the memories of hope say one decay a head")
+            raise ValueError("model.memory.channel_keep: hope has one decay per head")
         if memory.frozen and "hope" not in self.pattern:
-            raise ValueError(f"model.memory.frozen: only hope has such memories, not {self.block!r}")
+            raise ValueError(f"model.memory.frozen: only for hope, not for {self.block!r}")
         if set(self.pattern) & {*MEMORY_BLOCKS, "hope"}:
             try:
                 memory_of(memory)
             except (ValueError, NotImplementedError) as reason:
-                raise ValueError(f"model.memory: {memory.rule} cannot be run so: {reason}") from None
+                raise ValueError(f"model.memory: {memory.rule} cannot run with these options: {reason}") from None
         self.cms.check()
         if self.weight_residual and len({b for b in self.pattern if b in MEMORY_BLOCKS}) != 1:
-            raise ValueError(f"model.weight_residual: needs memory layers of one kind, not {self.block!r}")
+            raise ValueError(f"model.weight_residual: needs memory layers of one type, not {self.block!r}")
         if self.weight_residual and rule_of(memory).learner.grad_at != "chunk_start":
             raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at the chunk start")
 

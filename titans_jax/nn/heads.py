@@ -1,6 +1,6 @@
-"""Heads that say where in a sequence something is: each gives logits over its positions, so one loss serves them all.
+"""Output heads that predict a position in a sequence. Each returns logits over positions, so they share one loss.
 
-States are [B, T, E], of which the first `length` [B] rows of a sequence are tokens; a position past them has no chance.
+The first `length` [B] rows of the states [B, T, E] are tokens. Later positions have the smallest float32 as logit.
 """
 
 import jax.numpy as jnp
@@ -11,30 +11,27 @@ from titans_jax.nn.layers import Linear, param
 
 
 def last(states: Array, length: Array) -> Array:
-    """The state of each sequence's last token, [B, E]: what a causal model knows of all of it."""
+    """The state [B, E] of each sequence's last token."""
     return jnp.take_along_axis(states, (length - 1)[:, None, None], axis=1)[:, 0]
 
 
 class Classify(nnx.Module):
-    """A class for each position, from the last token's state; a class' weights are its position's embedding.
+    """A linear classifier of the last token's state, with one class per position.
 
-    Tied, since a position may be the answer in a handful of samples alone: what is learned for one serves the others.
+    A class' weights are the position's embedding, since few samples have a given position as answer.
     """
 
     def __init__(self, dim: int, positions: int, *, rngs: nnx.Rngs) -> None:
         self.query = Linear(dim, dim, ("embed", None), rngs=rngs)
 
     def __call__(self, states: Array, length: Array, embedding: Array) -> Array:
-        """[B, T, E] and the embedding of positions [>= T, E] -> logits [B, T]."""
+        """States [B, T, E] and position embeddings [>= T, E] -> logits [B, T]."""
         query = self.query(last(states, length)[:, None])[:, 0]
-        return inside(query @ embedding[: states.shape[1]].T, length)
+        return masked_logits(query @ embedding[: states.shape[1]].T, length)
 
 
 class Regress(nnx.Module):
-    """A number from the last token's state; its logits are those of a bell of learned width around it.
-
-    So the loss is a squared error, in positions, that knows that positions are whole numbers.
-    """
+    """A regression from the last token's state: logits of a discretised normal distribution of learned width."""
 
     def __init__(self, dim: int, positions: int, *, rngs: nnx.Rngs) -> None:
         self.share = Linear(dim, 1, ("embed", None), scale=0.1, bias=0.0, rngs=rngs)
@@ -43,26 +40,26 @@ class Regress(nnx.Module):
 
     def __call__(self, states: Array, length: Array, embedding: Array) -> Array:
         """[B, T, E] -> logits [B, T]."""
-        where = (0.5 + self.share(last(states, length)[:, None])[:, 0]) * self.positions
-        away = (jnp.arange(states.shape[1]) - where) / jnp.exp(self.log_width[...])
-        return inside(-away * away / 2, length)
+        mean = (0.5 + self.share(last(states, length)[:, None])[:, 0]) * self.positions
+        deviation = (jnp.arange(states.shape[1]) - mean) / jnp.exp(self.log_width[...])
+        return masked_logits(-deviation * deviation / 2, length)
 
 
 class Point(nnx.Module):
-    """A score for each token from its own state: a pointer, for any number of positions."""
+    """A pointer: a score of each token's state, for any number of positions."""
 
     def __init__(self, dim: int, positions: int, *, rngs: nnx.Rngs) -> None:
         self.score = Linear(dim, 1, ("embed", None), rngs=rngs)
 
     def __call__(self, states: Array, length: Array, embedding: Array) -> Array:
         """[B, T, E] -> logits [B, T]."""
-        return inside(self.score(states)[..., 0], length)
+        return masked_logits(self.score(states)[..., 0], length)
 
 
 HEADS = {"classify": Classify, "regress": Regress, "point": Point}
 
 
-def inside(scores: Array, length: Array) -> Array:
-    """Scores [B, T] in float32, with the lowest number there is where a sequence has no token."""
+def masked_logits(scores: Array, length: Array) -> Array:
+    """Scores [B, T] in float32, with the smallest float32 after a sequence's last token."""
     scores = scores.astype(jnp.float32)
     return jnp.where(jnp.arange(scores.shape[1]) < length[:, None], scores, jnp.finfo(jnp.float32).min)

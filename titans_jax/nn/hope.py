@@ -1,4 +1,4 @@
-"""HOPE: a memory that makes what it is written with, and a continuum of memories for an MLP (Nested Learning 79-97)."""
+"""HOPE: self-modifying memories and a continuum memory system (Nested Learning Eq 79-97)."""
 
 import functools
 from typing import Any
@@ -16,16 +16,26 @@ from titans_jax.nn.blocks import Activations, Block, Transformer
 from titans_jax.nn.cms import CMS, CMSState
 from titans_jax.nn.config import ModelConfig, rule_of
 from titans_jax.nn.introspect import Introspection, memory_change
-from titans_jax.nn.layers import Conv, Linear, RMSNorm, l2_normalise, logit, merge_heads, param, split_heads
-from titans_jax.nn.memory_state import LayerInfo, MemoryState, spread
+from titans_jax.nn.layers import (
+    Conv,
+    Linear,
+    RMSNorm,
+    broadcast_batch,
+    l2_normalise,
+    logit,
+    merge_heads,
+    param,
+    split_heads,
+)
+from titans_jax.nn.memory_state import LayerInfo, MemoryState
 from titans_jax.sharding import BATCH_HEADS
 
 
 class SelfModifyingLayer(nnx.Module):
-    """y = W_O(RMSNorm(M_{t-1}(q_t)) * silu(x W_g)), M one of five memories that write each other.
+    """y = W_O(RMSNorm(M_{t-1}(q_t)) * silu(x W_g)), M one of five memories (`memory.self_modifying`).
 
-    q and what the memories read are SiLU(conv(x W)), q l2-normalised; all else is theirs (`memory.self_modifying`).
-    The memories' initial weights are parameters, [H, 5, in, out].
+    q and the memories' input z are SiLU(conv(x W)), q l2-normalised. The memories make keys, values, rates and decays
+    from z. Their initial weights are parameters, [H, 5, in, out].
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -37,14 +47,14 @@ class SelfModifyingLayer(nnx.Module):
         self.conv = Conv(c.conv, 2 * size) if c.conv else None
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         self.momentum = gate(c.heads, bias=logit(c.momentum))
-        self.rate = Signal(c.heads, c.head_dim, 0.0, rngs=rngs)
-        self.keep = Signal(c.heads, c.head_dim, logit(1 - c.forget), rngs=rngs)
+        self.rate = GateReadout(c.heads, c.head_dim, 0.0, rngs=rngs)
+        self.keep = GateReadout(c.heads, c.head_dim, logit(1 - c.forget), rngs=rngs)
         self.norm = RMSNorm(c.head_dim)
         self.gate = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         scale = (2 * config.depth) ** -0.5
         self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, scale=scale, rngs=rngs)
         keys = jax.random.split(rngs.params(), (c.heads, len(MEMORIES)))
-        fast = jax.vmap(jax.vmap(functools.partial(_begin, config)))(keys)
+        fast = jax.vmap(jax.vmap(functools.partial(_init_weights, config)))(keys)
         self.fast = nnx.Dict({name: param(w, "heads", None, None, None) for name, w in fast.items()})
 
     @property
@@ -61,22 +71,23 @@ class SelfModifyingLayer(nnx.Module):
             frozen=c.frozen,
         )
 
-    def start(self) -> State:
-        """The memories [H, 5, ...] at a document's start."""
+    def reset_state(self) -> State:
+        """The memories' state [H, 5, ...] at a document's start."""
         weights = {name: w[...] for name, w in self.fast.items()}
         state = jax.vmap(self.memories.init, out_axes=state_axes(0))(weights)
         return state._replace(step=jnp.asarray(state.step))
 
     def init_state(self, batch: int) -> MemoryState:
         """The state before the first token."""
-        memory = jax.tree.map(lambda x: spread(x[None], batch, *BATCH_HEADS) if x.ndim else x, self.start())
+        start = self.reset_state()
+        memory = jax.tree.map(lambda x: broadcast_batch(x[None], batch, *BATCH_HEADS) if x.ndim else x, start)
         return MemoryState(memory, self.conv.init_state(batch, self.dtype) if self.conv else None)
 
     def __call__(self, x: Array, state: MemoryState, age: Array, reset: Array | None) -> tuple[Array, Any, LayerInfo]:
-        """Read and write x [B, T, E]; age, reset: [B, T], as `MemoryLayer` has them. Returns y, state and a info."""
+        """Read and write x [B, T, E]. age, reset: [B, T], as for `MemoryLayer`. Returns y, the state and the info."""
         inputs, conv, heads = self.inputs(x), state.conv, self.config.heads
         if self.conv is not None:
-            assert conv is not None, "a layer with a convolution makes states with its inputs"
+            assert conv is not None, "the state lacks the convolution's inputs"
             inputs, conv = self.conv(inputs, conv, age)
         q, z = jnp.split(split_heads(jax.nn.silu(inputs), heads), 2, -1)
         momentum = split_heads(jax.nn.sigmoid(self.momentum(x.astype(jnp.float32))), heads)[..., 0]
@@ -85,8 +96,8 @@ class SelfModifyingLayer(nnx.Module):
         return self.out(y), MemoryState(memory, conv), LayerInfo(*info[:5], *gates[:3])
 
     def _update(self, state: State, tokens: tuple[Array, ...], reset: Array | None) -> tuple[Array, State, Any]:
-        """`SelfModifying.update` over batch and heads; every sequence is at the same step."""
-        start = None if reset is None else Reset(reset, self.start())
+        """`SelfModifying.update` over batch and heads; all sequences are at the same step."""
+        start = None if reset is None else Reset(reset, self.reset_state())
         rate, keep = self.rate, self.keep
         kernel = jnp.stack([rate.kernel[...], keep.kernel[...]], 1)
         readout = Readout(kernel, jnp.stack([rate.bias[...], keep.bias[...]], 1))
@@ -101,16 +112,16 @@ class SelfModifyingLayer(nnx.Module):
         return sharding.vmap_batch_heads(one, arguments, inputs, (BATCH_HEADS, axes, BATCH_HEADS))
 
 
-class Signal(nnx.Module):
-    """How what a head's memory says becomes a gate: sigmoid(kernel . M(x) + bias). kernel: [H, D]; bias: [H]."""
+class GateReadout(nnx.Module):
+    """A gate of each head from a memory's output: sigmoid(kernel . M(z) + bias). kernel: [H, D]; bias: [H]."""
 
     def __init__(self, heads: int, head_dim: int, bias: float, *, rngs: nnx.Rngs) -> None:
         self.kernel = param(0.1 * jax.random.normal(rngs.params(), (heads, head_dim)) / head_dim**0.5, "heads", None)
         self.bias = param(jnp.full(heads, bias), "heads")
 
 
-def _begin(config: ModelConfig, key: Array) -> Weights:
-    """A memory's first weights: as its rule has them, but no empty matrix, which would make keys of zeros."""
+def _init_weights(config: ModelConfig, key: Array) -> Weights:
+    """The initial weights of a memory: its rule's, but random for a linear memory, whose zeros would make zero keys."""
     network = rule_of(config.memory).architecture
     weights = network.init(key)
     if network.linear is None:
@@ -119,27 +130,27 @@ def _begin(config: ModelConfig, key: Array) -> Weights:
 
 
 class Nested(Block):
-    """Mix over time, then a continuum of memories in place of the MLP."""
+    """A mixer over time, then a CMS in place of the SwiGLU."""
 
     def add_network(self, rngs: nnx.Rngs) -> None:
-        """The chain of levels."""
+        """Make the CMS."""
         self.cms = CMS(self.config, rngs=rngs)
 
     def mixing_state(self, batch: int) -> Any:
-        """What the mixing carries before the first token."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it carries")
+        """The mixer's state before the first token."""
+        raise NotImplementedError(f"{type(self).__name__}.mixing_state")
 
     def init_state(self, batch: int) -> CMSState:
-        """The mixing's state and the levels' kernels."""
+        """The mixer's state and the levels' kernels."""
         return CMSState(self.mixing_state(batch), self.cms.kernels(batch))
 
     def __call__(self, stream: Activations, state: CMSState) -> tuple[Activations, CMSState, LayerInfo | None]:
-        """Any T at any offset; the kernels stay."""
+        """Read T tokens, T >= 1, from any state; the kernels do not change."""
         stream, mixed, info = self.mix(stream, state.mixed)
         return stream._replace(x=self.cms(stream.x, state.kernels)), state._replace(mixed=mixed), info
 
     def parts(self, state: CMSState) -> tuple[Any, Any]:
-        """Of the mixing; the levels' MLPs are not shown."""
+        """The mixer's; the CMS is not shown."""
         return super().parts(state.mixed)
 
 
@@ -151,7 +162,7 @@ class Hope(Nested):
         self.memory = SelfModifyingLayer(config, rngs=rngs)
 
     def mixing_state(self, batch: int) -> MemoryState:
-        """The memories."""
+        """The memories' state."""
         return self.memory.init_state(batch)
 
     def mix(self, stream: Activations, state: MemoryState) -> tuple[Activations, MemoryState, LayerInfo]:
@@ -160,16 +171,16 @@ class Hope(Nested):
         return stream._replace(x=stream.x + y), state, info
 
     def parts(self, state: CMSState) -> tuple[Any, None]:
-        """The five memories."""
+        """The memories' state."""
         return state.mixed, None
 
     def introspect(self, stream: Activations, before: CMSState, after: CMSState, info: Any) -> Introspection:
-        """The memories, which make their own keys and values."""
+        """What the memories changed; they make their keys and values themselves."""
         return Introspection(memory=memory_change(before.mixed, after.mixed, info))
 
 
 class HopeAttention(Nested, Transformer):
-    """HOPE-Attention: x + Attn(norm(x)), then the CMS; with a sliding window and one level, TTT-E2E."""
+    """HOPE-Attention: x + Attn(norm(x)), then the CMS. With sliding attention and one level it is TTT-E2E."""
 
     def mixing_state(self, batch: int) -> Any:
         """The attention's cache."""

@@ -1,8 +1,8 @@
-"""What a block did with one token: how its attention read the context, and what its memory changed.
+"""What a block did with one token: its attention weights, and the change of its memory.
 
-Blocks answer with `Block.introspect`, after the call: the forward pass computes nothing for it. Attention is linear in
-the values that it reads, so the derivative of its output by a value is the weight of that value, with masks, positions
-and caches included.
+`Block.introspect` computes them after the call, so the forward pass does no extra work. Attention is linear in the
+values, so the weight of a value is the derivative of the output with respect to it. This includes masks, positions
+and caches.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,11 @@ from titans_jax.nn.memory_state import LayerInfo, MemoryState, duals
 
 
 class Attended(NamedTuple):
-    """How attention read one token's context.
+    """The attention weights of one token. Their sum is 1 minus the weight of the persistent tokens.
 
-    tokens: [B, H, W], the weight on the token so far back, 0 for itself.
-    read: [B, H, W], the weight on what MAC's memory gave for that token.
-    key: [B, H], the norm of the token's own key.
-    The weights that are missing to 1 are on the persistent tokens.
+    tokens: [B, H, W], the weight of the token i positions back.
+    read: [B, H, W], the weight of MAC's memory read for that token.
+    key: [B, H], the norm of the token's key.
     """
 
     tokens: Array
@@ -36,8 +35,8 @@ class Remembered(NamedTuple):
     """What a memory did with one token, each [B, H].
 
     info: see `LayerInfo`.
-    change: the norm of what the token changed in the fast weights.
-    key, value: the norms of what was written, the key's before it is normalised; nan in hope, whose memories make both.
+    change: the norm of the change of the fast weights.
+    key, value: the norms of the written key, before normalisation, and value; NaN in hope, whose memories make both.
     """
 
     info: LayerInfo
@@ -47,26 +46,26 @@ class Remembered(NamedTuple):
 
 
 class Introspection(NamedTuple):
-    """What a block did; None for a part that it does not have."""
+    """What a block did with one token; None for a part that the block lacks."""
 
     attention: Attended | None = None
     memory: Remembered | None = None
 
 
 def attended(attention: Attention, x: Array, cache: KV, age: Array, values: Values | None) -> Attended:
-    """How `attention` reads its cache for one token x [B, 1, E], with the arguments of its call."""
+    """The weights of `attention` for one token x [B, 1, E], from the arguments of its call."""
     q, k, v, _ = attention.projections.qkv(x, values)
 
     def attend(v: Array, cached: Array) -> Array:
         return attention.attend(q, k, by_token(v), cache._replace(values=cached), age)[0]
 
-    own, cached = read_weights(attend, by_slot(v), cache.values)
+    new, cached = read_weights(attend, by_slot(v), cache.values)
     slot = jnp.arange(cached.shape[-1])
-    at = {"full": cache.step, "segmented": cache.step % len(slot), "sliding": jnp.int32(len(slot))}[
+    next_slot = {"full": cache.step, "segmented": cache.step % len(slot), "sliding": jnp.int32(len(slot))}[
         attention.config.attention
     ]
-    distance = jnp.concatenate([jnp.zeros(1, int), at - slot])
-    tokens = by_distance(jnp.concatenate([own, cached], -1), distance, len(slot))
+    distance = jnp.concatenate([jnp.zeros(1, int), next_slot - slot])
+    tokens = by_distance(jnp.concatenate([new, cached], -1), distance, len(slot))
     return Attended(tokens, jnp.zeros_like(tokens), norms(k[:, 0]))
 
 
@@ -75,13 +74,13 @@ def remembered(
 ) -> Remembered:
     """What `layer` did with one token x [B, 1, E] between two states."""
     (_, k, v), _ = layer.qkv(x, before.conv, age)
-    changed = memory_change(before, after, info)
-    key, value = (norms(x[:, :, 0]).reshape(*changed.change.shape, -1).mean(-1) for x in (k, v))
-    return changed._replace(key=key, value=value)
+    found = memory_change(before, after, info)
+    key, value = (norms(x[:, :, 0]).reshape(*found.change.shape, -1).mean(-1) for x in (k, v))
+    return found._replace(key=key, value=value)
 
 
 def memory_change(before: MemoryState, after: MemoryState, info: LayerInfo) -> Remembered:
-    """What one token changed in the memories, without the norms of keys and values."""
+    """What one token changed in the memories; key and value are NaN."""
     change = jax.tree.map(jnp.subtract, duals(after.memory), duals(before.memory))
     info = jax.tree.map(lambda x: x[..., 0].astype(jnp.float32), info)
     unknown = jnp.full_like(info.surprise, jnp.nan)
@@ -89,16 +88,16 @@ def memory_change(before: MemoryState, after: MemoryState, info: LayerInfo) -> R
 
 
 def read_weights(attend: Callable[..., Array], *values: Array) -> tuple[Array, ...]:
-    """The weights [B, H, slots] with which one query reads each of the values [B, H, D, slots].
+    """The attention weights [B, H, slots] of one query for each of the values [B, H, D, slots].
 
-    attend: values -> y [B, 1, H, D], linear in them and the same in every channel.
+    attend: values -> y [B, 1, H, D], linear in the values, with the same weights for every channel.
     """
     y, pull = jax.vjp(attend, *values)
     return tuple(x[:, :, 0].astype(jnp.float32) for x in pull(jnp.zeros_like(y).at[..., 0].set(1)))
 
 
 def by_distance(weights: Array, distance: Array, width: int) -> Array:
-    """Weights [B, H, slots] of tokens `distance` [slots] back -> [B, H, width]; negative distances are left out."""
+    """Sort weights [B, H, slots] of tokens `distance` [slots] back into [B, H, width]; drop negative distances."""
     distance = jnp.where(distance < 0, width, distance)
     return jnp.zeros((*weights.shape[:2], width)).at[..., distance].add(weights, mode="drop")
 

@@ -1,10 +1,10 @@
-"""The small parts of every layer.
+"""Linear maps, norms, convolution and positions.
 
 Notation, used throughout `titans_jax.nn` (kernels are [in, out]):
 
     B  sequences    T  tokens of a call    H  heads    D  head size    E  model width (`dim`)
-    age [B, T]      tokens since the token's document began
-    state           what a layer carries from call to call, of fixed size, an argument and a result
+    age [B, T]      tokens since the document's start
+    state           what a layer carries from call to call: an argument and a result, of fixed size
 """
 
 import functools
@@ -24,12 +24,16 @@ Axes = tuple[str | None, ...]
 
 
 def param(value: Array, *axes: str | None) -> nnx.Param[Array]:
-    """A float32 parameter with the logical axes by which it may be sharded."""
+    """A float32 parameter with the logical axes that decide its sharding."""
     return nnx.Param(value.astype(jnp.float32), axes=axes)
 
 
 class Linear(nnx.Module):
-    """y = x W (+ b). kernel: [inputs, outputs]; its logical axes name how it is sharded. x: [B, T, inputs]."""
+    """y = x W (+ b).
+
+    kernel: [inputs, outputs].
+    axes: the kernel's logical axes; see `sharding`.
+    """
 
     def __init__(
         self,
@@ -47,69 +51,78 @@ class Linear(nnx.Module):
         self.bias = None if bias is None else param(jnp.full(outputs, bias), axes[1])
         self.axes, self.dtype = axes, dtype
 
-    def spread(self, batch: int) -> Array:
-        """The kernel once for every sequence, [B, inputs, outputs], where its place is as the activations'."""
+    def kernels(self, batch: int) -> Array:
+        """A copy of the kernel for each sequence, [B, inputs, outputs], sharded as the activations are."""
         kernel = sharding.gather(self.kernel[...], *self.axes)
         axes = tuple(None if axis == "embed" else axis for axis in self.axes)
-        shape = (batch, *kernel.shape)
-        return jnp.broadcast_to(kernel, shape, out_sharding=sharding.out(shape, "batch", *axes)) + 0
+        return broadcast_batch(kernel[None], batch, "batch", *axes)
 
     def __call__(self, x: Array, kernel: Array | None = None) -> Array:
-        """x: [B, T, inputs] -> [B, T, outputs], of `dtype`; by each sequence's own kernel if one is given."""
-        own = kernel is None
+        """x: [B, T, inputs] -> [B, T, outputs], of `dtype`.
+
+        kernel: None, or [B, inputs, outputs], one for each sequence.
+        """
+        is_shared = kernel is None
         kernel = sharding.gather(self.kernel[...], *self.axes) if kernel is None else kernel
         out = None if self.axes[1] == "embed" else self.axes[1]
         shape = (*x.shape[:2], kernel.shape[-1])
-        placed = sharding.out(shape, "batch", None, out)
+        spec = sharding.out(shape, "batch", None, out)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if own:
-            # rows are one axis: over two, the kernel's gradient is a product of transposed copies on a CPU
-            y = jnp.einsum("ri,io->ro", sharding.flat(x), kernel, out_sharding=sharding.flat_spec(placed))
-            y = y.reshape(shape, out_sharding=placed)
+        if is_shared:
+            # One axis of rows: with two, XLA on CPUs transposes both factors of the kernel's gradient.
+            y = jnp.einsum("ri,io->ro", sharding.flat(x), kernel, out_sharding=sharding.flat_spec(spec))
+            y = y.reshape(shape, out_sharding=spec)
         else:
-            y = jnp.einsum("bti,bio->bto", x, kernel, out_sharding=placed)
+            y = jnp.einsum("bti,bio->bto", x, kernel, out_sharding=spec)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-def scaled(x: Array, scale: Array) -> Array:
-    """x * scale, one number for each entry of the last axis. x: [..., C]; scale: [C], of any dtype. Returns x's dtype.
+def broadcast_batch(x: Array, batch: int, *axes: str | None) -> Array:
+    """[1, ...] -> [B, ...], a new buffer with these logical axes."""
+    shape = (batch, *x.shape[1:])
+    return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
 
-    Without a mesh its gradient is a product with a row of ones: the sum over rows that it would be takes XLA twenty
-    times as long on a CPU.
+
+def scaled(x: Array, scale: Array) -> Array:
+    """x * scale, in x's dtype.
+
+    x: [..., C].
+    scale: [C], of any dtype. Without a mesh its gradient is a product with a row of ones, since XLA on CPUs takes
+      twenty times as long to sum over rows.
     """
     scale = scale.astype(x.dtype)
-    return x * (scale if sharding.active() is not None else _spread(scale, x.shape))
+    return x * (scale if sharding.active() is not None else _broadcast(scale, x.shape))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _spread(scale: Array, shape: tuple[int, ...]) -> Array:
+def _broadcast(scale: Array, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(scale, shape)
 
 
-def _gathered(shape: tuple[int, ...], _: None, g: Array) -> tuple[Array]:
+def _sum_rows(shape: tuple[int, ...], _: None, g: Array) -> tuple[Array]:
     rows = g.reshape(-1, shape[-1])
     return (jnp.matmul(jnp.ones((1, len(rows)), g.dtype), rows, precision=lax.Precision.HIGHEST)[0],)
 
 
-_spread.defvjp(lambda scale, shape: (_spread(scale, shape), None), _gathered)
+_broadcast.defvjp(lambda scale, shape: (_broadcast(scale, shape), None), _sum_rows)
 
 
 def inner(x: Array, y: Array) -> Array:
     """sum_c x_c y_c over the last axis: [..., C], [..., C] -> [...].
 
-    A product, and with `rowwise` its gradients are products too: XLA on CPUs takes ten times as long for a sum over the
-    last of three axes or more.
+    Written as a product, so that its gradients (`rowwise`) are products too: XLA on CPUs takes ten times as long to sum
+    over the last of three or more axes.
     """
     return jnp.einsum("...c,...c->...", x, y, precision=lax.Precision.HIGHEST)
 
 
 def rowwise(x: Array, scale: Array) -> Array:
-    """x * scale, one number for each row. x: [..., C]; scale: [...] -> [..., C]."""
+    """x * scale with one scale per row. x: [..., C]; scale: [...] -> [..., C]."""
     return jnp.einsum("...c,...->...c", x, scale, precision=lax.Precision.HIGHEST)
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean x^2 + 1e-6) * scale over the last axis, in float32."""
+    """x / sqrt(mean(x^2) + 1e-6) * scale over the last axis, in float32."""
 
     def __init__(self, size: int, scale: float = 1.0) -> None:
         self.scale = param(jnp.full(size, scale), None)
@@ -129,21 +142,21 @@ class SwiGLU(nnx.Module):
         self.up = Linear(dim, hidden, ("embed", "hidden"), dtype=dtype, rngs=rngs)
         self.down = Linear(hidden, dim, ("hidden", "embed"), dtype=dtype, scale=scale, rngs=rngs)
 
-    def spread(self, batch: int) -> Weights:
-        """Its kernels once for every sequence, each [B, in, out]."""
-        return {name: getattr(self, name).spread(batch) for name in ("gate", "up", "down")}
+    def kernels(self, batch: int) -> Weights:
+        """A copy of each kernel for each sequence, [B, in, out]."""
+        return {name: getattr(self, name).kernels(batch) for name in ("gate", "up", "down")}
 
     def __call__(self, x: Array, kernels: Weights | None = None) -> Array:
-        """x: [B, T, E] -> [B, T, E]; by each sequence's own kernels if some are given."""
-        own = kernels or {}
-        return self.down(jax.nn.silu(self.gate(x, own.get("gate"))) * self.up(x, own.get("up")), own.get("down"))
+        """x: [B, T, E] -> [B, T, E]. kernels: as `kernels` returns them; without them, the parameters."""
+        w = kernels or {}
+        return self.down(jax.nn.silu(self.gate(x, w.get("gate"))) * self.up(x, w.get("up")), w.get("down"))
 
 
 class Conv(nnx.Module):
-    """Causal depthwise convolution over time: y_t = sum_i taps_i x_{t-i}, the identity at first.
+    """Causal depthwise convolution over time: y_t = sum_i taps_i x_{t-i}, initialised as the identity.
 
-    With the projection before it, it is the depthwise-separable convolution of Titans (section 4.4). Its state is the
-    last width - 1 inputs [B, width - 1, channels].
+    Together with the projection before it, the depthwise-separable convolution of Titans (section 4.4). The state is
+    the last width - 1 inputs, [B, width - 1, channels].
     """
 
     def __init__(self, width: int, channels: int) -> None:
@@ -151,20 +164,27 @@ class Conv(nnx.Module):
         self.width = width
 
     def init_state(self, batch: int, dtype: str) -> Array:
-        """No inputs yet."""
+        """The state before the first token: zeros."""
         return sharding.constrain(jnp.zeros((batch, self.width - 1, self.taps.shape[1]), dtype), "batch", None, "heads")
 
     def __call__(self, x: Array, state: Array, age: Array, valid: Valid | None = None) -> tuple[Array, Array]:
-        """x: [B, T, channels]; age: [B, T], so that no token sees another document. Returns y and the new state.
+        """Convolve x and update the state.
 
-        valid: None where all rows are tokens, or [T] bool; the valid rows lie together.
+        Args:
+          x: [B, T, channels].
+          state: the last inputs.
+          age: [B, T]; a token does not see other documents.
+          valid: None if all rows are tokens, or [T] bool; the valid rows are contiguous.
+
+        Returns:
+          y [B, T, channels], and the new state.
         """
         T, before = x.shape[1], self.width - 1
         end: Array | int = T
         if all_valid(valid):
             inputs = jnp.concatenate([state, x], 1)
         else:
-            # The carried inputs are placed right before the first valid row.
+            # Write the last inputs right before the first valid row.
             valid = jnp.asarray(valid)
             first = jnp.argmax(valid)
             inputs = jnp.concatenate([jnp.zeros_like(state), x], 1)
@@ -178,7 +198,7 @@ class Conv(nnx.Module):
 
 
 def l2_normalise(x: Array) -> Array:
-    """x / sqrt(sum x^2 + 1e-6) over the last axis, in float32 at least: float16 has no gradient of it at zero."""
+    """x / sqrt(sum(x^2) + 1e-6) over the last axis, in float32 or wider: its gradient at zero overflows float16."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return rowwise(y, lax.rsqrt(inner(y, y) + 1e-6)).astype(x.dtype)
 
@@ -196,14 +216,15 @@ def merge_heads(y: Array) -> Array:
 
 
 def logit(p: float) -> float:
-    """The number whose sigmoid is p."""
+    """The inverse of the sigmoid."""
     return math.log(p / (1 - p))
 
 
 def rotate(x: Array, positions: Array) -> Array:
-    """Rotary positions (RoFormer Eq 34, base 10000): turns the pairs (x_i, x_{i + D/2}).
+    """Rotary positions (RoFormer Eq 34, base 10000) on the pairs (x_i, x_{i + D/2}).
 
-    x: [..., T, H, D]; positions: [T].
+    x: [..., T, H, D].
+    positions: [T].
     """
     half = x.shape[-1] // 2
     angle = positions[:, None, None] * 10000.0 ** (-jnp.arange(half) / half)
@@ -213,9 +234,9 @@ def rotate(x: Array, positions: Array) -> Array:
 
 
 class AxialPositions(nnx.Module):
-    """Continuous axial positions: a two-layer network of the place in the segment plus one of the segment's number.
+    """Continuous axial positions: MLP(position in the segment) + MLP(log(1 + index of the segment)).
 
-    Continuous, so that every length has them; the segment enters as log(1 + number).
+    They exist for every length, because the coordinates are real numbers.
     """
 
     def __init__(self, dim: int, segment: int, *, rngs: nnx.Rngs) -> None:
@@ -225,8 +246,8 @@ class AxialPositions(nnx.Module):
 
     def __call__(self, age: Array) -> Array:
         """age: [B, T] -> [B, T, E]."""
-        place = (age % self.segment) / self.segment
-        return self.place(place) + self.number(jnp.log1p((age // self.segment).astype(jnp.float32)))
+        index = (age // self.segment).astype(jnp.float32)
+        return self.place((age % self.segment) / self.segment) + self.number(jnp.log1p(index))
 
 
 class _Coordinate(nnx.Module):
@@ -239,7 +260,7 @@ class _Coordinate(nnx.Module):
 
 
 class LearnedPositions(nnx.Module):
-    """A learned vector for each of `context` positions; they repeat after that."""
+    """A learned vector for each of `context` positions, repeated after `context` tokens."""
 
     def __init__(self, dim: int, context: int, *, rngs: nnx.Rngs) -> None:
         self.embedding = param(0.02 * jax.random.normal(rngs.params(), (context, dim)), None, "embed")
@@ -247,8 +268,8 @@ class LearnedPositions(nnx.Module):
     def __call__(self, age: Array) -> Array:
         """age: [B, T] -> [B, T, E]."""
         table = sharding.gather(self.embedding[...], None, "embed")
-        placed = sharding.out((*age.shape, table.shape[1]), "batch", None, None)
-        return table.at[age % table.shape[0]].get(out_sharding=placed)
+        spec = sharding.out((*age.shape, table.shape[1]), "batch", None, None)
+        return table.at[age % table.shape[0]].get(out_sharding=spec)
 
 
 def positions_of(kind: str, dim: int, segment: int, context: int, rngs: nnx.Rngs) -> Callable[[Array], Array] | None:

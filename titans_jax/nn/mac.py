@@ -1,17 +1,18 @@
-"""Memory as a context (Titans Eq 21-25), in the paper's order and without its two looks into the future.
+"""Memory as a context (Titans Eq 21-25), made causal.
 
-    h = M*_s(S W_Q)              read the memory as it was when the segment began (Eq 21)
-    y = x + Attn(P || h || S)    causal in h and in S: token i sees h_j and S_j for j <= i (Eq 22-23)
+    h = M*_s(S W_Q)              read the memory at the segment's start s (Eq 21)
+    y = x + Attn(P || h || S)    token i sees h_j and S_j for j <= i (Eq 22-23)
     M_t = M_{t-1}(y)             write (Eq 24)
-    o = y + sigmoid(RMSNorm(y)) * RMSNorm(M*_t(y))    each token reads the memory as it is then (Eq 25)
+    o = y + sigmoid(RMSNorm(y)) * RMSNorm(M*_t(y))    read after token t's write (Eq 25)
 
-S is RMSNorm(x), and the memory is given RMSNorm(y). The paper's equations leave out the residual connections that "all
-blocks" have (section 4.4): here they are around attention and around the memory, as in MAL. Without the first, what
-attention found reaches the stream as a gate alone, and the memory is written with means over the segment.
+S is RMSNorm(x). The memory is written with RMSNorm(y). In the paper a token sees all of h and reads the memory after
+the segment's last write. Section 4.4 gives all blocks residual connections, the equations do not print them: here they
+are around attention and around the memory, as in MAL.
 
-The write depends on the attention and the next segment's attention on the write: segments follow one another.
+A segment's attention needs the writes of the segment before it, so segments are scanned.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,10 +34,10 @@ from titans_jax.nn.memory_state import LayerInfo, MemoryState, at_chunk_start, r
 
 
 class MACState(NamedTuple):
-    """What the layer carries.
+    """The state of a MAC layer.
 
-    snapshot: the memory as it was at the segment's start, or None where a segment is one chunk.
-    cache: rotated keys, and values, of the segment so far: of h in the first half of the slots, of S in the second.
+    snapshot: the memory at the segment's start, or None if a segment is one chunk.
+    cache: rotated keys, and values, of the current segment: of h in the first half of the slots, of S in the second.
     """
 
     memory: MemoryState
@@ -45,7 +46,7 @@ class MACState(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a segment needs of its tokens: x, query, key, value, retrieval [B, T, ...], age [B, T]."""
+    """The inputs of a segment: x, query, key, value, retrieval (the memory's queries) [B, T, ...], age [B, T]."""
 
     x: Array
     query: Array
@@ -56,7 +57,7 @@ class Tokens(NamedTuple):
 
 
 class MAC(Block):
-    """The equations at the top of this file."""
+    """Memory as a context; the equations are at the top of this file."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
@@ -74,7 +75,7 @@ class MAC(Block):
         return MACState(memory, snapshot, empty(c, batch, 2 * c.segment))
 
     def mix(self, stream: Activations, state: MACState) -> tuple[Activations, MACState, LayerInfo]:
-        """One token in its segment; or any number, split into segments and scanned."""
+        """Read one token, or scan over segments."""
         x = self.norm(stream.x)
         query, key, value, values = self.projections.qkv(x, stream.values)
         tokens = Tokens(stream.x, query, key, value, self.retrieve.query(x), stream.age)
@@ -132,17 +133,17 @@ class MAC(Block):
         row: Array,
         valid: Valid | None,
     ) -> Any:
-        """Tokens of one segment from its row `row` on: all of them, or the valid ones."""
+        """Read tokens of one segment, which start at its row `row`; only the valid ones if `valid` is not None."""
         memory = state.memory
         if reset is not None:
             start = self.memory.init_state(1).memory
-            reset_rows = lambda new, old: select_rows(reset, new, old) if old.ndim else old  # noqa: E731
-            memory = memory._replace(memory=jax.tree.map(reset_rows, start, memory.memory))
+            memory = memory._replace(memory=jax.tree.map(partial(_select_rows, reset), start, memory.memory))
         snapshot = state.snapshot
         if snapshot is not None:
-            known = valid is not None and all_valid(valid)
-            starts = memory.memory.step % self.config.segment == 0
-            snapshot = readable(memory.memory) if known else select(starts, readable(memory.memory), snapshot)
+            is_whole_segment = valid is not None and all_valid(valid)
+            at_start = memory.memory.step % self.config.segment == 0
+            now = readable(memory.memory)
+            snapshot = now if is_whole_segment else select(at_start, now, snapshot)
         start = at_chunk_start(memory.memory) if snapshot is None else snapshot
         h = self.retrieve(tokens.retrieval, start, self.memory)  # Eq 21
         split = self.projections.split
@@ -156,9 +157,11 @@ class MAC(Block):
         return MACState(memory, snapshot, cache), (y, reads, info, learned)
 
     def attend(self, query: Array, age: Array, cache: KV, row: Array) -> Array:
-        """Eq 22-23 for the rows `row` ... of a segment whose keys are in `cache`: [B, T, H D].
+        """Attention of Eq 22 for a segment's rows from `row` on, [B, T, H D]; it is linear in the values.
 
-        query: [B, T, H, D]; age: [B, T]. It is linear in the values.
+        query: [B, T, H, D].
+        age: [B, T].
+        cache: has the keys and values of these rows.
         """
         (B, T, H, D), L = query.shape, self.config.segment
         position = row + jnp.arange(T)
@@ -169,48 +172,48 @@ class MAC(Block):
         return self.projections.attend(q, k, v, mask, position)[:, 0].reshape(B, T, H * D)
 
     def _attended(self, x: Array, values: Array) -> tuple[Array, Array]:
-        """y of Eq 23, and what the memory is written with, of x and of what attention read [B, T, H D]."""
+        """y of Eq 23, and the memory's input RMSNorm(y), from x and the attention's output [B, T, H D]."""
         y = x + self.projections.out(values)
         return y, self.memory_norm(y)
 
     @property
     def view(self) -> int:
-        """A segment."""
+        """The length of a segment."""
         return self.config.segment
 
     def parts(self, state: MACState) -> tuple[MemoryState, KV]:
-        """The memory and the segment."""
+        """The memory's state and the segment's cache."""
         return state.memory, state.cache
 
     def introspect(self, stream: Activations, before: MACState, after: MACState, info: Any) -> Introspection:
-        """The attention over the segment, and the memory."""
-        at = before.memory.memory.step % self.view
+        """See `Block.introspect`. The attention is over the segment."""
+        row = before.memory.memory.step % self.view
         q, k, _, _ = self.projections.qkv(self.norm(stream.x), stream.values)
 
         def attend(values: Array) -> Array:
-            return self.attend(q, stream.age, after.cache._replace(values=values), at).reshape(q.shape)
+            return self.attend(q, stream.age, after.cache._replace(values=values), row).reshape(q.shape)
 
         (weights,) = read_weights(attend, after.cache.values)
-        distance = at - jnp.arange(self.view)
+        distance = row - jnp.arange(self.view)
         read, tokens = (by_distance(half, distance, self.view) for half in jnp.split(weights, 2, -1))
         _, written = self._attended(stream.x, attend(after.cache.values).reshape(*stream.x.shape[:2], -1))
         memory = remembered(self.memory, written, stream.age, before.memory, after.memory, info)
         return Introspection(Attended(tokens, read, norms(k[:, 0])), memory)
 
 
-def _append(slots: Array, h: Array, own: Array, row: Array, valid: Valid | None) -> Array:
-    """The slots [B, H, D, 2 L] with the valid rows from `row` on: of h in the first half, of S in the second."""
+def _append(slots: Array, h: Array, s: Array, row: Array, valid: Valid | None) -> Array:
+    """Write the valid rows, from `row` on, to the slots [B, H, D, 2 L]: h to the first half, S to the second."""
     half = slots.shape[3] // 2
-    h, own = (by_slot(x.astype(slots.dtype)) for x in (h, own))
+    h, s = (by_slot(x.astype(slots.dtype)) for x in (h, s))
     if valid is not None and all_valid(valid):
-        return jnp.concatenate([h, own], 3)
-    for first, new in ((row, h), (half + row, own)):
+        return jnp.concatenate([h, s], 3)
+    for first, new in ((row, h), (half + row, s)):
         if valid is not None:
             new = jnp.where(valid, new, lax.dynamic_slice_in_dim(slots, first, new.shape[3], 3))
         slots = lax.dynamic_update_slice_in_dim(slots, new, first, 3)
     return slots
 
 
-def select_rows(rows: Array, new: Array, old: Array) -> Array:
-    """new where rows [B] is true, else old, for [B, ...]."""
-    return jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+def _select_rows(rows: Array, new: Array, old: Array) -> Array:
+    """new where rows [B] is true, else old. new, old: [B, ...], or scalars, which stay."""
+    return jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old) if old.ndim else old

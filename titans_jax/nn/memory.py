@@ -1,4 +1,4 @@
-"""A neural memory as a layer: projections and gates, one memory a head, and the output projection."""
+"""The memory layer: projections, gates, one memory per head, and the output projection."""
 
 from typing import Any
 
@@ -11,26 +11,17 @@ from jax import Array
 from titans_jax import sharding
 from titans_jax.memory import Gates, Info, Memory, Reset, Rule, State, Weights
 from titans_jax.nn.config import ModelConfig, memory_of, rule_of
-from titans_jax.nn.layers import Linear, RMSNorm, Valid, l2_normalise, merge_heads, param, split_heads
+from titans_jax.nn.layers import Linear, RMSNorm, Valid, broadcast_batch, l2_normalise, merge_heads, param, split_heads
 from titans_jax.nn.memory_inputs import QKV, WriteGates
-from titans_jax.nn.memory_state import (
-    LayerInfo,
-    MemoryState,
-    as_tuple,
-    axes_of,
-    first_duals,
-    first_state,
-    restarted,
-    spread,
-)
+from titans_jax.nn.memory_state import LayerInfo, MemoryState, as_tuple, axes_of, first_duals, first_state, restarted
 from titans_jax.sharding import BATCH_HEADS
 
 
 class MemoryLayer(nnx.Module):
-    """y = W_O(RMSNorm(M_t(q_t)) * silu(x W_g)), M_t written with (k_t, v_t) under data-dependent gates.
+    """y = W_O(RMSNorm(M_t(q_t)) * silu(x W_g)). M_t is M_{t-1} after the write of (k_t, v_t).
 
-    q and k are l2-normalised. The memory's initial weights are parameters, in the retention's coordinates.
-    With persistent tokens, a stream's memory reads them before its first token (Titans Eq 28-29).
+    q and k are l2-normalised. The memory's initial weights are parameters, stored as duals (see `Retention.lift`).
+    A memory with persistent tokens reads them before a stream's first token (Titans Eq 28-29).
     """
 
     def __init__(self, config: ModelConfig, *, persistent: int = 0, rngs: nnx.Rngs) -> None:
@@ -49,7 +40,7 @@ class MemoryLayer(nnx.Module):
 
     @property
     def rule(self) -> Rule:
-        """The configuration's rule; a module's static parts must be hashable, so it is not stored."""
+        """The configuration's rule. It is not stored, since static parts of a module must be hashable."""
         return rule_of(self.config)
 
     @property
@@ -58,11 +49,11 @@ class MemoryLayer(nnx.Module):
         return memory_of(self.config)
 
     def initial(self) -> Any:
-        """The learned initial weights [H, in, out], as duals."""
+        """The learned initial duals [H, in, out]."""
         return as_tuple(self.fast)
 
     def init_state(self, batch: int) -> MemoryState:
-        """The state before the first token: at a chunk's start, after the persistent tokens."""
+        """The state before the first token: after the persistent tokens, at a chunk's start."""
         state = MemoryState(first_state(self.config, self.initial()), self.qkv.init_state(1))
         if self.persistent is not None:
             count, chunk = self.persistent.shape[0], self.config.chunk
@@ -70,11 +61,12 @@ class MemoryLayer(nnx.Module):
             tokens = jnp.pad(self.persistent[...], [(0, rows - count), (0, 0)])[None].astype(self.dtype)
             _, state, _, _ = self.write(tokens, state, jnp.arange(rows)[None], valid=np.arange(rows) < count)
             state = state._replace(memory=restarted(self.config, state.memory))
-        memory = jax.tree.map(lambda x: spread(x, batch, *BATCH_HEADS) if x.ndim else x, state.memory)
-        return MemoryState(memory, None if state.conv is None else spread(state.conv, batch, "batch", None, "heads"))
+        memory = jax.tree.map(lambda x: broadcast_batch(x, batch, *BATCH_HEADS) if x.ndim else x, state.memory)
+        conv = None if state.conv is None else broadcast_batch(state.conv, batch, "batch", None, "heads")
+        return MemoryState(memory, conv)
 
     def modulate_gates(self, gates: Gates, state: State, k: Array, v: Array) -> Gates:
-        """The gates with which k, v [B, H, T, D] are written to a memory in `state`. Here they are unchanged."""
+        """The gates for writing k, v [B, H, T, D] to a memory in `state`; a subclass may change them."""
         return gates
 
     def __call__(
@@ -87,7 +79,7 @@ class MemoryLayer(nnx.Module):
         reset: Array | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, MemoryState, LayerInfo, Weights | None]:
-        """Write and read x [B, T, E]; arguments and results as for `write`, with y [B, T, E] in place of the reads."""
+        """Write and read x [B, T, E]: `write`, with y [B, T, E] in place of the reads."""
         reads, state, info, learned = self.write(x, state, age, valid=valid, reset=reset, residual=residual)
         return self.output(x, reads), state, info, learned
 
@@ -101,16 +93,18 @@ class MemoryLayer(nnx.Module):
         reset: Array | None = None,
         residual: Weights | None = None,
     ) -> tuple[Array, MemoryState, LayerInfo, Weights | None]:
-        """Write x [B, T, E], and read after each token: the part that runs in a stream's order.
+        """Write x to the memory and read after each token.
 
         Args:
+          x: [B, T, E].
+          state: the layer's.
           age: [B, T].
-          valid: None, or [T] bool, which rows are tokens; see `memory.miras`.
-          reset: None, or [B, T] bool, where the memory starts again (at a chunk's start).
+          valid: None, or [T] bool, true for rows that are tokens; see `memory.miras`.
+          reset: None, or [B, T] bool; the memory is reset where it is true at a chunk's start.
           residual: None, or [B, H, chunks, in, out], what the memory below has learned.
 
         Returns:
-          reads [B, H, T, D], the state, info, and with a residual what this memory has learned.
+          reads [B, H, T, D], the state, the info, and, given a residual, what this memory has learned.
         """
         (q, k, v), conv = self.qkv(x, state.conv, age, valid)
         q, k = l2_normalise(q), l2_normalise(k)
@@ -128,16 +122,16 @@ class MemoryLayer(nnx.Module):
         return self.out(self.merge_heads(reads) * jax.nn.silu(self.gate(x)))
 
     def merge_heads(self, y: Array) -> Array:
-        """[B, H, T, D] -> [B, T, H D], normalised by head."""
+        """RMSNorm of each head; [B, H, T, D] -> [B, T, H D]."""
         return merge_heads(self.norm(y))
 
     def retrieve(self, state: Any, q: Array) -> Array:
-        """Read q [B, H, T, D] from memories in `state`, without a write."""
+        """Read the memories in `state` at q [B, H, T, D], without a write."""
         axes = axes_of(self.config, BATCH_HEADS, ())
         return sharding.vmap_batch_heads(self.memory.read, (state, q), (axes, BATCH_HEADS), BATCH_HEADS)
 
     def reset_state(self) -> Any:
-        """The state [H, ...] of a memory whose document starts."""
+        """The memories' state [H, ...] at a document's start."""
         state = self.init_state(1).memory
         return jax.tree.map(lambda x: x[0] if x.ndim else x, state)
 
@@ -149,11 +143,12 @@ class MemoryLayer(nnx.Module):
         reset: Array | None,
         residual: Weights | None,
     ) -> tuple[Array, Any, Info]:
-        """`memory.update` over batch and heads; every sequence is at the same step."""
+        """`memory.update` over batch and heads; all sequences are at the same step."""
         axes = axes_of(self.config, BATCH_HEADS, ())
         start = None if reset is None else Reset(reset, self.reset_state())
         start_axes = None if reset is None else Reset(BATCH_HEADS[:1], axes_of(self.config, BATCH_HEADS[1:], ()))
-        known = valid if isinstance(valid, np.ndarray) else None  # on a mesh, arguments are not constants
+        # A numpy mask is a constant while tracing; an argument of shard_map would not be.
+        known = valid if isinstance(valid, np.ndarray) else None
 
         def one(state: Any, tokens: Any, valid: Any, reset: Any, residual: Any) -> tuple[Array, Any, Info]:
             valid = valid if known is None else known
@@ -165,7 +160,7 @@ class MemoryLayer(nnx.Module):
 
 
 class Retrieve(nnx.Module):
-    """h = W(RMSNorm(M*(q))), q = l2(SiLU(x W_Q)): a read without a write (Titans Eq 21)."""
+    """A read without a write (Titans Eq 21): h = W(RMSNorm(M*(q))), q = l2(SiLU(x W_Q))."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         size = config.memory.heads * config.memory.head_dim
@@ -173,7 +168,7 @@ class Retrieve(nnx.Module):
         self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, rngs=rngs)
 
     def __call__(self, q: Array, state: Any, layer: MemoryLayer) -> Array:
-        """q: [B, T, H D] from `query`; state: of a memory of `layer`. Returns h [B, T, E]."""
+        """Read the memories of `layer` in `state`. q: [B, T, H D] from `query`. Returns h [B, T, E]."""
         q = l2_normalise(split_heads(jax.nn.silu(q), layer.config.heads))
         return self.out(layer.merge_heads(layer.retrieve(state, q)))
 

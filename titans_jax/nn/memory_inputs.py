@@ -1,4 +1,4 @@
-"""What a token writes and reads a memory with: query, key, value and gates."""
+"""The inputs of a memory: query, key, value and gates of each token."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from titans_jax.nn.layers import Conv, Linear, Valid, logit, param, split_heads
 
 
 class QKV(nnx.Module):
-    """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with k and v once for each write of a token."""
+    """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with one k and v for each write of a token."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         c = config.memory
@@ -31,13 +31,20 @@ class QKV(nnx.Module):
     def __call__(
         self, x: Array, conv: Array | None, age: Array, valid: Valid | None = None
     ) -> tuple[tuple[Array, Array, Array], Array | None]:
-        """q [B, H, T, D], k and v of that shape, or [B, H, T, writes, D] if several; and the convolution's state.
+        """Project x.
 
-        x: [B, T, E]. age: [B, T]. valid: None, or [T] bool.
+        Args:
+          x: [B, T, E].
+          conv: the convolution's state, or None.
+          age: [B, T].
+          valid: None, or [T] bool.
+
+        Returns:
+          q, k, v [B, H, T, D] (k, v [B, H, T, writes, D] if there are several), and the convolution's state.
         """
         qkv = self.linear(x)
         if self.conv is not None:
-            assert conv is not None, "a layer with a convolution makes states with its inputs"
+            assert conv is not None, "the state lacks the convolution's inputs"
             qkv, conv = self.conv(qkv, conv, age, valid)
         q, k, v = jnp.split(
             split_heads(jax.nn.silu(qkv), self.heads), [self.head_dim, (1 + self.writes) * self.head_dim], -1
@@ -48,7 +55,7 @@ class QKV(nnx.Module):
 
 
 class WriteGates(nnx.Module):
-    """The gates of every token and head, in float32 whatever x is; see `presets.GateStyle`.
+    """The gates of each token and head, in float32; see `presets.GateStyle`.
 
     Data-dependent gates are sigmoid(x W + b). A "fixed" keep is 1 - 2^(-5-h) for head h, as in RetNet.
     """
@@ -63,14 +70,17 @@ class WriteGates(nnx.Module):
         self.rate = gate(c.heads * self.writes, bias=0.0) if c.gates.rate == "gated" else None
         self.momentum = gate(c.heads, bias=logit(c.momentum))
         self.keep = gate(channels, bias=logit(1 - c.forget)) if channels else None
-        # exp(-a rate) at the first rate, half of the largest, is 1 - forget
+        # keep = exp(-a rate) starts at 1 - forget, since rates start at half of max_rate
         first = jnp.full(c.heads, math.log(-2 * math.log1p(-c.forget) / self.max_rate))
         self.log_decay = param(first, "heads") if c.gates.keep == "tied" else None
         self.weight = gate(c.heads, bias=logit(0.9)) if rule.learner.window > 1 else None
         self.threshold = gate(c.heads, bias=c.head_dim**0.5) if rule.bias.threshold else None
 
     def __call__(self, x: Array) -> Gates:
-        """x: [B, T, E]. Gates are [B, H, T]; keep [B, H, T, D] if per channel, rate [B, H, T, writes] if several."""
+        """The gates of x [B, T, E].
+
+        Each is [B, H, T]; keep is [B, H, T, D] if per channel, rate [B, H, T, writes] if there are several writes.
+        """
         x = x.astype(jnp.float32)
 
         def gated(gate: Linear, vector: bool = False) -> Array:

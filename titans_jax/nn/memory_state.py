@@ -1,4 +1,4 @@
-"""The state of a memory layer: of one memory a head, or of TNT's several."""
+"""The state of a memory layer: one memory per head, or TNT's several."""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax import sharding
 from titans_jax.memory.chunk_end import new_stream
 from titans_jax.memory.tnt import TNTState, TNTWeights, tnt_axes, tnt_new_stream, tnt_weights
 from titans_jax.memory.types import State, from_origin, initial_state, state_axes
@@ -15,14 +14,18 @@ from titans_jax.nn.config import MemoryConfig, memory_of, rule_of
 
 
 class MemoryState(NamedTuple):
-    """memory: a `State` or TNTState of leaves [B, H, ...], its steps scalars. conv: the convolution's last inputs."""
+    """The state of a memory layer.
+
+    memory: a `State` or `TNTState` of leaves [B, H, ...]; steps are scalars.
+    conv: the convolution's last inputs, or None.
+    """
 
     memory: Any
     conv: Array | None
 
 
 class LayerInfo(NamedTuple):
-    """What can be observed of a memory layer, each [B, H, T]: `memory.Info`, and the gates (keep as channel mean)."""
+    """The fields of `memory.Info`, and the gates (means over channels and writes), each [B, H, T]."""
 
     surprise: Array
     grad_norm: Array
@@ -35,12 +38,12 @@ class LayerInfo(NamedTuple):
 
 
 def axes_of(config: MemoryConfig, axes: Any, step: Any = None) -> Any:
-    """A memory's state with `axes` in place of its arrays and `step` in place of its steps."""
+    """A tree like a memory's state, with `axes` for its arrays and `step` for its steps."""
     return tnt_axes(axes, len(config.local_chunks), step) if config.local_chunks else state_axes(axes, step)
 
 
 def first_duals(config: MemoryConfig, key: Array) -> Any:
-    """The initial weights of a head, in the retention's coordinates, where every number is valid."""
+    """The initial weights of a head as duals (see `Retention.lift`); any number is valid."""
     rule = rule_of(config)
     if config.local_chunks:
         return tnt_weights(rule, key, len(config.local_chunks))
@@ -48,7 +51,7 @@ def first_duals(config: MemoryConfig, key: Array) -> Any:
 
 
 def first_state(config: MemoryConfig, duals: Any) -> Any:
-    """The state [1, H, ...] of a stream's memories, from duals [H, ...] of `first_duals`."""
+    """The initial state [1, H, ...] of the memories, from duals [H, ...] of `first_duals`."""
     start = memory_of(config).init if config.local_chunks else functools.partial(initial_state, rule_of(config))
     axes = axes_of(config, 0)
     state = jax.vmap(jax.vmap(start, out_axes=axes), in_axes=None, out_axes=axes, axis_size=1)(duals)
@@ -56,12 +59,12 @@ def first_state(config: MemoryConfig, duals: Any) -> Any:
 
 
 def restarted(config: MemoryConfig, state: Any) -> Any:
-    """The state of a stream that starts from the weights of another one."""
+    """The state of a new stream whose initial weights are those of `state`."""
     return (tnt_new_stream if config.local_chunks else new_stream)(rule_of(config), state)
 
 
 def readable(state: Any) -> Any:
-    """The part of a state that a read needs: the weights as they are now."""
+    """The part of a state that a read needs, with the current weights."""
     if isinstance(state, TNTState):
         local = tuple(map(readable, state.local_memories))
         return state._replace(
@@ -72,32 +75,26 @@ def readable(state: Any) -> Any:
 
 
 def at_chunk_start(state: State) -> State:
-    """The part of a state that a read needs: the weights at the chunk's start."""
+    """The part of a state that a read needs, with the weights at the chunk's start."""
     return State(state.anchor, (), state.anchor, state.step)
 
 
-def spread(x: Array, batch: int, *axes: str | None) -> Array:
-    """[1, ...] -> [B, ...], an array of its own, sharded over its logical axes."""
-    shape = (batch, *x.shape[1:])
-    return jnp.broadcast_to(x, shape, out_sharding=sharding.out(shape, *axes)) + 0
-
-
 def as_tuple(weights: Any) -> Any:
-    """The parameters of a layer's memories as its functions take them."""
+    """A layer's parameters as the weights of `Memory.init`."""
     if "global_memory" in weights:
         return TNTWeights(as_tuple(weights["global_memory"]), tuple(map(as_tuple, weights["local_memories"])))
     return {name: w[...] for name, w in weights.items()}
 
 
 def duals(state: Any) -> Any:
-    """What a memory's writes change."""
+    """The arrays of a memory's state that its writes change."""
     if isinstance(state, TNTState):
         return duals(state.global_memory), tuple(map(duals, state.local_memories)), state.pi
     return state.dual
 
 
 def named_weights(state: Any) -> dict[str, Array]:
-    """origin + dual of a memory by name; TNT's as global_w1, local_0_w1, ..., pi."""
+    """A memory's duals, origin + dual, by name. TNT's names are global_w1, local_0_w1, ..., pi."""
     if not isinstance(state, TNTState):
         return from_origin(state)
     parts = {"global": state.global_memory} | {f"local_{i}": local for i, local in enumerate(state.local_memories)}

@@ -33,21 +33,25 @@ BLOCKS: dict[str, type[Block]] = {
 
 
 UNROLLED = 4
-"""Repeats of the pattern that are written out: a loop would stack all that the backward pass needs of each layer, a
-tenth of a training step on a CPU. More are scanned, so that compile time does not grow with depth."""
+"""The most repeats of the pattern that are unrolled. Unrolling saves a tenth of a training step on a CPU, as the
+backward pass needs no stack of residuals; scanning more keeps the compile time independent of the depth."""
 
 
 class LMState(NamedTuple):
-    """A stream's state: one per block of the pattern, stacked over its layers; age [B] tokens into the document."""
+    """A stream's state.
+
+    blocks: the states of each block of the pattern, stacked over its layers.
+    age: [B], tokens since the document's start.
+    """
 
     blocks: tuple[Any, ...]
     age: Array
 
 
 class LM(nnx.Module):
-    """Tokens to logits, one text for training, prefill and decode: `logits, state, info = model(tokens, state)`.
+    """A language model. `logits, state, info = model(tokens, state)` trains, prefills and decodes.
 
-    The layers of each block of the pattern are stacked and, where they are many, scanned.
+    The layers of each block of the pattern are stacked, and scanned if there are more than `UNROLLED`.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -77,26 +81,26 @@ class LM(nnx.Module):
         self.head = Linear(config.dim, config.vocab_size, ("embed", "vocab"), dtype=config.dtype, scale=0.5, rngs=rngs)
 
     def init_state(self, batch: int) -> LMState:
-        """The state before the first token, of fixed size for ever; it depends on the parameters."""
+        """The state before the first token. It depends on the parameters; its size never changes."""
         blocks = tuple(lax.map(lambda block: block.init_state(batch), stack) for stack in self.blocks)
         return LMState(blocks, sharding.constrain(jnp.zeros(batch, jnp.int32), "batch"))
 
     def __call__(
         self, tokens: Array, state: LMState, reset: Array | None = None, *, aligned: bool = False
     ) -> tuple[Array, LMState, LayerInfo | None]:
-        """Read tokens and predict each one's successor.
+        """Read tokens and predict the next token after each.
 
         Args:
           tokens: [B, T] int, T >= 1.
           state: of `init_state` or of an earlier call.
-          reset: None, or [B, T] bool where a document begins: nothing before is stacked from there on. Memories begin
-            anew at a chunk's start only (MAC: at a segment's), so documents must be laid out on multiples of it.
-          aligned: a promise that the tokens read so far are a multiple of T, as at a stream's beginning or where it is
-            read in pieces of one length. Where chunks divide T, the call then need not be laid on their grid.
+          reset: None, or [B, T] bool, true at a document's first token. Later tokens do not see earlier documents.
+            Memories are reset only at the start of a chunk (MAC: of a segment), so documents must start there.
+          aligned: promises that the number of tokens read before is a multiple of T, as in a stream that is read in
+            calls of one length. If chunks and segments divide T, the call is then not padded to them.
 
         Returns:
-          logits [B, T, vocab_size] float32; the state after the tokens; a `LayerInfo` of [layers, B, H, T]
-          leaves, or None without a memory.
+          logits [B, T, vocab_size] float32; the new state; a `LayerInfo` of leaves [layers, B, H, T], or None without
+          a memory.
 
         Raises:
           ValueError: full attention over more than `context` tokens in one call.
@@ -106,7 +110,7 @@ class LM(nnx.Module):
         x = self.embed(tokens, age)
         values = no_values(c, B, T) if c.value_residual and c.pattern != ("lmm",) else None
         aligned = aligned and T % self.unit == 0
-        learned = self._nothing_learned(B, T, aligned) if c.weight_residual else None
+        learned = self._zero_residual(B, T, aligned) if c.weight_residual else None
         first = Activations(x, age, reset, values, learned, aligned)
 
         def layer(carry: Any, layers: Any) -> Any:
@@ -129,10 +133,10 @@ class LM(nnx.Module):
         return logits, LMState(blocks, age[:, -1] + 1), info
 
     def by_layer(self) -> "ByLayer":
-        """The same model, with every layer a block of its own in place of a stack of them that is scanned.
+        """The same model with unstacked layers, for decoding on a CPU; it has its own copy of the parameters.
 
-        Each call is written out, so that it compiles longer but takes no layer out of a stack and puts none back: for a
-        single token on a CPU that is half of the time. It holds the layers' parameters in arrays of its own.
+        It compiles longer. A call does not slice and update stacks of layers, which is half of the time of a single
+        token on a CPU.
         """
         c, (graphdef, params) = self.config, nnx.split(self)
         model = nnx.merge(graphdef, params)
@@ -144,31 +148,31 @@ class LM(nnx.Module):
         return ByLayer(model)
 
     def state_by_layer(self, state: Any) -> Any:
-        """A state of this model as one of `by_layer`."""
+        """Convert a state of this model to a state of `by_layer`."""
         return state._replace(blocks=unstacked(state.blocks, self.config.repeats))
 
     def over_layers(self, act: Callable[[Array], Array], state: Any) -> Any:
-        """A state with act(x) in place of every x [layers, ...] of it."""
+        """Apply `act` to each array [layers, ...] of a state."""
         return state._replace(blocks=jax.tree.map(act, state.blocks))
 
     @property
     def unit(self) -> int:
-        """Tokens after which every layer stands as at a stream's beginning: at a chunk's and a segment's start."""
+        """The distance in tokens between positions at which a chunk and a segment start in every layer."""
         c = self.config
         segments = "mac" in c.pattern or c.attention == "segmented"
         return math.lcm(c.memory.chunk, c.segment if segments else 1)
 
     def embed(self, tokens: Array, age: Array) -> Array:
-        """[B, T] -> [B, T, E], with added positions where the configuration has them."""
+        """[B, T] -> [B, T, E], with axial or learned positions added if the configuration has them."""
         table = sharding.gather(self.embedding[...], "vocab", "embed")
-        placed = sharding.out((*tokens.shape, self.config.dim), "batch", None, None)
-        x = table.at[tokens].get(out_sharding=placed) * self.config.dim**0.5
+        spec = sharding.out((*tokens.shape, self.config.dim), "batch", None, None)
+        x = table.at[tokens].get(out_sharding=spec) * self.config.dim**0.5
         if self.positions is not None:
             x = x + self.positions(age)
         return x.astype(self.config.dtype)
 
-    def _nothing_learned(self, batch: int, length: int, aligned: bool) -> Any:
-        """Zeros [B, H, chunks, in, out] for the first layer, as many chunks as the call touches."""
+    def _zero_residual(self, batch: int, length: int, aligned: bool) -> Any:
+        """The first layer's weight residual: zeros [B, H, chunks, in, out] for the chunks of the call."""
         c = self.config
         size = c.segment if "mac" in c.pattern and length > 1 else c.memory.chunk
         rows = length if aligned else grid_of(length, size, jnp.int32(0)).rows
@@ -184,9 +188,9 @@ class LM(nnx.Module):
 
 
 class ByLayer(nnx.Module):
-    """An `LM` of which no layer is stacked with another, called as it is. Its states have no axis of layers.
+    """An `LM` with unstacked layers. Its states have no axis of layers.
 
-    With one, if only of length 1, XLA on CPUs copies caches that it is given to keep, in place of writing into them: a
+    With such an axis, even of length 1, XLA on CPUs copies donated caches instead of updating them in place. That is a
     third of the time of a token of many sequences.
     """
 
@@ -195,26 +199,26 @@ class ByLayer(nnx.Module):
 
     @property
     def config(self) -> ModelConfig:
-        """The model's."""
+        """The model's configuration."""
         return self.model.config
 
     def init_state(self, batch: int) -> Any:
         """As `LM.init_state`."""
-        return self.model.over_layers(_first, self.model.init_state(batch))
+        return self.model.over_layers(_drop_axis, self.model.init_state(batch))
 
     def __call__(self, tokens: Array, state: Any, *, aligned: bool = False) -> tuple[Array, Any, LayerInfo | None]:
         """As `LM`."""
-        state = self.model.over_layers(_alone, state)
+        state = self.model.over_layers(_add_axis, state)
         logits, state, info = self.model(tokens, state, aligned=aligned)
-        return logits, self.model.over_layers(_first, state), info
+        return logits, self.model.over_layers(_drop_axis, state), info
 
 
-_alone = functools.partial(jnp.expand_dims, axis=0)
-_first = functools.partial(jnp.squeeze, axis=0)
+_add_axis = functools.partial(jnp.expand_dims, axis=0)
+_drop_axis = functools.partial(jnp.squeeze, axis=0)
 
 
 def unstacked(stacks: Sequence[Any], count: int) -> tuple[Any, ...]:
-    """Trees of one stack [count, ...] after another, layer by layer as they follow: [...]."""
+    """Split the stacks [count, ...] of a pattern's blocks into one tree per layer, in the order of the layers."""
     return tuple(
         jax.tree.map(functools.partial(lax.index_in_dim, index=i, keepdims=False), stack)
         for i in range(count)
@@ -224,14 +228,14 @@ def unstacked(stacks: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _layers(stacks: Sequence[Any], count: int) -> tuple[Any, ...]:
-    return jax.tree.map(_alone, unstacked(stacks, count))
+    return jax.tree.map(_add_axis, unstacked(stacks, count))
 
 
 def _ages(age: Array, reset: Array | None, length: int) -> Array:
-    """[B, T] tokens since the document began, from the carried age [B]."""
-    running = age[:, None] + jnp.arange(length)
+    """The age [B, T] of each token, from the age [B] of the first."""
+    index = jnp.arange(length)
+    running = age[:, None] + index
     if reset is None:
         return running
-    at = jnp.arange(length)
-    last = lax.cummax(jnp.where(reset, at, -1), axis=1)
-    return jnp.where(last >= 0, at - last, running)
+    last_reset = lax.cummax(jnp.where(reset, index, -1), axis=1)
+    return jnp.where(last_reset >= 0, index - last_reset, running)

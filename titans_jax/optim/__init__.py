@@ -1,4 +1,4 @@
-"""Optimisers for the outer training loop: optax transformations by name."""
+"""Optimizers of the parameters, as optax transformations."""
 
 from titans_jax.optim.build import OPTIMIZERS, SCHEDULES, OptimConfig, build, decays, learning_rate
 from titans_jax.optim.deep import (

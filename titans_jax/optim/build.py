@@ -1,4 +1,4 @@
-"""From an `OptimConfig` to one optax transformation: clip, direction by name, weight decay, rate, accumulation."""
+"""An optax transformation from an `OptimConfig`: clipping, optimizer, weight decay, learning rate, accumulation."""
 
 import difflib
 import functools
@@ -20,22 +20,22 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How parameters follow their gradients. A step is one batch read, here and in `build`."""
+    """The configuration of the optimizer. A step is one batch, here and in `build`."""
 
     name: str = "adamw"
-    """A row of OPTIMIZERS."""
+    """A name in OPTIMIZERS."""
     peak_rate: float = 1e-3
-    """The learning rate at the end of the warm-up."""
+    """Learning rate at the end of the warm-up."""
     schedule: str = "cosine"
-    """A row of SCHEDULES: what the rate does after the warm-up."""
+    """A name in SCHEDULES: the learning rate after the warm-up."""
     warmup: int = 100
-    """Steps over which the rate grows linearly to its peak."""
+    """Steps of the linear warm-up."""
     final_fraction: float = 0.1
-    """The last rate as a fraction of the peak (cosine, linear, wsd)."""
+    """Final learning rate divided by the peak (cosine, linear, wsd)."""
     decay_fraction: float = 0.2
-    """The last share of the steps after the warm-up in which wsd decays."""
+    """Share of the steps after the warm-up in which wsd decays, at the end."""
     weight_decay: float = 0.1
-    """Decoupled and scaled by the rate, on matrices only (see `decays`)."""
+    """Decoupled weight decay of matrices, times the learning rate; see `decays`."""
     b1: float = 0.9
     """Decay of the first moment; the momentum of sgd, muon, delta_momentum and deep_momentum."""
     b2: float = 0.95
@@ -43,15 +43,15 @@ class OptimConfig:
     b3: float = 0.9
     """Decay of m3's slow momentum."""
     alpha: float = 0.5
-    """Share of m3's slow momentum in its direction."""
+    """Weight of m3's slow momentum relative to the fast one."""
     chunk: int = 16
-    """Updates from one step of m3's slow momentum to the next."""
+    """Updates between two updates of m3's slow momentum."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     clip: float | None = 1.0
-    """Largest global norm of a gradient; None for no limit."""
+    """Largest global norm of a gradient; None for no clipping."""
     accumulation: int = 1
-    """Batches whose mean gradient makes one update."""
+    """Batches per update: an update uses their mean gradient."""
 
     def __post_init__(self) -> None:
         _known("name", self.name, OPTIMIZERS)
@@ -69,11 +69,10 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """The rate at step t of a run of `steps` steps.
+    """The learning rate at step t of a run of `steps` steps.
 
-    rate(t) = peak_rate (t + 1) / (warmup + 1) for t < warmup, so that the first step already moves;
-    rate(t) = peak_rate f(u) from there on, u = (t - warmup) / (steps - warmup) in [0, 1], f by SCHEDULES. A run no
-    longer than its warm-up ends while the rate still grows.
+    rate(t) = peak_rate (t + 1) / (warmup + 1)                             t < warmup
+    rate(t) = peak_rate f(u), u = (t - warmup) / (steps - warmup)          t >= warmup, f of SCHEDULES
 
     Raises:
         ValueError: steps below 1.
@@ -88,18 +87,18 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((t - config.warmup) / max(steps - config.warmup, 1), 0, 1)
-        growing = (t + 1) / (config.warmup + 1)
-        return config.peak_rate * jnp.where(t < config.warmup, growing, shape(config, t, progress))
+        warming_up = (t + 1) / (config.warmup + 1)
+        return config.peak_rate * jnp.where(t < config.warmup, warming_up, shape(config, t, progress))
 
     return rate
 
 
 def build(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The transformation to call with the gradient of every batch of a run of `steps` batches.
+    """The optimizer of a run of `steps` batches. Call it with the gradient of each batch.
 
-    params -= rate(t) (direction(clip(gradient)) + weight_decay params), the decay where `decays` says so. With
-    accumulation k, k - 1 calls of k return zeros and the k-th applies the mean of the k gradients, with the rate of
-    the first of them; that equals one batch k times larger when the k batches count equally many tokens.
+    params -= rate(t) (direction(clip(gradient)) + weight_decay params), with weight decay as `decays` says.
+    With accumulation k, every k-th call applies the mean of k gradients, at the rate of the first of them; the other
+    calls return zeros. That equals one batch of k times the size if the k batches have equally many tokens.
 
     Raises:
         ValueError: steps below 1.
@@ -117,10 +116,10 @@ def build(config: OptimConfig, steps: int) -> optax.GradientTransformation:
 
 
 def decays(params: PyTree) -> PyTree:
-    """Which leaves lose weight: a tree of bools like `params`.
+    """Which leaves have weight decay: a tree of bools like `params`.
 
-    Decided by name, as stacked layers give a bias two axes: a leaf called `kernel` or `embedding` decays; scales,
-    biases, tokens, and everything below a name that contains `fast` (the weights a memory starts from) do not.
+    Leaves named `kernel` or `embedding` have it, unless a name above them contains `fast` (a memory's initial weights).
+    The number of axes does not decide, since a bias of stacked layers has two.
 
     >>> decays({"proj": {"kernel": 0.0, "bias": 0.0}, "fast": {"kernel": 0.0}})
     {'fast': {'kernel': False}, 'proj': {'bias': False, 'kernel': True}}
@@ -129,7 +128,7 @@ def decays(params: PyTree) -> PyTree:
 
 
 def _is_named(path: tuple[Any, ...], *names: str) -> bool:
-    """Whether the leaf at the path bears one of the names, outside the fast weights."""
+    """Whether the leaf at the path has one of the names and is no fast weight."""
     parts = _parts(path)
     return bool(parts) and parts[-1] in names and not any("fast" in part for part in parts)
 
@@ -140,7 +139,7 @@ def _parts(path: tuple[Any, ...]) -> list[str]:
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Orthogonalised momentum for kernels, Adam for the rest, at one rate (Liu et al. 2025, equation 4)."""
+    """Muon for kernels, Adam for the rest, at the same learning rate (Liu et al. 2025, Eq 4)."""
 
     def axes(params: PyTree) -> PyTree:
         return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(-2, -1), params)
@@ -156,25 +155,25 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _m3(config: OptimConfig, **options: Any) -> optax.GradientTransformation:
-    """M3 for kernels but the head's, Adam for the rest, at one rate."""
+    """M3 for kernels except the head's, Adam for the rest, at the same learning rate."""
     c = config
     m3 = scale_by_m3(c.b1, c.b2, c.b3, alpha=c.alpha, chunk=c.chunk, eps=c.eps, **options)
-    return _kernels_by("m3", m3, config, besides=("head",))
+    return _kernels_by("m3", m3, config, exclude=("head",))
 
 
 def _m3_literal(config: OptimConfig) -> optax.GradientTransformation:
-    """Algorithm 1 as printed; its update grows as the gradient shrinks, so its rates are far smaller."""
+    """Algorithm 1 as printed. Its update grows as the gradient shrinks, so it needs far smaller learning rates."""
     return _m3(config, mode="literal", second_moment="gradient", rms=None)
 
 
 def _kernels_by(
-    name: str, matrix: optax.GradientTransformation, config: OptimConfig, besides: tuple[str, ...] = ()
+    name: str, matrix: optax.GradientTransformation, config: OptimConfig, exclude: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
-    """The transformation for kernels [..., in, out] below none of the names besides, Adam for all else."""
+    """`matrix` for kernels [..., in, out] whose path has no name of `exclude`, Adam for the rest."""
 
     def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
-        takes = _is_named(path, "kernel") and leaf.ndim >= 2 and not set(besides) & set(_parts(path))
-        return name if takes else "adam"
+        is_matrix = _is_named(path, "kernel") and leaf.ndim >= 2 and not set(exclude) & set(_parts(path))
+        return name if is_matrix else "adam"
 
     labels = functools.partial(jax.tree_util.tree_map_with_path, label)
     return optax.partition({name: matrix, "adam": _adam(config)}, labels)

@@ -1,6 +1,6 @@
-"""Nested Learning's optimizers (arXiv 2512.24695): descent, and momenta that are memories of the gradients.
+"""The optimizers of Nested Learning (arXiv 2512.24695): descent, and momenta that are memories of the gradients.
 
-Weights are [..., in, out], stacked over any leading axes; the paper's are [out, in], so its products stand transposed.
+Weights are [..., in, out], with any leading axes. The paper's are [out, in], so its products are transposed here.
 """
 
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,7 +14,7 @@ Value = Literal["gradient", "ones"]
 
 
 def gradient_descent(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """W <- W - rate g (Eq 1), which is argmin_X <X, g> + |X - W|^2 / (2 rate) (Eq 2).
+    """Gradient descent: W <- W - rate g (Eq 1), which is argmin_X <X, g> + |X - W|^2 / (2 rate) (Eq 2).
 
     >>> optimizer = gradient_descent(0.1)
     >>> step, _ = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)))
@@ -25,7 +25,7 @@ def gradient_descent(rate: optax.ScalarOrSchedule) -> optax.GradientTransformati
 
 
 def momentum_descent(rate: optax.ScalarOrSchedule, momentum: float = 0.9) -> optax.GradientTransformation:
-    """m <- momentum m - rate g, W <- W + m (Eq 33). With momentum 1, which forgets nothing, Eq 10-13 (with -m for m).
+    """Momentum: m <- momentum m - rate g, W <- W + m (Eq 33). Momentum 1 gives Eq 10-13, with -m for m.
 
     >>> optimizer = momentum_descent(0.5, momentum=0.5)
     >>> step, state = optimizer.update(jnp.ones(1), optimizer.init(jnp.zeros(1)))
@@ -36,18 +36,23 @@ def momentum_descent(rate: optax.ScalarOrSchedule, momentum: float = 0.9) -> opt
 
 
 class LeaderState(NamedTuple):
-    """start: the first parameters, float32. total: the sum of the gradients. count: updates so far, int32."""
+    """The state of `follow_the_regularised_leader`.
+
+    start: the initial parameters, float32.
+    total: the sum of the gradients.
+    count: the number of updates, int32.
+    """
 
     start: PyTree
     total: PyTree
-    count: jax.Array  # type: ignore[assignment]  # the name optax gives it, which tuple's method bears too
+    count: jax.Array  # type: ignore[assignment]  # optax' name for it, and the name of a method of tuple
 
 
 def follow_the_regularised_leader(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """W_{t+1} = argmin_W sum_{s<=t} <W, g_s> + |W - W_0|^2 / (2 rate_t) = W_0 - rate_t sum_{s<=t} g_s (Eq 3).
+    """Follow the regularised leader: W_{t+1} = W_0 - rate_t sum_{s<=t} g_s (Eq 3).
 
-    At a constant rate it is gradient descent; a rate that changes acts on all of the past. The parameters move by these
-    updates alone.
+    That is argmin_W sum_{s<=t} <W, g_s> + |W - W_0|^2 / (2 rate_t). At a constant rate it equals gradient descent; a
+    new rate scales all past gradients. Nothing else may change the parameters.
 
     Raises:
         ValueError: update without params.
@@ -63,10 +68,10 @@ def follow_the_regularised_leader(rate: optax.ScalarOrSchedule) -> optax.Gradien
 
     def update(gradients: PyTree, state: LeaderState, params: PyTree | None = None) -> tuple[PyTree, LeaderState]:
         if params is None:
-            raise ValueError("follow_the_regularised_leader: update needs params, whose distance to W_0 it closes")
-        now = rate(state.count) if callable(rate) else rate
+            raise ValueError("follow_the_regularised_leader: update needs params, as updates are differences to them")
+        step = rate(state.count) if callable(rate) else rate
         total = jax.tree.map(jnp.add, state.total, gradients)
-        leader = jax.tree.map(lambda start, g: start - now * g, state.start, total)
+        leader = jax.tree.map(lambda start, g: start - step * g, state.start, total)
         updates = jax.tree.map(lambda w, p: (w - p).astype(p.dtype), leader, params)
         return updates, LeaderState(state.start, total, optax.safe_increment(state.count))
 
@@ -74,19 +79,20 @@ def follow_the_regularised_leader(rate: optax.ScalarOrSchedule) -> optax.Gradien
 
 
 def delta_gradient_descent(rate: float) -> optax.GradientTransformationExtraArgs:
-    """W <- (I - rate' x^T x) W - rate' g, rate' = rate / (1 + rate |x|^2): the layer forgets what x held.
+    """Delta gradient descent: W <- (I - rate' x^T x) W - rate' g, rate' = rate / (1 + rate |x|^2).
 
-    It is argmin_Y |x Y + e|^2 / 2 + |Y - W|^2 / (2 rate), e the error at the output and g = x^T e. For inputs of
-    several rows, (I + rate X^T X)^-1 in place of 1 / (1 + rate |x|^2). (The paper's rate / (1 + rate) is this for unit
-    x.) update(g, state, params, inputs=...) takes a tree like params, of each layer's inputs [..., rows, in]; g is the
-    sum over the rows: for a mean, divide the inputs by the root of their number.
+    It is argmin_Y |x Y + e|^2 / 2 + |Y - W|^2 / (2 rate), where e is the error at the output and g = x^T e. For several
+    rows X, (I + rate X^T X)^-1 replaces 1 / (1 + rate |x|^2). For unit x, rate' is the paper's rate / (1 + rate).
+
+    Call update(g, state, params, inputs=inputs). g is the sum over rows; inputs is a tree like params of the layers'
+    inputs [..., rows, in]. If g is the mean, divide the inputs by the root of the number of rows.
 
     Raises:
         ValueError: update without params or inputs.
 
     >>> optimizer, w, x = delta_gradient_descent(1.0), jnp.array([[3.0], [5.0]]), jnp.array([[1.0, 0.0]])
     >>> step, _ = optimizer.update(jnp.zeros((2, 1)), optimizer.init(w), w, inputs=x)
-    >>> (w + step).tolist()                                             # no error: half of what x reads is erased
+    >>> (w + step).tolist()                                             # without error, half of x W is erased
     [[1.5], [5.0]]
     """
 
@@ -97,9 +103,10 @@ def delta_gradient_descent(rate: float) -> optax.GradientTransformationExtraArgs
             raise ValueError("delta_gradient_descent: update needs params and inputs, each layer's [..., rows, in]")
 
         def one(g: jax.Array, w: jax.Array, x: jax.Array) -> jax.Array:
-            pull = x.mT @ (x @ w) + g
+            gradient = x.mT @ (x @ w) + g
             gram = jnp.eye(x.shape[-2], dtype=x.dtype) + rate * x @ x.mT
-            return -rate * (pull - rate * x.mT @ jnp.linalg.solve(gram, x @ pull))  # (I + rate X^T X)^-1 by Woodbury
+            # (I + rate X^T X)^-1 by Woodbury: the system has the size of the rows, not of the inputs
+            return -rate * (gradient - rate * x.mT @ jnp.linalg.solve(gram, x @ gradient))
 
         return jax.tree.map(one, gradients, params, inputs), state
 
@@ -107,15 +114,15 @@ def delta_gradient_descent(rate: float) -> optax.GradientTransformationExtraArgs
 
 
 def scale_by_delta_momentum(momentum: float = 0.9, erase: float = 1.0) -> optax.GradientTransformation:
-    """m <- (momentum I - erase g g^T / |g|^2) m + g: what the momentum held under g is replaced (Eq 48-49).
+    """Delta momentum: m <- (momentum I - erase g g^T / |g|^2) m + g (Eq 48-49).
 
-    As printed, with g g^T not divided by |g|^2, it diverges for gradients longer than sqrt(1 + momentum). The update is
-    +m, in the gradient's dtype; m is float32.
+    The paper prints g g^T without the division by |g|^2, which diverges for |g| > sqrt(1 + momentum). The update is +m,
+    in the gradient's dtype; m is float32.
 
     >>> transformation = scale_by_delta_momentum(momentum=1.0)
     >>> g, state = jnp.array([[2.0]]), transformation.init(jnp.zeros((1, 1)))
     >>> for _ in range(3): m, state = transformation.update(g, state)
-    >>> m.tolist()                                                      # not the sum, 6: the pair is already there
+    >>> m.tolist()                                                      # the sum would be 6
     [[2.0]]
     """
 
@@ -136,7 +143,12 @@ def scale_by_delta_momentum(momentum: float = 0.9, erase: float = 1.0) -> optax.
 
 
 class DeepMomentumState(NamedTuple):
-    """The network of every matrix: first and origin [..., out, width], second [..., width, out], float32."""
+    """The network of each matrix, float32.
+
+    first: [..., out, width].
+    second: [..., width, out].
+    origin: the initial `first`.
+    """
 
     first: PyTree
     second: PyTree
@@ -146,16 +158,16 @@ class DeepMomentumState(NamedTuple):
 def scale_by_deep_momentum(
     momentum: float = 0.9, rate: float = 0.1, *, width: int = 64, value: Value = "gradient", seed: int = 0
 ) -> optax.GradientTransformation:
-    """Deep momentum gradient descent: the momentum is a network of the gradient's rows, trained as it goes (Eq 50).
+    """Deep momentum gradient descent: the momentum is a network of the gradient's rows (Eq 50).
 
-    With u = g / rms(g), m(u) = tanh(u A / sqrt(out)) B / sqrt(width), m_0 its weights at the start (A normal, B zero):
+    With u = g / rms(g), m(u) = tanh(u A / sqrt(out)) B / sqrt(width), and m_0 the initial weights (A normal, B zero):
 
         m <- m_0 + momentum (m - m_0) + rate grad_m <m(u), value>;  the update is +m(u)
 
-    value "gradient" is u: the network answers a gradient with those it has seen that are like it, and follows them.
-    "ones" is Eq 50 as printed; its answers are alike in every output, whatever the gradient's, so it is no descent.
-    Ours besides: u is of one size (or m(u) is of the gradient's cube), and m returns to m_0 (forgetting A, it would
-    fall silent). The update is in the gradient's dtype; the network is float32.
+    value "gradient" is u: m(u) then approximates a sum of past gradients, weighted by similarity to u. "ones" is Eq 50
+    as printed: m(u) is then equal in all outputs and is no descent direction. Two changes are ours: u is normalised, as
+    m(u) would grow with |g|^3; and m decays to m_0, as m(u) would vanish with A. The update is in the gradient's dtype;
+    the network is float32.
 
     Raises:
         ValueError: an unknown value.
@@ -178,7 +190,7 @@ def scale_by_deep_momentum(
         second = jax.tree.map(lambda a: jnp.zeros_like(a.mT), origin)
         return DeepMomentumState(jax.tree.map(lambda a: a + 0, origin), second, origin)
 
-    def answer(first: jax.Array, second: jax.Array, u: jax.Array) -> jax.Array:
+    def apply(first: jax.Array, second: jax.Array, u: jax.Array) -> jax.Array:
         return jnp.tanh(u @ first / u.shape[-1] ** 0.5) @ second / width**0.5
 
     def update(gradients: PyTree, state: DeepMomentumState, params: PyTree | None = None) -> Any:
@@ -186,13 +198,13 @@ def scale_by_deep_momentum(
         u = jax.tree.map(_unit, _float32(gradients))
 
         def learn(first: jax.Array, second: jax.Array, origin: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-            wanted = u if value == "gradient" else jnp.ones_like(u)
-            a, b = jax.grad(lambda a, b: jnp.vdot(answer(a, b, u), wanted), (0, 1))(first, second)
+            target = u if value == "gradient" else jnp.ones_like(u)
+            a, b = jax.grad(lambda a, b: jnp.vdot(apply(a, b, u), target), (0, 1))(first, second)
             return origin + momentum * (first - origin) + rate * a, momentum * second + rate * b
 
         learned = jax.tree.map(learn, *state, u)
         first, second = (jax.tree.map(lambda _, pair, i=i: pair[i], u, learned) for i in range(2))
-        updates = jax.tree.map(answer, first, second, u)
+        updates = jax.tree.map(apply, first, second, u)
         return _like(updates, gradients), DeepMomentumState(first, second, state.origin)
 
     return optax.GradientTransformation(init, update)

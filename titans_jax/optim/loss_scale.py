@@ -1,4 +1,4 @@
-"""A loss scale that follows the gradients, for float16, which has no numbers below 6e-8 and none above 65,504."""
+"""Dynamic loss scaling for float16, whose numbers lie between 6e-8 and 65,504."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,12 @@ from jax import Array
 
 
 class LossScaled(NamedTuple):
-    """loss_scale: what the loss is multiplied by. since: finite steps since it changed. inner: the optimizer's."""
+    """The state of `loss_scaled`.
+
+    loss_scale: the factor of the loss.
+    since: finite steps since its last change.
+    inner: the optimizer's state.
+    """
 
     loss_scale: Array
     since: Array
@@ -19,10 +24,10 @@ class LossScaled(NamedTuple):
 def loss_scaled(
     inner: optax.GradientTransformation, *, start: float = 2.0**15, growth: int = 2000
 ) -> optax.GradientTransformation:
-    """`inner`, for gradients of loss_scale times a loss that were divided by loss_scale (Micikevicius et al. 2018).
+    """`inner` with a dynamic loss scale (Micikevicius et al. 2018).
 
-    A gradient that is not finite changes nothing but the scale, which it halves, to 1 at least; `growth` finite ones in
-    a row double it.
+    Gradients are of loss_scale times the loss, divided by loss_scale. A non-finite gradient halves the scale, to 1 at
+    least, and changes nothing else. `growth` finite gradients in a row double it.
     """
 
     def init(params: Any) -> LossScaled:

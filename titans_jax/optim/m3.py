@@ -1,4 +1,4 @@
-"""M3: a fast and a slow momentum of the gradient, each orthogonalised, over the root of a second moment."""
+"""M3: a fast and a slow momentum, both orthogonalised, divided by the root of a second moment."""
 
 import math
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,22 +12,24 @@ Mode = Literal["ema", "literal"]
 SecondMoment = Literal["update", "gradient"]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Newton-Schulz' quintic: largest slope at zero, singular values end within about 0.7 to 1.2 (Jordan 2024)."""
+"""Of the quintic Newton-Schulz iteration, which maps singular values to about 0.7 to 1.2 (Jordan 2024)."""
 
 
 class ScaleByM3State(NamedTuple):
-    """What M3 carries from update to update; every array float32 and shaped like its parameter."""
+    """The state of M3. Arrays are float32 and have their parameter's shape.
 
-    count: jax.Array  # type: ignore[assignment]  # the name optax gives it, which tuple's method bears too
-    """Updates so far, int32."""
+    count: the number of updates, int32.
+    m1: the fast momentum.
+    m2: the slow momentum, which includes the current chunk's gradients.
+    o2: the orthogonalised slow momentum of the last chunk's end.
+    v: the second moment, or None.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # optax' name for it, and the name of a method of tuple
     m1: PyTree
-    """The fast momentum."""
     m2: PyTree
-    """The slow momentum, the running chunk's gradients already in it."""
     o2: PyTree
-    """The slow momentum at the end of the last chunk, orthogonalised."""
     v: PyTree
-    """The second moment, None without one."""
 
 
 def scale_by_m3(
@@ -43,21 +45,25 @@ def scale_by_m3(
     mode: Mode = "ema",
     rms: float | None = 0.2,
 ) -> optax.GradientTransformation:
-    """M3, multi-scale momentum Muon (Nested Learning, arXiv 2512.24695, Algorithm 1), made to decay and aligned.
+    """M3, multi-scale momentum Muon (Nested Learning, arXiv 2512.24695, Algorithm 1).
 
-    With f = chunk, t = 1, 2, ... the update, G the sum of a chunk's f gradients, NS as in `orthogonalise`:
+    With f = chunk, G the sum of a chunk's f gradients, NS = `orthogonalise`:
 
         m1 = b1 m1 + (1 - b1) g;  o = NS(m1) + alpha o2;  v = b2 v + (1 - b2) o^2;  u = o / (sqrt(v) + eps)
         u *= rms / sqrt(mean(u^2)) per matrix;  after every f updates: m2 = b3 m2 + (1 - b3) G / f;  o2 = NS(m2)
 
-    m1, m2 and v are divided by 1 - b^n after n of their steps, as Adam does. mode "literal" sums without decay or
-    that correction: m1 += b1 g, m2 += b3 G, v += b2 (.)^2. second_moment says whose square v follows, None leaves
-    the division out; rms None leaves the size as it comes. Algorithm 1 as printed, but for its sum of f + 1 terms, is
-    mode="literal", second_moment="gradient", rms=None; there the rates only scale what NS normalises, and the update
-    grows as 1 / |g|. With ns_steps=0, NS(m) = m, and ns_steps=0, alpha=0, second_moment="gradient", rms=None is Adam.
+    m1, m2 and v have Adam's bias correction. The update is +u, in the gradient's dtype, as of every optax.scale_by_*.
 
-    Parameters are matrices [..., in, out], stacked over any leading axes (layers, heads): send the rest elsewhere by
-    `optax.partition`. The update is +u, in the gradient's dtype, as of every optax.scale_by_*; state is float32.
+    Args:
+        mode: "ema", as above; "literal" sums without decay or correction: m1 += b1 g, m2 += b3 G, v += b2 (.)^2.
+        second_moment: v is of the square of o ("update") or of g ("gradient"); None for no division.
+        rms: the root mean square of u per matrix; None for no scaling.
+        ns_steps: iterations of NS; with 0, NS(m) = m.
+
+    Algorithm 1 as printed is mode="literal", second_moment="gradient", rms=None, except that it sums f + 1 terms. There
+    the update grows with 1 / |g|, and b1, b3 only scale what NS normalises. Adam is ns_steps=0, alpha=0,
+    second_moment="gradient", rms=None. Parameters are matrices [..., in, out], with any leading axes (layers, heads);
+    use `optax.partition` for others.
 
     Raises:
         ValueError: an option out of its range; from init, a parameter with fewer than two axes.
@@ -82,7 +88,7 @@ def scale_by_m3(
 
     def init(params: PyTree) -> ScaleByM3State:
         _check_matrices(params)
-        # One call per memory: a step that donates its state wants buffers of their own.
+        # A call for each, as a donated state must not share buffers.
         m1, m2, o2, v = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(4))
         return ScaleByM3State(jnp.zeros((), jnp.int32), m1, m2, o2, v if second_moment else None)
 
@@ -91,7 +97,7 @@ def scale_by_m3(
         g = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
         count = optax.safe_increment(state.count)
         m1 = add(state.m1, g, *rates(b1))
-        # Decaying once, at a chunk's first gradient, m2 needs no separate sum of the chunk.
+        # m2 decays at a chunk's first gradient, so the chunk needs no separate sum.
         keep, write = rates(b3)
         m2 = add(state.m2, g, jnp.where(state.count % chunk == 0, keep, 1.0), write / chunk if ema else write)
         fast = orthogonalise(corrected(m1, b1, count), ns_steps, eps)
@@ -117,7 +123,7 @@ def scale_by_m3(
 def m3(
     learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **options: Any
 ) -> optax.GradientTransformation:
-    """M3 for matrices: params -= learning_rate (u + weight_decay params), with u and the options of `scale_by_m3`.
+    """M3 for matrices: params -= learning_rate (u + weight_decay params), u and options as in `scale_by_m3`.
 
     Raises:
         ValueError: as `scale_by_m3`.
@@ -134,10 +140,10 @@ def m3(
 
 
 def orthogonalise(tree: PyTree, steps: int = 5, eps: float = 1e-8) -> PyTree:
-    """Every matrix near to the U V^T of its singular value decomposition, by Newton-Schulz (Jordan 2024).
+    """Approximate U V^T of each matrix' singular value decomposition by Newton-Schulz (Jordan 2024).
 
-    X = M / (|M|_F + eps), transposed when tall; `steps` times X = a X + (b A + c A A) X with A = X X^T and (a, b, c) =
-    COEFFICIENTS. Leaves [..., in, out] of one shape, or its transpose, go through one batch. steps=0 is the identity.
+    X = M / (|M|_F + eps), transposed if tall; then `steps` times X = a X + (b A + c A A) X with A = X X^T, (a, b, c) =
+    COEFFICIENTS. Leaves [..., in, out] of equal shape, up to a transpose, are one batch. steps=0 is the identity.
 
     >>> out = orthogonalise({"wide": jnp.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])})
     >>> [round(float(s), 1) for s in jnp.linalg.svd(out["wide"], compute_uv=False)]
