@@ -30,9 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             kind.add_argument("--tokenizer", help="as data.tokenizer (default bytes)")
             kind.add_argument("--cache-dir", help="folder of the token cache, as data.cache-dir")
         if name == "bpe":
-            kind.add_argument(
-                "--vocab-size", type=positive, default=8192, help="vocabulary size (default %(default)s)"
-            )
+            kind.add_argument("--vocab-size", type=positive, default=8192, help="vocabulary size (default %(default)s)")
         folder = Path("outputs", "data", name)
         kind.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
         kind.set_defaults(act=act)

@@ -33,9 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     hay = "folder or file of texts, or a corpus by name (default: the noise of the passkey task)"
     parser.add_argument("--haystack-dir", metavar="DIR", help=hay)
     parser.add_argument("--lengths", type=positives, default=LENGTHS, help="in tokens (default %(default)s)")
-    parser.add_argument(
-        "--depths", type=_depths, default=DEPTHS, help="0: start, 1: end (default %(default)s)"
-    )
+    parser.add_argument("--depths", type=_depths, default=DEPTHS, help="0: start, 1: end (default %(default)s)")
     parser.add_argument("--samples", type=positive, default=4, help="samples of each cell (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the keys and of the start in the text (default 0)")
     room = "tokens that full attention caches; not with learned positions (default: as in training)"
