@@ -48,7 +48,7 @@ for spec in meshes:
     with jax.set_mesh(mesh):
         params = jax.device_put(start, sharding.param_shardings(definition.axes, start, mesh))
         found[spec] = train(params, jax.device_put(batch, sharding.batch_sharding(mesh)))
-print(json.dumps([[alone(rng.permutation(8) if i else np.arange(8)) for i in range(4)], found]))
+print(json.dumps([[alone(rng.permutation(8) if i else np.arange(8)) for i in range(3)], found]))
 """
 
 
