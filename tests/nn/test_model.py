@@ -40,7 +40,7 @@ def test_heads_are_of_any_size():
     graphdef, shapes = abstract(LM, config)
     sizes = {name_of(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
     assert sizes["blocks/0/attention/projections/query/kernel"] == (1, 128, 3 * 24)
-    assert sizes["blocks/1/memory/qkv/kernel"] == (1, 128, 3 * 5 * 12)
+    assert sizes["blocks/1/memory/qkv/linear/kernel"] == (1, 128, 3 * 5 * 12)
 
     def run(params):
         model = nnx.merge(graphdef, params)
