@@ -231,8 +231,8 @@ def link_undoes_lift(member: Member, implementation: str) -> None:
 
     def twice(dual: Any) -> Any:
         weights = jax.vmap(retention.link)(dual)
-        begun = jax.vmap(memory.init)(weights)
-        again = retention.link(begun.anchor), retention.link(retention.lift(weights)), begun.weights or weights
+        first = jax.vmap(memory.init)(weights)
+        again = retention.link(first.anchor), retention.link(retention.lift(weights)), first.weights or weights
         return again, (weights,) * 3
 
     close(*jax.jit(twice, compiler_options=QUICK)(absolute(situations(member).state)), 1e-12)

@@ -15,7 +15,6 @@ from titans_jax import decode, memory, nn, optim
 from titans_jax.config import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_YET = {"speed"}  # part of bench
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -37,7 +36,7 @@ def test_exported_names_are_those_of_the_packages():
 
 def test_help_names_every_package():
     text = pydoc.plain(pydoc.render_doc(titans_jax))
-    packages = {module.name for module in pkgutil.iter_modules(titans_jax.__path__) if module.ispkg} - NOT_YET
+    packages = {module.name for module in pkgutil.iter_modules(titans_jax.__path__) if module.ispkg}
     missing = [name for name in packages if not re.search(rf"^ +{name}  +\w", text, re.MULTILINE)]
     assert not missing, f"the docstring of titans_jax does not describe {missing}"
 

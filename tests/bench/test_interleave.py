@@ -38,7 +38,7 @@ def matmul(monkeypatch):
 def test_subjects_take_turns_and_medians_stand_for_them(tmp_path, matmul):
     seen = []
     subjects = {"a": subject("a", [1.0, 9.0, 2.0], seen, flops=1e6), "b": subject("b", [4.0, 3.0, 5.0], seen)}
-    found = interleave.run(subjects, 3, Rows(tmp_path, {}), what="test").found()
+    found = interleave.run(subjects, 3, Rows(tmp_path, {}), what="test").rows
     assert seen == ["make a", "make b", *["a", "b"] * 3]
     a, b = found["a"], found["b"]
     assert (a["cpu_ms"], a["cpu_ms_least"], a["cpu_ms_most"]) == (4000, 2000, 18000)  # of 1,000 tokens
@@ -56,19 +56,20 @@ def test_finished_rounds_are_kept(tmp_path, matmul):
         interleave.run({"a": subject("a", [1.0, KeyboardInterrupt()], seen)}, 3, Rows(tmp_path, {}), what="test")
     kept = list(json.loads((tmp_path / "rows.json").read_text())["rows"])
     assert kept == ["round 1: matmul", "round 1: a", "round 2: matmul"]
-    found = interleave.run({"a": subject("a", [2.0, 3.0], seen)}, 3, Rows(tmp_path, {}), what="test").found()
+    found = interleave.run({"a": subject("a", [2.0, 3.0], seen)}, 3, Rows(tmp_path, {}), what="test").rows
     assert (found["a"]["cpu_ms_least"], found["a"]["cpu_ms"], found["a"]["cpu_ms_most"]) == (2000, 4000, 6000)
-    interleave.run({"a": subject("a", [], seen)}, 3, Rows(tmp_path, {}), what="test").found()
+    interleave.run({"a": subject("a", [], seen)}, 3, Rows(tmp_path, {}), what="test")
     assert seen == ["make a", "a", "a", "make a", "a", "a"]  # the last run had nothing to make
 
 
 def test_ratios_are_of_a_token_and_of_one_round(tmp_path):
     subjects = {"a": subject("a", [1.0, 9.0, 2.0], []), "b": subject("b", [4.0, 3.0, 6.0], [], tokens=1000)}
-    measured = interleave.run(subjects, 3, Rows(tmp_path, {}), what="test", matmul=False)
-    row = measured.ratios({"b over a": ("b", "a")})["b over a"]
+    pairs = {"b over a": ("b", "a")}
+    report = interleave.run(subjects, 3, Rows(tmp_path, {}), what="test", pairs=pairs, matmul=False)
+    row = report.ratios["b over a"]
     assert (row["over"], row["under"]) == ("b", "a")
     assert (row["times_cpu"], row["times_cpu_least"], row["times_cpu_most"]) == (1.5, pytest.approx(1 / 6), 2)
-    assert row["times_wall"] == 1.5 and "matmul" not in measured.subjects
+    assert row["times_wall"] == 1.5 and "matmul" not in report.rows
 
 
 def test_a_sample_is_of_one_call_and_warm_up_is_outside(monkeypatch):

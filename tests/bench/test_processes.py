@@ -13,36 +13,40 @@ from titans_jax.bench import processes
 ECHO = "titans_jax.bench.processes:echo"
 
 
-def test_a_process_answers_each_question_and_ends_with_the_block():
+@pytest.fixture
+def children(monkeypatch):
+    """The processes that are started."""
+    found, popen = [], subprocess.Popen
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda *a, **k: found.append(popen(*a, **k)) or found[-1])
+    return found
+
+
+def test_a_process_answers_each_question_and_ends_with_the_block(children):
     with processes.processes() as start:
         make = start(ECHO, length=7)
         ask = make()
         first, second = ask(), ask()
-        process = ask.__self__._process
-        assert process.poll() is None
+        assert len(children) == 1 and children[0].poll() is None
     assert first["length"] == second["length"] == 7 and first["cpu"] == 0 and first["peak_bytes"] > 1e6
-    assert process.poll() is not None
+    assert children[0].poll() is not None
 
 
-def test_the_process_imports_no_jax_and_waits_asleep(monkeypatch):
+def test_the_process_imports_no_jax_and_waits_asleep(monkeypatch, children):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     code = "import sys, titans_jax.bench.torch_peer; assert not {'jax', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    with processes.Process(ECHO, {}, sys.executable) as process:
-        process.answer()
+    children.clear()
+    with processes.process(ECHO):
         if sys.platform == "linux":
-            assert b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{process._process.pid}/environ").read_bytes()
+            assert b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{children[0].pid}/environ").read_bytes()
 
 
-def test_every_sample_of_once_is_of_a_fresh_process(monkeypatch):
-    ids = []
-    enter = processes.Process.__enter__
-    monkeypatch.setattr(processes.Process, "__enter__", lambda self: ids.append(self._process.pid) or enter(self))
+def test_every_sample_of_once_is_of_a_fresh_process(children):
     take = processes.once(ECHO, length=3)
-    assert take()["length"] == take()["length"] == 3 and len(set(ids)) == 2
-    for pid in ids:
+    assert take()["length"] == take()["length"] == 3 and len({child.pid for child in children}) == 2
+    for child in children:
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+            os.kill(child.pid, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`titans-jax bench peers`: beside titans-pytorch, which the slow lane really runs where it is installed."""
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -28,15 +29,16 @@ def test_an_interpreter_that_is_not_there_is_refused_in_one_line(tmp_path, capsy
 def test_each_library_in_its_own_process_and_ratios_of_a_token(tmp_path, monkeypatch, capsys):
     started = {}
 
-    def start(self, target, spec, python):
-        started[target, *sorted(spec.items())] = python
-        self.cost = {"chunk": 64.0}.get("chunk" if spec.get("chunk") == 1 else "", 2.0)
+    @contextlib.contextmanager
+    def processes():
+        def start(target, python=sys.executable, **spec):
+            started[target, *sorted(spec.items())] = python
+            cost = 64.0 if spec.get("chunk") == 1 else 2.0
+            return lambda: lambda: {"cpu": cost, "wall": cost / 2, "peak_bytes": 1}
 
-    monkeypatch.setattr("titans_jax.bench.processes.Process.__init__", start)
-    monkeypatch.setattr("titans_jax.bench.processes.Process.__exit__", lambda *_: None)
-    monkeypatch.setattr("titans_jax.bench.processes.Process.answer", lambda self: {})
-    ask = lambda self: {"cpu": self.cost, "wall": self.cost / 2, "peak_bytes": 1}
-    monkeypatch.setattr("titans_jax.bench.processes.Process.ask", ask)
+        yield start
+
+    monkeypatch.setattr(vs_titans_pytorch, "processes", processes)
     monkeypatch.setattr(vs_titans_pytorch, "version", lambda python: f"versions of {python}")
     monkeypatch.setattr(interleave, "SIZE", 8)
     arguments = ["bench", "peers", "--python", "other", "--batch", "2", "--rounds", "1", "--output-dir", str(tmp_path)]

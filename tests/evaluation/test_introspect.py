@@ -11,6 +11,7 @@ from flax import nnx
 from tests.nn.members import SEGMENT, VOCAB, abstract, jit, random_params
 from titans_jax.evaluation import Reading, read
 from titans_jax.evaluation.introspect import Watched, watch
+from titans_jax.memory import State
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 TOKENS = 2 * SEGMENT + 3
@@ -110,7 +111,8 @@ def test_weights_are_the_softmax_by_hand(seen):
 
         @jit
         def give(block, x, weights):
-            h = block.retrieve(block.retrieve.query(x), weights, block.memory)
+            state = State(weights, (), weights, jnp.int32(0))
+            h = block.retrieve(block.retrieve.query(x), state, block.memory)
             return block.projections.split(block.projections.key(h))[0]
 
         held = ({name: w[None] for name, w in each.items()} for each in given)

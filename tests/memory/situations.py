@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
 
 def situations(member: Member, tokens: int = TOKENS, chunk: int = CHUNK, dtype: str = "float64", seed: int = 0) -> Case:
-    """Six rows: ordinary; gates exactly 0 or 1; all 1; all 0; rates at which the clip binds; begun inside a chunk."""
+    """Six rows: ordinary; gates exactly 0 or 1; all 1; all 0; rates at which the clip binds; started inside a chunk."""
     rng = np.random.default_rng(seed)
     shape = (ROWS, tokens, DIM) if member.channel else (ROWS, tokens)
     rate, momentum = rng.uniform(0, 0.3, (ROWS, tokens)), rng.uniform(0, 0.95, (ROWS, tokens))
@@ -124,7 +124,7 @@ def fixed_weights(x: Any, seed: int) -> np.ndarray:
 
 @functools.cache
 def single(member: Member, implementation: str, *, chunk: int = CHUNK) -> Callable[..., Any]:
-    """`update` on one row, compiled anew for each length."""
+    """`update` on one row, compiled again for each length."""
     return jax.jit(miras(member.rule, chunk=chunk, implementation=implementation).update, compiler_options=QUICK)
 
 

@@ -87,6 +87,18 @@ def test_reset_replaces_the_memory_where_a_chunk_begins(name: str, implementatio
     close((y[first:stop], end), (np.concatenate([before, after]), jax.device_get(want)), 1e-12)
 
 
+def test_no_reset_where_a_chunk_has_no_token() -> None:
+    """Also where the last token ended a chunk."""
+    run = update("titans_linear", "chunked")
+    member = BY_NAME["titans_linear"]
+    case, fresh = row(situations(member, tokens=8), 0), row(situations(member, seed=1), 0).state
+    rows = np.arange(8)
+    for valid in (rows < 4, rows < 0):
+        _, want, _ = jax.device_get(run(*case, valid=valid))
+        _, state, _ = jax.device_get(run(*case, valid=valid, reset=Reset(rows == 4, fresh)))
+        same(state, want)
+
+
 def on_origin(state: State, origin: Any) -> State:
     """A state with the same weights, whose dual is relative to another origin."""
     if origin is None:
@@ -252,8 +264,8 @@ def test_no_array_of_tokens_times_weights(name: str, channel: bool, implementati
 
 
 def test_the_search_for_tokens_times_weights_finds_them_where_they_are() -> None:
-    found, weight = largest_of("titans", False, "recurrent", length=256, dim=32, chunk=4)
-    assert found >= 256 * weight, "recurrent keeps every token's weights for its backward pass"
+    found, weight = largest_of("titans", False, "recurrent", length=256, dim=32, chunk=256)
+    assert found >= 256 * weight, "recurrent keeps the weights of a chunk's tokens for its backward pass"
 
 
 @pytest.mark.parametrize("name, implementation", ENGINES[::2], ids=["chunked", "exact"])

@@ -97,7 +97,7 @@ def test_mesa_is_regression_over_all_that_was_read() -> None:
 
 
 def test_training_does_not_move_what_mesa_sums_its_keys_from() -> None:
-    """H + ridge I, begun anywhere, may be singular: 60 steps of training found such an H."""
+    """H + ridge I may be singular where H starts anywhere: 60 steps of training found such an H."""
     case, memory = case_of(presets.mesa(DIM)), miras(presets.mesa(DIM), chunk=4)
 
     def objective(weights: dict[str, jax.Array]) -> jax.Array:

@@ -114,8 +114,8 @@ def test_retention_is_its_recurrence(name: str, every: str, implementation: str)
     make, link = RETENTIONS[name]
     rule = matrix(bias.l2(), make(every))
     memory = miras(rule, chunk=CHUNK, clip=None)
-    begun = {"w1": link(np.random.default_rng(1).normal(size=(DIM, DIM)))}
-    state = jax.device_get(memory.init(begun))
+    initial = {"w1": link(np.random.default_rng(1).normal(size=(DIM, DIM)))}
+    state = jax.device_get(memory.init(initial))
     q, k, v, gates = stream()
     y, after, _ = run(rule, state, (q, k, v, gates), chunk=CHUNK, clip=None, implementation=implementation)
     want, dual = by_hand.matrix(by_hand.l2, link, every)(state.dual, q, k, v, *gates[:3], CHUNK)

@@ -53,13 +53,13 @@ def test_it_is_its_recurrence(clip):
 def test_frozen_memories_keep_their_initial_weights():
     weights, (q, x, momentum, readout) = case()
     init, update = memories(frozen=True)
-    begun = init(weights)
-    y, state, _ = update(begun, q, x, momentum, readout)
+    first = init(weights)
+    y, state, _ = update(first, q, x, momentum, readout)
     each = [{name: w[i] for name, w in weights.items()} for i in range(5)]
     want, last = delta.self_modifying(each, q, x, *readout, 0.2, CHUNK, 1.0, learns=[4])
     close(y, want, 1e-10)
     close({name: w[4] for name, w in state.dual.items()}, last[4], 1e-10)
-    same(*({name: w[:4] for name, w in of.dual.items()} for of in (state, begun)))
+    same(*({name: w[:4] for name, w in of.dual.items()} for of in (state, first)))
 
 
 def test_any_split():

@@ -59,7 +59,7 @@ def by_hand(
     q, k, v, gates = tokens
     y, last, pi = np.zeros_like(q), {}, None
     titans = functools.partial(recurrences.titans, to_origin=to_origin)
-    whole = absolute(state.whole)
+    whole = absolute(state.global_memory)
     for at in range(0, len(q), CHUNK):
         before = (q[:at], k[:at], v[:at], *part(gates, slice(at))[:3])
         anchor = titans(whole, *before, CHUNK, 1.0)[1] if at else whole
@@ -69,14 +69,14 @@ def by_hand(
         seen = np.tril(q1 @ k1.T) @ k1
         pi = k1.T @ k1
         for i, chunk in enumerate(local):
-            y1, last[i] = titans(absolute(state.local[i]), seen, k1, v1, *gates1[:3], chunk, 1.0)
+            y1, last[i] = titans(absolute(state.local_memories[i]), seen, k1, v1, *gates1[:3], chunk, 1.0)
             y[at : at + SHARD] += y1
     return y, (tuple(last.values()), pi)
 
 
 def near(state: TNTState) -> Any:
     """What `by_hand` has of the last state."""
-    return tuple(absolute(s) for s in state.local), state.pi
+    return tuple(absolute(s) for s in state.local_memories), state.pi
 
 
 HOW = [(LOCAL, False), pytest.param((1,), False, marks=pytest.mark.slow), ((2,), True)]
@@ -100,7 +100,7 @@ def test_the_local_path_ignores_the_earlier_shard():
     y1, state1, _ = memory().update(start(), *mixed)
     same(y1[SHARD:], y[SHARD:])  # the global memory is still at its first anchor
     same(near(state1), near(state))
-    assert all((state1.whole.dual[n] != w).any() for n, w in state.whole.dual.items())
+    assert all((state1.global_memory.dual[n] != w).any() for n, w in state.global_memory.dual.items())
 
 
 @pytest.mark.slow
@@ -111,8 +111,8 @@ def test_the_projection_is_linear_attention_of_keys_to_keys():
     sums = miras(presets.linear_attention(DIM), chunk=3, clip=None)
     seen, _, _ = sums.update(sums.init({"w": np.zeros((DIM, DIM))}), q, k, k, ones)
     alone, whole = miras(RULE, chunk=2), miras(RULE, chunk=CHUNK)
-    y, _, _ = alone.update(alone.init(start((2,)).local[0].dual), seen, k, v, gates)
-    y += whole.read(whole.init(start((2,)).whole.dual), q)
+    y, _, _ = alone.update(alone.init(start((2,)).local_memories[0].dual), seen, k, v, gates)
+    y += whole.read(whole.init(start((2,)).global_memory.dual), q)
     close(memory((2,)).update(start((2,)), q, k, v, gates)[0], y, 1e-10)
 
 

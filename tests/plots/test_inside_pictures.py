@@ -44,7 +44,7 @@ def test_a_layer_large_enough_to_read(tmp_path):
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["a", "␣", "↵", "$x$", "é"]
     assert numbers(tmp_path / "a.png")["layer"] == 7
-    with pytest.raises(ValueError, match="and 2"):
+    with pytest.raises(ValueError, match="text has 2 pieces for"):
         plots.head_grid(given, "ab", tmp_path / "b.png", layer=0)
 
 

@@ -67,6 +67,5 @@ def measure(layers: Sequence[int], count: int, rows: Rows) -> Report:
     every = {f"training step of tiny, {n} layers": subject("step_of_tiny", layers=n) for n in sorted(layers)}
     steps = list(every)
     every["memory alone"] = subject("memory_alone", length=1024)
-    measured = interleave.run(every, count, rows, what="bench compile", matmul=False)
     pairs = {f"{name} over {steps[0]}": (name, steps[0]) for name in steps[1:]}
-    return Report(measured.found(), measured.ratios(pairs), heads=HEADS)
+    return interleave.run(every, count, rows, what="bench compile", pairs=pairs, matmul=False, heads=HEADS)

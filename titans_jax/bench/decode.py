@@ -67,11 +67,10 @@ def by_context(contexts: Sequence[int], read: bool, count: int, rows: Rows) -> R
         return Subject(lambda: tokens(steps.MAC, context, read=read), WRITTEN, facts)
 
     every = {f"after {context:,}": subject(context) for context in contexts}
-    measured = interleave.run(every, count, rows, what="bench decode")
     first, *others = every
+    pairs = {f"{name} over {first}": (name, first) for name in others}
     how = "was read" if read else "was not read: the state's counters stand there, its memory is as at the start"
-    ratios = measured.ratios({f"{name} over {first}": (name, first) for name in others})
-    return Report(measured.found(), ratios, notes=(f"The context {how}.",))
+    return interleave.run(every, count, rows, what="bench decode", pairs=pairs, notes=(f"The context {how}.",))
 
 
 def at_once(sequences: Sequence[int], count: int, rows: Rows) -> Report:
@@ -82,6 +81,6 @@ def at_once(sequences: Sequence[int], count: int, rows: Rows) -> Report:
         return Subject(lambda: tokens(steps.MAC, 64, sequences=number), number * WRITTEN, facts)
 
     every = {f"{number} at once": subject(number) for number in sequences}
-    measured = interleave.run(every, count, rows, what="bench streams")
     first, *others = every
-    return Report(measured.found(), measured.ratios({f"{first} over {name}": (first, name) for name in others}))
+    pairs = {f"{first} over {name}": (first, name) for name in others}
+    return interleave.run(every, count, rows, what="bench streams", pairs=pairs)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from titans_jax import metrics
 from titans_jax.bench.clock import Timer, cores, timer
-from titans_jax.bench.report import Rows
+from titans_jax.bench.report import Report, Rows
 from titans_jax.results import Row
 
 MATMUL = "matmul"
@@ -46,67 +46,31 @@ def _source() -> str:
     return digest.hexdigest()[:12]
 
 
-class Measured(NamedTuple):
-    """The samples of every subject in each round."""
-
-    subjects: Mapping[str, Subject]
-    rounds: Sequence[Mapping[str, Row]]
-
-    def found(self) -> dict[str, Row]:
-        """Each subject's facts and, over the rounds, median, least and most of its samples.
-
-        With tokens: cpu_ms and wall_ms of 1,000 tokens, and tokens_per_second of wall time. Without: cpu_s and wall_s
-        of a call. With FLOPs: gflops_per_cpu_s, and share, the part of the matmul rate of the same round. Other fields
-        of the samples: their medians. MATMUL has its rate alone.
-        """
-        return {name: self._row(name, subject) for name, subject in self.subjects.items()}
-
-    def ratios(self, pairs: Mapping[str, tuple[str, str]]) -> dict[str, Row]:
-        """Ratios of seconds a token between two subjects, the first over the second: median, least and most.
-
-        times_cpu is of CPU-seconds, times_wall of wall time, each of samples of the same round.
-        """
-        found = {}
-        for name, (first, second) in pairs.items():
-            row: Row = {"over": first, "under": second}
-            scale = (self.subjects[second].tokens or 1) / (self.subjects[first].tokens or 1)
-            for clock in CLOCKS:
-                times = [scale * each[first][clock] / each[second][clock] for each in self.rounds]
-                row |= spread(f"times_{clock}", times)
-            found[name] = row
-        return found
-
-    def _row(self, name: str, subject: Subject) -> Row:
-        if name == MATMUL:
-            return spread("gflops_per_cpu_s", self._rates(name))
-        mine = [each[name] for each in self.rounds]
-        row: Row = dict(subject.facts) | {"rounds": len(mine)}
-        unit, scale = ("s", 1.0) if subject.tokens is None else ("ms", 1e6 / subject.tokens)
-        for clock in CLOCKS:
-            row |= spread(f"{clock}_{unit}", [scale * each[clock] for each in mine])
-        if subject.tokens is not None:
-            row |= {"tokens": subject.tokens, "tokens_per_second": 1e6 / row["wall_ms"]}
-        row |= {field: statistics.median(each[field] for each in mine) for field in mine[0] if field not in CLOCKS}
-        if subject.flops is not None:
-            rates = self._rates(name)
-            row |= {"flops_per_token": subject.flops, "gflops_per_cpu_s": statistics.median(rates)}
-            if MATMUL in self.subjects:
-                row |= spread("share", [each / most for each, most in zip(rates, self._rates(MATMUL), strict=True)])
-        return row
-
-    def _rates(self, name: str) -> list[float]:
-        work = (self.subjects[name].tokens or 1) * (self.subjects[name].flops or 0.0)
-        return [work / each[name]["cpu"] / 1e9 for each in self.rounds]
+Samples = Sequence[Mapping[str, Row]]
+"""Of each round, the sample of every subject."""
 
 
-def run(subjects: Mapping[str, Subject], rounds: int, rows: Rows, *, what: str, matmul: bool = True) -> Measured:
+def run(
+    subjects: Mapping[str, Subject],
+    rounds: int,
+    rows: Rows,
+    *,
+    what: str,
+    pairs: Mapping[str, tuple[str, str]] | None = None,
+    matmul: bool = True,
+    **shown: Any,
+) -> Report:
     """Sample every subject once in each round; samples that `rows` has are not taken again. Warm-up is no sample.
 
-    matmul: also sample the rate of this machine's float32 matrix products in every round.
+    Args:
+        what: the title of the progress bar.
+        pairs: comparisons by name, of two subjects: ratios of seconds a token, the first over the second.
+        matmul: also sample the rate of this machine's float32 matrix products in every round.
+        shown: other fields of the report.
     """
     every = ({MATMUL: matmul_subject()} if matmul else {}) | dict(subjects)
-    samples = [(f"round {n}: {name}", name) for n in range(1, rounds + 1) for name in every]
-    missing = [(row, name) for row, name in samples if row not in rows.rows]
+    names = [(f"round {n}: {name}", name) for n in range(1, rounds + 1) for name in every]
+    missing = [(row, name) for row, name in names if row not in rows.rows]
     timers = dict.fromkeys(name for _, name in missing)
     with metrics.Progress(len(timers) + len(missing), what) as bar:
         made = {}
@@ -116,7 +80,49 @@ def run(subjects: Mapping[str, Subject], rounds: int, rows: Rows, *, what: str, 
         for row, name in missing:
             rows.get(row, lambda name=name: dict(made[name]()))  # type: ignore[misc]
             bar.advance()
-    return Measured(every, [{name: rows.rows[f"round {n}: {name}"] for name in every} for n in range(1, rounds + 1)])
+    samples = [{name: rows.rows[f"round {n}: {name}"] for name in every} for n in range(1, rounds + 1)]
+    found = {name: _row(name, every, samples) for name in every}
+    return Report(found, {name: _ratio(*pair, every, samples) for name, pair in (pairs or {}).items()}, **shown)
+
+
+def _row(name: str, subjects: Mapping[str, Subject], samples: Samples) -> Row:
+    """A subject's facts and, over the rounds, median, least and most of its samples.
+
+    With tokens: cpu_ms and wall_ms of 1,000 tokens, and tokens_per_second of wall time. Without: cpu_s and wall_s
+    of a call. With FLOPs: gflops_per_cpu_s, and share, the part of the matmul rate of the same round. Other fields
+    of the samples: their medians. MATMUL has its rate alone.
+    """
+    if name == MATMUL:
+        return spread("gflops_per_cpu_s", _rates(name, subjects, samples))
+    subject, mine = subjects[name], [each[name] for each in samples]
+    row: Row = dict(subject.facts) | {"rounds": len(mine)}
+    unit, scale = ("s", 1.0) if subject.tokens is None else ("ms", 1e6 / subject.tokens)
+    for clock in CLOCKS:
+        row |= spread(f"{clock}_{unit}", [scale * each[clock] for each in mine])
+    if subject.tokens is not None:
+        row |= {"tokens": subject.tokens, "tokens_per_second": 1e6 / row["wall_ms"]}
+    row |= {field: statistics.median(each[field] for each in mine) for field in mine[0] if field not in CLOCKS}
+    if subject.flops is not None:
+        rates = _rates(name, subjects, samples)
+        row |= {"flops_per_token": subject.flops, "gflops_per_cpu_s": statistics.median(rates)}
+        if MATMUL in subjects:
+            most = _rates(MATMUL, subjects, samples)
+            row |= spread("share", [rate / best for rate, best in zip(rates, most, strict=True)])
+    return row
+
+
+def _rates(name: str, subjects: Mapping[str, Subject], samples: Samples) -> list[float]:
+    work = (subjects[name].tokens or 1) * (subjects[name].flops or 0.0)
+    return [work / each[name]["cpu"] / 1e9 for each in samples]
+
+
+def _ratio(first: str, second: str, subjects: Mapping[str, Subject], samples: Samples) -> Row:
+    """times_cpu and times_wall: seconds a token of the first over the second's in the same round."""
+    row: Row = {"over": first, "under": second}
+    scale = (subjects[second].tokens or 1) / (subjects[first].tokens or 1)
+    for clock in CLOCKS:
+        row |= spread(f"times_{clock}", [scale * each[first][clock] / each[second][clock] for each in samples])
+    return row
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], block: int, what: str, *, blocks: int = 5) -> dict[str, float]:

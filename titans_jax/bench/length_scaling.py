@@ -96,8 +96,7 @@ def measure(lengths: Sequence[int], count: int, rows: Rows) -> Report:
         for length in sorted({BLOCK, *lengths}):
             take = once(f"{__name__}:{kind}", length=length)
             subjects[f"{kind} {length}"] = Subject(lambda take=take: take, length, {"pass": kind})  # type: ignore[misc]
-    found = interleave.run(subjects, count, rows, what="bench growth", matmul=False).found()
-    for row in found.values():
-        least = found[f"{row['pass']} {BLOCK}"]
-        row["cpu_over_least"] = row["cpu_ms"] / least["cpu_ms"]
-    return Report(found, heads=HEADS, picture="lines")
+    report = interleave.run(subjects, count, rows, what="bench growth", matmul=False, heads=HEADS, picture="lines")
+    for row in report.rows.values():
+        row["cpu_over_least"] = row["cpu_ms"] / report.rows[f"{row['pass']} {BLOCK}"]["cpu_ms"]
+    return report

@@ -5,7 +5,6 @@ is a line of JSON on stdout. This module imports no other library, so that anoth
 """
 
 import contextlib
-import functools
 import importlib
 import json
 import os
@@ -13,84 +12,68 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from titans_jax.bench.clock import Timer
 
 Start = Callable[..., Callable[[], Timer]]
 
 
-class Process:
-    """The process of one timer. Raises ChildProcessError, in one line, if it ends before it has answered.
+@contextlib.contextmanager
+def process(target: str, *, python: str = sys.executable, **spec: Any) -> Iterator[Timer]:
+    """A timer in a process that ends with the block. Raises ChildProcessError, in one line, if it ends before.
 
     OpenMP's threads (torch's) wait asleep: beside other work, busy waiting made up nine tenths of their CPU-seconds.
     """
-
-    def __init__(self, target: str, spec: dict[str, Any], python: str) -> None:
-        paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        self._target, self._stderr = target, tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
+    paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryFile("w+") as stderr:
+        child = subprocess.Popen(
             [python, "-m", "titans_jax.bench.processes", target, json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._stderr,
+            stderr=stderr,
             text=True,
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
+        assert child.stdin is not None and child.stdout is not None
+        requests, answers = child.stdin, child.stdout
 
-    def answer(self) -> dict[str, Any]:
-        """Wait for the next line."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            self._stderr.seek(0)
-            last = (self._stderr.read().strip() or f"exit code {code}").splitlines()[-1]
-            raise ChildProcessError(f"{self._target}: its process ended: {last}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        def answer() -> dict[str, Any]:
+            if line := answers.readline():
+                return dict(json.loads(line))
+            code = child.wait()
+            stderr.seek(0)
+            last = (stderr.read().strip() or f"exit code {code}").splitlines()[-1]
+            raise ChildProcessError(f"{target}: its process ended: {last}")
 
-    def ask(self) -> dict[str, Any]:
-        """One sample."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self.answer()
+        def ask() -> dict[str, Any]:
+            requests.write("\n")
+            requests.flush()
+            return answer()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._stderr.close()
+        try:
+            answer()  # it is ready
+            yield ask
+        finally:
+            child.kill()
+            child.communicate()
 
 
 @contextlib.contextmanager
 def processes() -> Iterator[Start]:
-    """start(target, python=sys.executable, **spec) -> what makes the timer; its process ends with the block."""
+    """start(target, **spec) -> a function that makes the timer of `process`; all processes end with the block."""
     with contextlib.ExitStack() as stack:
-
-        def make(target: str, spec: dict[str, Any], python: str) -> Timer:
-            process = stack.enter_context(Process(target, spec, python))
-            process.answer()
-            return process.ask
-
-        def start(target: str, *, python: str = sys.executable, **spec: Any) -> Callable[[], Timer]:
-            return functools.partial(make, target, spec, python)
-
-        yield start
+        yield lambda target, **spec: lambda: stack.enter_context(process(target, **spec))
 
 
 def once(target: str, **spec: Any) -> Timer:
     """A timer that takes every sample in a fresh process, which has ended before the next one begins."""
 
-    def take() -> dict[str, Any]:
-        with Process(target, spec, sys.executable) as process:
-            process.answer()
-            return process.ask()
+    def take() -> Mapping[str, Any]:
+        with process(target, **spec) as ask:
+            return ask()
 
     return take
 

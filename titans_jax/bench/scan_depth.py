@@ -57,9 +57,9 @@ def measure(length: int, count: int, rows: Rows) -> Report:
         def subject(name: str) -> Subject:
             return Subject(start(f"{__name__}:training", name=name, length=length), length, _facts(name, length, rows))
 
-        measured = interleave.run({name: subject(name) for name in (TITANS, TNT)}, count, rows, what="bench tnt")
-    without = () if tpu.available() else ("No cycles: the TPU's compiler is not here (pip install titans-jax[tpu]).",)
-    return Report(measured.found(), measured.ratios({f"{TITANS} over {TNT}": (TITANS, TNT)}), without, HEADS)
+        subjects, pairs = {name: subject(name) for name in (TITANS, TNT)}, {f"{TITANS} over {TNT}": (TITANS, TNT)}
+        notes = () if tpu.available() else ("No cycles: the TPU's compiler is not here (pip install titans-jax[tpu]).",)
+        return interleave.run(subjects, count, rows, what="bench tnt", pairs=pairs, notes=notes, heads=HEADS)
 
 
 def _facts(name: str, length: int, rows: Rows) -> dict[str, float]:

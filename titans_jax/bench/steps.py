@@ -82,10 +82,9 @@ def measure(blocks: Sequence[str], length: int, batch: int, count: int, rows: Ro
     patterns = [PLAIN, *(f"{PLAIN},{block}" for block in blocks)]
     subjects = {pattern: step(pattern, length, batch) for pattern in patterns}
     subjects[PIPELINE] = Subject(lambda: device_timer(reader(length, batch)), length * batch, {})
-    measured = interleave.run(subjects, count, rows, what="bench model")
     pairs = {f"{pattern} over {PLAIN}": (pattern, PLAIN) for pattern in patterns[1:]}
     pairs |= {f"{PIPELINE} over a step of {pattern}": (PIPELINE, pattern) for pattern in patterns}
-    return Report(measured.found(), measured.ratios(pairs))
+    return interleave.run(subjects, count, rows, what="bench model", pairs=pairs)
 
 
 def step(block: str, length: int, batch: int) -> Subject:

@@ -65,8 +65,7 @@ def subjects(start: Start, python: str, batch: int) -> dict[str, Subject]:
 def compare(python: str, batch: int, count: int, rows: Rows) -> Report:
     """Each subject of both libraries; the ratios are their seconds a token over ours."""
     libraries = version(python)
+    notes = (f"{libraries}; each library on {cores()} cores",)
     with processes() as start:
         every = subjects(start, python, batch)
-        measured = interleave.run(every, count, rows, what="bench peers")
-    notes = (f"{libraries}; each library on {cores()} cores",)
-    return Report(measured.found(), measured.ratios(PAIRS), notes)
+        return interleave.run(every, count, rows, what="bench peers", pairs=PAIRS, notes=notes)

@@ -183,7 +183,7 @@ def bench_memory(options: argparse.Namespace, rows: Rows) -> Report:
     """Time the memory alone, forward and backward, relative to this machine's matrix products."""
     shapes = [memory.Shape.of(text) for text in options.shapes]
     subjects = memory.subjects(options.rules, shapes, options.engines, options.length)
-    return Report(interleave.run(subjects, options.rounds, rows, what="bench memory").found())
+    return interleave.run(subjects, options.rounds, rows, what="bench memory")
 
 
 def bench_peers(options: argparse.Namespace, rows: Rows) -> Report:

@@ -4,8 +4,7 @@ from titans_jax.evaluation.ablation import CUTS, ablate
 from titans_jax.evaluation.haystack import Hay, Needle, find_needles
 from titans_jax.evaluation.introspect import Reading, read, watch
 from titans_jax.evaluation.loglikelihood import TargetScores, score_targets
-from titans_jax.evaluation.perplexity import RESETS, Scores, evaluate, score
-from titans_jax.evaluation.positions import by_position
+from titans_jax.evaluation.perplexity import RESETS, Scores, by_position, evaluate, score
 from titans_jax.evaluation.stream_evaluator import StreamEvaluator, curves, load_state
 
 __all__ = [

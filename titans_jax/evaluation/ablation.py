@@ -24,9 +24,9 @@ CUTS = {
 }
 _PARAMETERS = {
     "learning": {
-        r"memory/(rate|momentum|keep)/kernel": 0.0,
-        r"memory/(rate|momentum)/bias": -1e9,
-        r"memory/keep/bias": 1e9,
+        r"memory/(gates/)?(rate|momentum|keep)/kernel": 0.0,
+        r"memory/(gates/)?(rate|momentum)/bias": -1e9,
+        r"memory/(gates/)?keep/bias": 1e9,
     },
     "reading": {r"memory/out/kernel": 0.0},
     "context": {r"retrieve/out/kernel": 0.0},

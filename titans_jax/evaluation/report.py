@@ -14,8 +14,7 @@ from titans_jax.evaluation import statistics
 from titans_jax.evaluation.ablation import CUTS, ablate
 from titans_jax.evaluation.html import Sample, Section, to_html, to_markdown
 from titans_jax.evaluation.introspect import Reading, read
-from titans_jax.evaluation.perplexity import Scores
-from titans_jax.evaluation.positions import by_position
+from titans_jax.evaluation.perplexity import Scores, by_position
 from titans_jax.metrics import Progress
 from titans_jax.nn import LM
 from titans_jax.plots.style import write_numbers

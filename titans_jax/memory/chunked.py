@@ -86,16 +86,18 @@ def in_chunks(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, rea
         else:
             read = _read(matmul, rule, state, plan, inputs, delta, read_at)
         y = rule.architecture.apply(read, q)
-        count = chunk if valid is None else valid.sum(dtype=jnp.int32)
-        new = _carry(matmul, rule, state, plan, inputs, delta)._replace(step=state.step + count)
-        ended, cut = chunk_end(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
-        if valid is not None:
-            ended, cut = select(valid[-1], ended, new), valid[-1] & cut
+        rows = len(k)
+        new = _carry(matmul, rule, state, plan, inputs, delta)
+        new = new._replace(step=state.step + (rows if valid is None else valid.sum(dtype=jnp.int32)))
+        cut = jnp.zeros((), bool)
+        if rows == chunk:
+            ended, cut = chunk_end(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
+            new, cut = (ended, cut) if valid is None else (select(valid[-1], ended, new), valid[-1] & cut)
 
         def repeated(x: Array) -> Array:
-            return jnp.broadcast_to(x, (chunk,)).astype(surprise.dtype)
+            return jnp.broadcast_to(x, (rows,)).astype(surprise.dtype)
 
-        return ended, (y, Info(surprise[-chunk:], grad_norm[-chunk:], *jax.tree.map(repeated, (*norms(ended), cut))))
+        return new, (y, Info(surprise[-rows:], grad_norm[-rows:], *jax.tree.map(repeated, (*norms(new), cut))))
 
     return Engine(chunk_step, lambda gates, valid: coefficients(rule.learner, gates, valid))
 

@@ -23,7 +23,8 @@ class Engine(NamedTuple):
     """One way to run a rule over a chunk.
 
     chunk_step: (state, tokens of one chunk [b, ...], valid, shift, plan) -> state, (y [b, D], Info).
-    valid: None where all rows are tokens, or [b] bool; the valid rows lie together.
+    valid: None where all rows are tokens, or [b] bool; the valid rows lie together. With fewer rows than the chunk, all
+    are tokens, and the chunk does not end.
     shift: None, or weights [in, out] that are added where the gradients are taken.
     plan: None, or (gates [b], valid) -> what a chunk's gates alone decide; it is made for all chunks at once.
     """

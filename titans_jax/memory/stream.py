@@ -122,25 +122,48 @@ Stream = Callable[[State, Any, Valid | None, Reset | None, Weights | None], tupl
 def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> Stream:
     """Any number of tokens: a scan over the chunks of their grid, each recomputed in the backward pass.
 
-    With `valid` [T], the rows lie on the grid already. One token goes to `single`, where there is one, and needs no
-    grid.
+    With `valid` [T], the rows lie on the grid already. One token goes to `single`, where there is one. Tokens that are
+    known while tracing to start a chunk are whole chunks and a rest: neither needs a mask.
     """
 
     def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
-        T, engine = len(jax.tree.leaves(tokens)[0]), many
-        if single is not None and valid is None and T == rule.learner.writes_per_token:
-            engine, grid, valid, at_start = single, Grid(T, T), np.ones((1, T), bool), False
-        elif valid is None:
-            grid = grid_of(T, chunk, state.step)
-            valid = grid.valid
-            at_start = all_valid(valid)
-        else:
-            grid, valid = Grid(T, chunk), valid.reshape(-1, chunk)
-            at_start = all_valid(valid)
+        T = len(jax.tree.leaves(tokens)[0])
+        if valid is not None:
+            return on_grid(many, Grid(T, chunk), valid.reshape(-1, chunk), state, tokens, reset, residual)
+        if single is not None and T == rule.learner.writes_per_token:
+            return on_grid(single, Grid(T, T), None, state, tokens, reset, residual)
+        grid, rest = grid_of(T, chunk, state.step), T % chunk
+        if not isinstance(state.step, np.integer) or grid.offset or rest == 0:
+            return on_grid(many, grid, grid.valid, state, tokens, reset, residual)
+        outs, anchors = [], []
+        for rows, size in ((slice(0, T - rest), chunk), (slice(T - rest, T), rest)):
+            if rows.stop == rows.start:
+                continue
+            part = None if reset is None else reset._replace(mask=reset.mask[rows])
+            shift = jax.tree.map(lambda r, rows=rows: r[rows.start // chunk : -(-rows.stop // chunk)], residual)
+            part_grid = Grid(rows.stop - rows.start, size)
+            valid = part_grid.valid if size == chunk else None
+            one = jax.tree.map(lambda x, rows=rows: x[rows], tokens)
+            out, state, anchor = on_grid(many, part_grid, valid, state, one, part, shift)
+            outs, anchors = [*outs, out], [*anchors, anchor]
+        out, anchor = (jax.tree.map(lambda *x: jnp.concatenate(x), *x) for x in (outs, anchors))
+        return out, state, anchor
+
+    def on_grid(
+        engine: Engine,
+        grid: Grid,
+        valid: Valid | None,
+        state: State,
+        tokens: Any,
+        reset: Reset | None,
+        residual: Weights | None,
+    ) -> Any:
+        """valid: [chunks, size], or None where the rows are tokens of one chunk that do not reach its end."""
         for name, shift in (residual or {}).items():
             if len(shift) != grid.chunks:
-                raise ValueError(f"residual[{name!r}]: {len(shift)} chunks; the call of {T} rows has {grid.chunks}")
-        touched = isinstance(valid, np.ndarray) and bool(valid.any(1).all())
+                raise ValueError(f"residual[{name!r}]: {len(shift)} chunks; the call has {grid.chunks}")
+        at_start = valid is not None and all_valid(valid)
+        touched = valid is None or isinstance(valid, np.ndarray) and bool(valid.any(1).all())
         rows, origin = None if all_valid(valid) else jnp.asarray(valid), state.origin
         state = state._replace(step=jnp.asarray(state.step))
 
@@ -157,7 +180,8 @@ def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> St
             (tokens, mask, valid, shift), plan = xs
             state = rebuilt(state)
             if reset is not None:
-                state = with_reset(reset, mask[0] & (state.step % chunk == 0), state)
+                here = mask[0] & (state.step % chunk == 0)
+                state = with_reset(reset, here if valid is None else here & valid[0], state)
             anchors = None if residual is None else rule.retention.link(state.anchor)
 
             def write(state: State) -> tuple[State, Any]:

@@ -103,7 +103,10 @@ class Info(NamedTuple):
 
 
 class Reset(NamedTuple):
-    """Replace the memory by `state` at chunk starts where `mask` [T] is true. `step` and `origin` are not replaced."""
+    """Replace the memory by `state` at chunk starts where `mask` [T] is true.
+
+    The step is not replaced, and forgetting still returns to the stream's origin.
+    """
 
     mask: Any
     state: Any

@@ -1,8 +1,10 @@
 """The configuration of a needle experiment; every field is an option of `titans-jax needle`."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Literal
 
+from titans_jax.memory import PRESETS
 from titans_jax.nn import MemoryConfig, ModelConfig
 
 
@@ -66,6 +68,8 @@ class NeedleConfig:
         for name in ("memory_slots", "n_persistent", "surprise_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}; it must be 0 or more")
+        if self.memory_rule not in PRESETS:
+            raise ValueError(f"memory_rule: {self.memory_rule!r}; it must be one of {', '.join(PRESETS)}")
         for whole, part in (("dim", "heads"), ("memory_dim", "memory_heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole}: {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
@@ -75,12 +79,13 @@ class NeedleConfig:
     @property
     def model(self) -> ModelConfig:
         """The configuration of the library's layers."""
+        network = "expansion" in inspect.signature(PRESETS[self.memory_rule]).parameters
         memory = MemoryConfig(
             rule=self.memory_rule,
             heads=self.memory_heads,
             head_dim=self.memory_dim // self.memory_heads,
             chunk=self.segment_size,
-            expansion=2,
+            expansion=2 if network else None,
             conv=4 if self.dsconv else 0,
         )
         return ModelConfig(

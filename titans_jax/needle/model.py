@@ -36,8 +36,8 @@ class SurpriseGatedMemory(MemoryLayer):
         super().__init__(config.model, rngs=rngs)
         self.surprise_threshold = config.surprise_threshold
         self.gates.max_rate = config.memory_lr * unit_rate(self.rule, 1)
-        assert self.gates.rate is not None
-        self.gates.rate.bias = param(jnp.full(config.memory_heads, logit(1 / (1 + config.segment_size))), None)
+        if self.gates.rate is not None:
+            self.gates.rate.bias = param(jnp.full(config.memory_heads, logit(1 / (1 + config.segment_size))), None)
 
     def modulate_gates(self, gates: Gates, state: State, k: Array, v: Array) -> Gates:
         """The gates of k, v [B, H, T, D], with a rate of 0 for tokens that do not surprise."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import MUTED, drawable, few, figure_of, layer_colours, style, write
+from titans_jax.plots.style import MUTED, drawable, few, figure_of, layer_colours, one_shape, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
     maps: by what is read ("tokens", ...), each [layers, heads, T, T], nan in layers without attention. At most eight
     layers and eight heads are drawn. The JSON has each head's mean weight. Raises ValueError for other shapes.
     """
-    layers, heads = _shape(maps)
+    layers, heads, _, _ = one_shape(maps, "layers", "heads", "T", "T")
     attending = [i for i in range(layers) if all(np.isfinite(weights[i]).all() for weights in maps.values())]
     rows, columns = [attending[i] for i in few(len(attending), 8)], few(heads, 8 // len(maps))
     width, height = 1.35 * len(columns) * len(maps) + 0.8, 1.35 * len(rows) + 0.9
@@ -51,10 +51,9 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
     maps: by what is read, each [heads, T, T]. text: T pieces. At most four heads are drawn. The JSON has the weights.
     Raises ValueError if shapes do not fit.
     """
-    heads, length = next(iter(maps.values())).shape[:2]
-    if any(weights.shape != (heads, length, length) for weights in maps.values()) or len(text) != length:
-        shapes = ", ".join(f"{name} {weights.shape}" for name, weights in maps.items())
-        raise ValueError(f"maps: expected [heads, T, T] and as many pieces of text, not {shapes} and {len(text)}")
+    heads, length, _ = one_shape(maps, "heads", "T", "T")
+    if len(text) != length:
+        raise ValueError(f"text has {len(text)} pieces for {length} tokens; give one piece for each token")
     columns = few(heads, 4)
     names = [drawable(piece).replace(" ", "␣") for piece in text]
     figure = figure_of(3.3 * len(columns) + 0.5, 3.3 * len(maps) + 0.5)
@@ -76,7 +75,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
 
 def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
     """Draws a coloured table for each of `numbers`, [layers, heads] by title. Raises ValueError for other shapes."""
-    layers, heads = _shape(numbers, 2)
+    layers, heads = one_shape(numbers, "layers", "heads")
     figure = figure_of((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1)
     with style():
         panels = np.atleast_1d(figure.subplots(1, len(numbers)))
@@ -132,14 +131,6 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | 
         for axes in (what, wide):
             axes.set_xticks(few(layers, 12))
         return write(figure, path, {"by_distance": by_distance, "shares": shares, "reach": reach})
-
-
-def _shape(maps: Maps, axes: int = 4) -> tuple[int, int]:
-    shapes = {weights.shape for weights in maps.values()}
-    if len(shapes) != 1 or len(shape := shapes.pop()) != axes:
-        found = ", ".join(f"{name} {weights.shape}" for name, weights in maps.items())
-        raise ValueError(f"expected arrays of one shape [layers, heads{', T, T' * (axes == 4)}], not {found}")
-    return shape[0], shape[1]
 
 
 def _map(axes: "Axes", weights: NDArray, colours: str, interpolation: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, few, figure_of, layer_colours, style, write
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, few, figure_of, layer_colours, one_shape, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,7 @@ def memory_picture(
       ValueError: shapes or lengths do not fit.
     """
     arrays = {name: np.asarray(getattr(info, name), np.float32) for name in [*_PANELS, "clipped"]}
-    shape = arrays["surprise"].shape
-    if len(shape) != 4 or any(array.shape != shape for array in arrays.values()):
-        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"info: expected arrays of one shape [layers, batch, heads, tokens], not {found}")
-    layers, batch, _, tokens = shape
+    layers, batch, _, tokens = one_shape(arrays, "layers", "batch", "heads", "T")
     if text is not None and len(text) != tokens:
         raise ValueError(f"text has {len(text)} pieces for {tokens} tokens; give one piece for each token")
     if not 0 <= row < batch:
@@ -130,17 +126,14 @@ def memory_activity(
     names: the layers' numbers, if they are not 0, 1, .... At most six layers and four heads are drawn. The JSON has
     means over heads. Raises ValueError if shapes differ.
     """
-    shapes = {array.shape for array in values.values()}
-    if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
-        found = ", ".join(f"{name} {array.shape}" for name, array in values.items())
-        raise ValueError(f"values: expected arrays of one shape [layers, heads, T], not {found}")
-    rows, heads = few(shape[0], 6), few(shape[1], 4)
-    numbers = list(names or range(shape[0]))
+    layers, count, tokens = one_shape(values, "layers", "heads", "T")
+    rows, heads = few(layers, 6), few(count, 4)
+    numbers = list(names or range(layers))
     figure = figure_of(12, len(values) * (0.16 * len(rows) * len(heads) + 0.55) + 0.4)
     with style():
         panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, array) in zip(panels, values.items(), strict=True):
-            strip = array[np.ix_(rows, heads)].reshape(-1, shape[2])
+            strip = array[np.ix_(rows, heads)].reshape(-1, tokens)
             shown = axes.imshow(
                 strip, aspect="auto", cmap="magma_r", interpolation="nearest", vmin=_low(strip), vmax=_high(strip)
             )
@@ -154,7 +147,7 @@ def memory_activity(
             bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.005)
             bar.ax.tick_params(labelsize=6)
             bar.ax.yaxis.get_offset_text().set_fontsize(6)
-        panels[-1].set_xlabel(f"token; in each layer {len(heads)} of its {shape[1]} heads, one below the other")
+        panels[-1].set_xlabel(f"token; in each layer {len(heads)} of its {count} heads, one below the other")
         return write(figure, path, {title: array.mean(1) for title, array in values.items()})
 
 

@@ -85,6 +85,16 @@ def few(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
+def one_shape(arrays: Mapping[str, np.ndarray], *axes: str) -> tuple[int, ...]:
+    """The shape of all arrays. Raises ValueError if shapes differ or lack these axes; equal names mean equal sizes."""
+    shapes = {array.shape for array in arrays.values()}
+    sizes = dict(zip(axes, shape := shapes.pop(), strict=False))
+    if shapes or shape != tuple(map(sizes.get, axes)):
+        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"expected arrays of one shape [{', '.join(axes)}], not {found}")
+    return shape
+
+
 def short(count: int) -> str:
     """A number of tokens in units of 1024, where it is a multiple.
 
