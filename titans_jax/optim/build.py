@@ -1,9 +1,8 @@
 """An optax transformation from an `OptimConfig`: clipping, optimizer, weight decay, learning rate, accumulation."""
 
-import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from titans_jax.optim.checks import known, require
 from titans_jax.optim.deep import scale_by_deep_momentum, scale_by_delta_momentum
 from titans_jax.optim.m3 import scale_by_m3
 
@@ -54,18 +54,19 @@ class OptimConfig:
     """Batches per update: an update uses their mean gradient."""
 
     def __post_init__(self) -> None:
-        _known("name", self.name, OPTIMIZERS)
-        _known("schedule", self.schedule, SCHEDULES)
-        for field in ("peak_rate", "warmup", "weight_decay", "alpha"):
-            _require(field, getattr(self, field), "0 or more", lambda x: 0 <= x < math.inf)
-        for field in ("final_fraction", "decay_fraction"):
-            _require(field, getattr(self, field), "between 0 and 1", lambda x: 0 <= x <= 1)
-        for field in ("b1", "b2", "b3"):
-            _require(field, getattr(self, field), "at least 0 and below 1", lambda x: 0 <= x < 1)
-        _require("eps", self.eps, "above 0", lambda x: 0 < x < math.inf)
-        _require("clip", self.clip, "above 0, or None", lambda x: x is None or 0 < x < math.inf)
-        for field in ("chunk", "accumulation"):
-            _require(field, getattr(self, field), "1 or more", lambda x: x >= 1)
+        known("optim: name", self.name, OPTIMIZERS)
+        known("optim: schedule", self.schedule, SCHEDULES)
+        for field, value in vars(self).items():
+            if field in ("peak_rate", "warmup", "weight_decay", "alpha"):
+                require(f"optim: {field}", value, "0 or more", 0 <= value < math.inf)
+            elif field in ("final_fraction", "decay_fraction"):
+                require(f"optim: {field}", value, "between 0 and 1", 0 <= value <= 1)
+            elif field in ("b1", "b2", "b3"):
+                require(f"optim: {field}", value, "at least 0 and below 1", 0 <= value < 1)
+            elif field in ("chunk", "accumulation"):
+                require(f"optim: {field}", value, "1 or more", value >= 1)
+        require("optim: eps", self.eps, "above 0", 0 < self.eps < math.inf)
+        require("optim: clip", self.clip, "above 0, or None", self.clip is None or 0 < self.clip < math.inf)
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -81,7 +82,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     >>> [float(rate(t)) for t in range(6)]
     [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    _require("steps", steps, "1 or more", lambda x: x >= 1)
+    require("optim: steps", steps, "1 or more", steps >= 1)
     shape = SCHEDULES[config.schedule]
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
@@ -215,15 +216,3 @@ OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
     "muon": _muon,
     "sgd": lambda config: optax.trace(config.b1),
 }
-
-
-def _known(field: str, name: str, table: Iterable[str]) -> None:
-    if name not in table:
-        close = difflib.get_close_matches(name, table, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "known are " + ", ".join(table)
-        raise ValueError(f"optim: {field} {name!r} is unknown; {hint}")
-
-
-def _require(field: str, value: Any, right: str, holds: Callable[[Any], bool]) -> None:
-    if not holds(value):
-        raise ValueError(f"optim: {field} is {value}, it must be {right}")

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from titans_jax.optim.checks import known
+
 PyTree = Any
 Value = Literal["gradient", "ones"]
 
@@ -178,8 +180,7 @@ def scale_by_deep_momentum(
     >>> bool(jnp.vdot(m, g) > 0)
     True
     """
-    if value not in get_args(Value):
-        raise ValueError(f"deep_momentum: value {value!r} is unknown; known are {', '.join(get_args(Value))}")
+    known("deep_momentum: value", value, get_args(Value))
 
     def init(params: PyTree) -> DeepMomentumState:
         leaves, treedef = jax.tree.flatten(params)

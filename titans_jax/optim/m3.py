@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from titans_jax.optim.checks import known, require
+
 PyTree = Any
 Mode = Literal["ema", "literal"]
 SecondMoment = Literal["update", "gradient"]
@@ -74,8 +76,17 @@ def scale_by_m3(
     >>> [round(float(u), 3) for u in updates["kernel"].ravel()]         # rms 0.2
     [0.283, 0.0, 0.0, 0.283]
     """
-    _check(dict(b1=b1, b2=b2, b3=b3), alpha, chunk, ns_steps, eps, second_moment, mode, rms)
+    known("m3: mode", mode, get_args(Mode))
+    known("m3: second_moment", second_moment, (*get_args(SecondMoment), None))
     ema = mode == "ema"
+    for name, b in (("b1", b1), ("b2", b2), ("b3", b3)):
+        bound, right = (1.0, "at least 0 and below 1") if ema else (math.inf, "at least 0")
+        require(f"m3: {name}", b, right, 0 <= b < bound)
+    require("m3: alpha", alpha, "0 or more", 0 <= alpha < math.inf)
+    require("m3: chunk", chunk, "1 or more", chunk >= 1)
+    require("m3: ns_steps", ns_steps, "0 or more", ns_steps >= 0)
+    require("m3: eps", eps, "above 0", 0 < eps < math.inf)
+    require("m3: rms", rms, "above 0, or None", rms is None or 0 < rms < math.inf)
 
     def add(memory: PyTree, term: PyTree, keep: jax.typing.ArrayLike, write: float) -> PyTree:
         return jax.tree.map(lambda m, x: keep * m + write * x, memory, term)
@@ -185,30 +196,3 @@ def _check_matrices(params: PyTree) -> None:
         if leaf.ndim < 2:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(f"m3: {name!r} has shape {leaf.shape}, it must be [..., in, out]; use optax.partition")
-
-
-def _check(
-    rates: dict[str, float],
-    alpha: float,
-    chunk: int,
-    ns_steps: int,
-    eps: float,
-    second_moment: str | None,
-    mode: str,
-    rms: float | None,
-) -> None:
-    if mode not in get_args(Mode):
-        raise ValueError(f"m3: mode {mode!r} is unknown; known are {', '.join(get_args(Mode))}")
-    if second_moment not in (None, *get_args(SecondMoment)):
-        raise ValueError(f"m3: second_moment {second_moment!r} is unknown; known are update, gradient, None")
-    bound, below = (1.0, " and below 1") if mode == "ema" else (math.inf, "")
-    for name, value, right, holds in [
-        *((name, b, f"at least 0{below}", 0 <= b < bound) for name, b in rates.items()),
-        ("alpha", alpha, "0 or more", 0 <= alpha < math.inf),
-        ("chunk", chunk, "1 or more", chunk >= 1),
-        ("ns_steps", ns_steps, "0 or more", ns_steps >= 0),
-        ("eps", eps, "above 0", 0 < eps < math.inf),
-        ("rms", rms, "above 0, or None", rms is None or 0 < rms < math.inf),
-    ]:
-        if not holds:
-            raise ValueError(f"m3: {name} is {value}, it must be {right}")
