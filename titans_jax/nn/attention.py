@@ -15,7 +15,8 @@ from jax import Array, lax
 from titans_jax import sharding
 from titans_jax.memory.stream import Grid, grid_of
 from titans_jax.nn.config import ModelConfig
-from titans_jax.nn.layers import Linear, param, rotate, rowwise
+from titans_jax.nn.cpu import rowwise
+from titans_jax.nn.layers import Linear, param, rotate
 
 
 class KV(NamedTuple):
