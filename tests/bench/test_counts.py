@@ -66,7 +66,7 @@ def test_the_chunk_by_hand_is_the_memory(given):
     weights, trace, q, k, v, gates = given
     rule_memory = miras(RULE, chunk=B, implementation="recurrent", clip=None)
     state = rule_memory.init({"w1": weights[0], "w2": weights[1]})
-    state = state._replace(learner=({"w1": trace[0], "w2": trace[1]},))
+    state = state._replace(traces=({"w1": trace[0], "w2": trace[1]},))
     y, after, _ = jax.jit(rule_memory.update)(state, q, k, v, gates, valid=np.ones(B, bool))
     by_hand, carried = jax.jit(chunk_by_hand)(*given)
     np.testing.assert_allclose(by_hand, y, atol=2e-4)

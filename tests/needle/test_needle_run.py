@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch
         (["eval", "--ckpt", "nowhere"], 3, "nowhere is no folder of checkpoints"),
         (["infer", "--seq", "1 2"], 2, "give either --ckpt, a run's folder, or --script, an exported program"),
         (["infer", "--script", "x", "--seq", "1 128"], 2, "each from 1 to 127"),
-        (["infer", "--script", "x", "--seq", "one"], 2, "tokens are whole numbers"),
+        (["infer", "--script", "x", "--seq", "one"], 2, "tokens are integers separated by spaces or commas"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(arguments, code, message, capsys):

@@ -128,11 +128,15 @@ def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> St
 
     def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
         T = len(jax.tree.leaves(tokens)[0])
+        grid = grid_of(T, chunk, state.step) if valid is None else Grid(T, chunk)
+        for name, shift in (residual or {}).items():
+            if len(shift) != grid.chunks:
+                raise ValueError(f"residual[{name!r}]: {len(shift)} chunks; the call of {T} rows has {grid.chunks}")
         if valid is not None:
-            return on_grid(many, Grid(T, chunk), valid.reshape(-1, chunk), state, tokens, reset, residual)
+            return on_grid(many, grid, valid.reshape(-1, chunk), state, tokens, reset, residual)
         if single is not None and T == rule.learner.writes_per_token:
             return on_grid(single, Grid(T, T), None, state, tokens, reset, residual)
-        grid, rest = grid_of(T, chunk, state.step), T % chunk
+        rest = T % chunk
         if not isinstance(state.step, np.integer) or grid.offset or rest == 0:
             return on_grid(many, grid, grid.valid, state, tokens, reset, residual)
         outs, anchors = [], []
@@ -159,9 +163,6 @@ def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> St
         residual: Weights | None,
     ) -> Any:
         """valid: [chunks, size], or None where the rows are tokens of one chunk that do not reach its end."""
-        for name, shift in (residual or {}).items():
-            if len(shift) != grid.chunks:
-                raise ValueError(f"residual[{name!r}]: {len(shift)} chunks; the call has {grid.chunks}")
         at_start = valid is not None and all_valid(valid)
         touched = valid is None or isinstance(valid, np.ndarray) and bool(valid.any(1).all())
         rows, origin = None if all_valid(valid) else jnp.asarray(valid), state.origin
