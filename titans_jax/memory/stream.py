@@ -139,19 +139,19 @@ def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> St
         rest = T % chunk
         if not isinstance(state.step, np.integer) or grid.offset or rest == 0:
             return on_grid(many, grid, grid.valid, state, tokens, reset, residual)
-        outs, anchors = [], []
-        for rows, size in ((slice(0, T - rest), chunk), (slice(T - rest, T), rest)):
-            if rows.stop == rows.start:
-                continue
-            part = None if reset is None else reset._replace(mask=reset.mask[rows])
-            shift = jax.tree.map(lambda r, rows=rows: r[rows.start // chunk : -(-rows.stop // chunk)], residual)
-            part_grid = Grid(rows.stop - rows.start, size)
-            valid = part_grid.valid if size == chunk else None
-            one = jax.tree.map(lambda x, rows=rows: x[rows], tokens)
-            out, state, anchor = on_grid(many, part_grid, valid, state, one, part, shift)
-            outs, anchors = [*outs, out], [*anchors, anchor]
-        out, anchor = (jax.tree.map(lambda *x: jnp.concatenate(x), *x) for x in (outs, anchors))
-        return out, state, anchor
+        if rest == T:
+            return on_grid(many, Grid(T, T), None, state, tokens, reset, residual)
+
+        def cut(start: int, stop: int) -> tuple[Any, Reset | None, Weights | None]:
+            mask = None if reset is None else reset._replace(mask=reset.mask[start:stop])
+            shift = jax.tree.map(lambda r: r[start // chunk : -(-stop // chunk)], residual)
+            return jax.tree.map(lambda x: x[start:stop], tokens), mask, shift
+
+        chunks = Grid(T - rest, chunk)
+        out, state, anchors = on_grid(many, chunks, chunks.valid, state, *cut(0, T - rest))
+        last, state, last_anchors = on_grid(many, Grid(rest, rest), None, state, *cut(T - rest, T))
+        out, anchors = jax.tree.map(lambda *x: jnp.concatenate(x), (out, anchors), (last, last_anchors))
+        return out, state, anchors
 
     def on_grid(
         engine: Engine,
