@@ -103,9 +103,9 @@ graphdef, params = nnx.split(model)
 @jax.jit
 def read(params, tokens):
     model = nnx.merge(graphdef, params)
-    logits, _, look = model(tokens, model.init_state(1))
+    logits, _, info = model(tokens, model.init_state(1))
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)
-    return look.surprise, nats[0, :, 0]
+    return info.surprise, nats[0, :, 0]
 
 
 surprise, nats = read(params, np.concatenate([page, page], axis=1))

@@ -87,7 +87,7 @@ letters = [tokenizer.decode([int(token)]) for token in tokens]
 reading = read(model, tokens.tolist())
 print("".join(letters))
 print("weights on tokens, [layers, heads, token, how far back]:", reading.attention.tokens.shape)
-print("surprise, [layers, memories, token]:", reading.memory.look.surprise.shape)
+print("surprise, [layers, memories, token]:", reading.memory.info.surprise.shape)
 
 # %% [markdown]
 # ## Attention
@@ -132,11 +132,11 @@ Image(folder / "layers.png", width=1000)
 # %%
 seen = reading.memory
 strips = {
-    "Surprise": seen.look.surprise,
+    "Surprise": seen.info.surprise,
     "Update: norm of what the token changed": seen.change,
-    "Rate": seen.look.rate,
-    "Momentum": seen.look.momentum,
-    "Keep": seen.look.keep,
+    "Rate": seen.info.rate,
+    "Momentum": seen.info.momentum,
+    "Keep": seen.info.keep,
 }
 plots.memory_activity(strips, folder / "activity.png")
 Image(folder / "activity.png", width=1000)
@@ -147,7 +147,7 @@ Image(folder / "activity.png", width=1000)
 
 # %%
 plots.memory_updates(
-    seen.look.surprise.mean(1), seen.change.mean(1), reading.ends, learned(reading), folder / "updates.png"
+    seen.info.surprise.mean(1), seen.change.mean(1), reading.ends, learned(reading), folder / "updates.png"
 )
 Image(folder / "updates.png", width=1000)
 
@@ -196,7 +196,7 @@ plots.generation(
     folder / "generation.gif",
     prompt=len(prompt),
     attention={"tokens": square(reading.attention.tokens), "memory": square(reading.attention.read)},
-    memory={"Surprise": reading.memory.look.surprise.mean(1)},
+    memory={"Surprise": reading.memory.info.surprise.mean(1)},
 )
 Image(folder / "generation.gif", width=1000)
 

@@ -85,6 +85,8 @@ def run_python(tmp_path: Path) -> RunPython:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip(),
         }
+        if devices > 1:  # collectives of all devices wait in one thread pool: with a thread per core they may deadlock
+            environment["NPROC"] = str(4 * devices)
         command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(
             command,
