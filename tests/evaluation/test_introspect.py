@@ -169,7 +169,7 @@ def test_a_change_is_of_one_token(seen):
     x = seen.model.embed(jnp.asarray(seen.tokens)[None], jnp.arange(TOKENS)[None])
     block = jax.tree.map(lambda x: x[0], seen.model.blocks[0])
     layer = block.memory
-    (_, k, v), _ = layer.project(block.norm(x), layer.init_state(1).conv, jnp.arange(TOKENS)[None])
+    (_, k, v), _ = layer.qkv(block.norm(x), layer.init_state(1).conv, jnp.arange(TOKENS)[None])
     np.testing.assert_allclose(reading.memory.key[0], np.linalg.norm(k[0], axis=-1), rtol=1e-4)
     np.testing.assert_allclose(reading.memory.value[0], np.linalg.norm(v[0], axis=-1), rtol=1e-4)
 

@@ -198,13 +198,18 @@ def test_rows_do_not_mix_and_calls_repeat(member):
 
 
 def test_packed_documents_do_not_see_each_other(member):
+    documents(member)
+
+
+def documents(member: Member, tolerance: float = 1e-4) -> None:
+    """A document in a packed row gives the logits of the document alone."""
     model, text = member.model, tokens()
     starts = (0, 2 * SEGMENT, 4 * SEGMENT)
     reset = np.isin(np.arange(TOKENS), starts)[None].repeat(BATCH, 0)
     packed = np.asarray(model.call(text, model.start, reset)[0])
     for start, end in zip(starts, (*starts[1:], TOKENS), strict=True):
         alone, _ = read(model, np.roll(text, -start, 1))  # what follows a document does not change it
-        close(packed[:, start:end], alone[:, : end - start], 1e-4)
+        close(packed[:, start:end], alone[:, : end - start], tolerance)
 
 
 DEAD = {
