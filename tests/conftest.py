@@ -11,10 +11,13 @@ from pathlib import Path
 
 # Before jax is imported. An installed libtpu would search for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling: xdist's workers, and the processes that tests start, inherit one cache.
+# Most of the time goes into compiling: a worker, and the processes that its tests start, have one cache for all lanes.
+# Workers do not share it: jax writes entries in place, so that one process may read what another has half written.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="titans-jax-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += os.sep + worker
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
