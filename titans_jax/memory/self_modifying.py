@@ -72,7 +72,7 @@ def self_modifying(
     memory = miras(rule, chunk=chunk, clip=clip, implementation=implementation, matmul_dtype=matmul_dtype)
 
     def reads(weights: Weights, x: Array) -> Array:
-        """[5, T, D] from x [T, D] or [5, T, D], at the weights of each memory."""
+        """What each memory reads from x [T, D]: [5, T, D]."""
         return jax.vmap(lambda weights, x: rule.architecture.apply(dense(weights), x), (0, None))(weights, x)
 
     def writing(engine: Engine, readout: Readout) -> Engine:
