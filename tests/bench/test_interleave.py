@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from titans_jax.bench import clock, interleave
-from titans_jax.bench.interleave import Subject
+from titans_jax.bench import interleave, processes
+from titans_jax.bench.interleave import Plan, Subject
 from titans_jax.bench.report import Rows
 
 
@@ -24,21 +24,19 @@ def subject(name, cpus, seen, tokens=500, flops=None):
         seen.append(f"make {name}")
         return take
 
-    return Subject(make, tokens, {"pass": name}, flops)
+    return Subject(make, {}, tokens, flops, {"pass": name})
 
 
 @pytest.fixture
 def matmul(monkeypatch):
-    def made():
-        return subject("matmul", [1.0, 1.0, 2.0], [], tokens=1, flops=8e9)
-
-    monkeypatch.setattr(interleave, "matmul_subject", made)
+    monkeypatch.setattr(interleave, "SIZE", 1000)  # 2e9 FLOPs
+    monkeypatch.setattr(interleave, "matrix_product", subject("matmul", [0.25, 0.25, 0.5], []).function)
 
 
 def test_subjects_take_turns_and_medians_stand_for_them(tmp_path, matmul):
     seen = []
     subjects = {"a": subject("a", [1.0, 9.0, 2.0], seen, flops=1e6), "b": subject("b", [4.0, 3.0, 5.0], seen)}
-    found = interleave.run(subjects, 3, Rows(tmp_path, {}), what="test").rows
+    found = interleave.run(Plan(subjects), Rows(tmp_path, {}), 3).rows
     assert seen == ["make a", "make b", *["a", "b"] * 3]
     a, b = found["a"], found["b"]
     assert (a["cpu_ms"], a["cpu_ms_least"], a["cpu_ms_most"]) == (4000, 2000, 18000)  # of 1,000 tokens
@@ -53,19 +51,19 @@ def test_subjects_take_turns_and_medians_stand_for_them(tmp_path, matmul):
 def test_finished_rounds_are_kept(tmp_path, matmul):
     seen = []
     with pytest.raises(KeyboardInterrupt):
-        interleave.run({"a": subject("a", [1.0, KeyboardInterrupt()], seen)}, 3, Rows(tmp_path, {}), what="test")
+        interleave.run(Plan({"a": subject("a", [1.0, KeyboardInterrupt()], seen)}), Rows(tmp_path, {}), 3)
     kept = list(json.loads((tmp_path / "rows.json").read_text())["rows"])
     assert kept == ["round 1: matmul", "round 1: a", "round 2: matmul"]
-    found = interleave.run({"a": subject("a", [2.0, 3.0], seen)}, 3, Rows(tmp_path, {}), what="test").rows
+    found = interleave.run(Plan({"a": subject("a", [2.0, 3.0], seen)}), Rows(tmp_path, {}), 3).rows
     assert (found["a"]["cpu_ms_least"], found["a"]["cpu_ms"], found["a"]["cpu_ms_most"]) == (2000, 4000, 6000)
-    interleave.run({"a": subject("a", [], seen)}, 3, Rows(tmp_path, {}), what="test")
+    interleave.run(Plan({"a": subject("a", [], seen)}), Rows(tmp_path, {}), 3)
     assert seen == ["make a", "a", "a", "make a", "a", "a"]  # the last run had nothing to make
 
 
 def test_ratios_are_of_a_token_and_of_one_round(tmp_path):
     subjects = {"a": subject("a", [1.0, 9.0, 2.0], []), "b": subject("b", [4.0, 3.0, 6.0], [], tokens=1000)}
     pairs = {"b over a": ("b", "a")}
-    report = interleave.run(subjects, 3, Rows(tmp_path, {}), what="test", pairs=pairs, matmul=False)
+    report = interleave.run(Plan(subjects, pairs), Rows(tmp_path, {}), 3, matmul=False)
     row = report.ratios["b over a"]
     assert (row["over"], row["under"]) == ("b", "a")
     assert (row["times_cpu"], row["times_cpu_least"], row["times_cpu_most"]) == (1.5, pytest.approx(1 / 6), 2)
@@ -78,12 +76,14 @@ def test_a_sample_is_of_one_call_and_warm_up_is_outside(monkeypatch):
     def call():
         now[0] += next(cost)
 
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(clock.time, "process_time", lambda: 2 * now[0])
-    take = clock.timer(call)
+    monkeypatch.setattr(processes.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(processes.time, "process_time", lambda: 2 * now[0])
+    take = processes.timer(call)
     assert now[0] == pytest.approx(50.06)
     assert take() == {"cpu": pytest.approx(0.12), "wall": pytest.approx(0.06)}
     assert now[0] == pytest.approx(50.06 + 4 * 0.06)  # as many calls as fill LEAST seconds
+    processes.timer(call, 7)()
+    assert now[0] == pytest.approx(50.06 + 4 * 0.06 + 2 * 0.06 + 7 * 0.06)
 
 
 def test_rounds_of_another_source_are_not_mixed(tmp_path, monkeypatch):

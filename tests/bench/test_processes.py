@@ -10,7 +10,15 @@ import pytest
 
 from titans_jax.bench import processes
 
-ECHO = "titans_jax.bench.processes:echo"
+ECHO = "a_timer:echo"
+
+
+@pytest.fixture(autouse=True)
+def a_timer(tmp_path, monkeypatch):
+    """A module with a timer without work; its sample holds what it was called with."""
+    text = 'def echo(**spec):\n    return lambda: {"cpu": 0.0, "wall": 0.0} | spec\n'
+    (tmp_path / "a_timer.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
 @pytest.fixture
@@ -22,9 +30,7 @@ def children(monkeypatch):
 
 
 def test_a_process_answers_each_question_and_ends_with_the_block(children):
-    with processes.processes() as start:
-        make = start(ECHO, length=7)
-        ask = make()
+    with processes.process(ECHO, {"length": 7}) as ask:
         first, second = ask(), ask()
         assert len(children) == 1 and children[0].poll() is None
     assert first["length"] == second["length"] == 7 and first["cpu"] == 0 and first["peak_bytes"] > 1e6
@@ -36,17 +42,9 @@ def test_the_process_imports_no_jax_and_waits_asleep(monkeypatch, children):
     code = "import sys, titans_jax.bench.torch_peer; assert not {'jax', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     children.clear()
-    with processes.process(ECHO):
+    with processes.process(ECHO, {}):
         if sys.platform == "linux":
             assert b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{children[0].pid}/environ").read_bytes()
-
-
-def test_every_sample_of_once_is_of_a_fresh_process(children):
-    take = processes.once(ECHO, length=3)
-    assert take()["length"] == take()["length"] == 3 and len({child.pid for child in children}) == 2
-    for child in children:
-        with pytest.raises(ProcessLookupError):
-            os.kill(child.pid, 0)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +55,8 @@ def test_every_sample_of_once_is_of_a_fresh_process(children):
     ],
 )
 def test_a_process_that_cannot_begin_says_why(target, message):
-    with processes.processes() as start, pytest.raises(ChildProcessError, match=message):
-        start(target)()
+    with pytest.raises(ChildProcessError, match=message), processes.process(target, {}):
+        pass
 
 
 def test_the_peak_begins_anew():

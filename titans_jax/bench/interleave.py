@@ -1,9 +1,9 @@
 """Interleaved rounds: every subject takes one sample in turn, so that other load on the machine hits all alike."""
 
+import contextlib
 import functools
 import hashlib
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from titans_jax import metrics
-from titans_jax.bench.clock import Timer, cores, timer
-from titans_jax.bench.report import Report, Rows
+from titans_jax.bench.processes import Timer, cores, process, timer
+from titans_jax.bench.report import Report, Rows, spread
 from titans_jax.results import Row
 
 MATMUL = "matmul"
@@ -23,15 +23,33 @@ CLOCKS = ("cpu", "wall")
 
 
 class Subject(NamedTuple):
-    """What is timed. make: compiles, warms up and returns a timer. facts: its description, for JSON.
+    """What is timed. function: it is called with `facts`, which are in its row too, and returns a warmed-up timer.
 
     tokens: of one call; None if it reads none. flops: of a token's least matrix products; None if not counted.
+    counted: other numbers of its row. python: the interpreter of its own process; None for this process.
     """
 
-    make: Callable[[], Timer]
-    tokens: int | None
+    function: Callable[..., Timer]
     facts: Mapping[str, Any]
+    tokens: int | None = None
     flops: float | None = None
+    counted: Mapping[str, Any] = {}
+    python: str | None = None
+
+    def timer(self, stack: contextlib.ExitStack) -> Timer:
+        """Its timer; a process ends with the stack."""
+        if self.python is None:
+            return self.function(**self.facts)
+        target = f"{self.function.__module__}:{self.function.__name__}"
+        return stack.enter_context(process(target, self.facts, self.python))
+
+
+class Plan(NamedTuple):
+    """What a benchmark measures. pairs: comparisons by name, of two subjects: ratios of seconds a token."""
+
+    subjects: Mapping[str, Subject]
+    pairs: Mapping[str, tuple[str, str]] = {}
+    notes: tuple[str, ...] = ()
 
 
 def settings(kind: str, **chosen: Any) -> Row:
@@ -46,121 +64,78 @@ def _source() -> str:
     return digest.hexdigest()[:12]
 
 
-Samples = Sequence[Mapping[str, Row]]
-"""Of each round, the sample of every subject."""
-
-
-def run(
-    subjects: Mapping[str, Subject],
-    rounds: int,
-    rows: Rows,
-    *,
-    what: str,
-    pairs: Mapping[str, tuple[str, str]] | None = None,
-    matmul: bool = True,
-    **shown: Any,
-) -> Report:
+def run(plan: Plan, rows: Rows, rounds: int = 5, *, matmul: bool = True) -> Report:
     """Sample every subject once in each round; samples that `rows` has are not taken again. Warm-up is no sample.
 
-    Args:
-        what: the title of the progress bar.
-        pairs: comparisons by name, of two subjects: ratios of seconds a token, the first over the second.
-        matmul: also sample the rate of this machine's float32 matrix products in every round.
-        shown: other fields of the report.
+    matmul: also sample the rate of this machine's float32 matrix products in every round.
     """
-    every = ({MATMUL: matmul_subject()} if matmul else {}) | dict(subjects)
-    names = [(f"round {n}: {name}", name) for n in range(1, rounds + 1) for name in every]
+    subjects = ({MATMUL: Subject(matrix_product, {}, flops=2.0 * SIZE**3)} if matmul else {}) | dict(plan.subjects)
+    names = [(f"round {n}: {name}", name) for n in range(1, rounds + 1) for name in subjects]
     missing = [(row, name) for row, name in names if row not in rows.rows]
     timers = dict.fromkeys(name for _, name in missing)
-    with metrics.Progress(len(timers) + len(missing), what) as bar:
+    with metrics.Progress(len(timers) + len(missing), "samples") as bar, contextlib.ExitStack() as stack:
         made = {}
         for name in timers:
-            made[name] = every[name].make()
+            made[name] = subjects[name].timer(stack)
             bar.advance()
         for row, name in missing:
             rows.get(row, lambda name=name: dict(made[name]()))  # type: ignore[misc]
             bar.advance()
-    samples = [{name: rows.rows[f"round {n}: {name}"] for name in every} for n in range(1, rounds + 1)]
-    found = {name: _row(name, every, samples) for name in every}
-    return Report(found, {name: _ratio(*pair, every, samples) for name, pair in (pairs or {}).items()}, **shown)
+    samples = {name: [rows.rows[f"round {n}: {name}"] for n in range(1, rounds + 1)] for name in subjects}
+    best = _rates(subjects[MATMUL], samples[MATMUL]) if matmul else None
+    found = {name: _row(subject, samples[name], best) for name, subject in subjects.items()}
+    ratios = {name: _ratio(pair, subjects, samples) for name, pair in plan.pairs.items()}
+    return Report(found, ratios, plan.notes)
 
 
-def _row(name: str, subjects: Mapping[str, Subject], samples: Samples) -> Row:
+def _row(subject: Subject, samples: Sequence[Row], best: Sequence[float] | None) -> Row:
     """A subject's facts and, over the rounds, median, least and most of its samples.
 
     With tokens: cpu_ms and wall_ms of 1,000 tokens, and tokens_per_second of wall time. Without: cpu_s and wall_s
-    of a call. With FLOPs: gflops_per_cpu_s, and share, the part of the matmul rate of the same round. Other fields
-    of the samples: their medians. MATMUL has its rate alone.
+    of a call. With FLOPs: gflops_per_cpu_s, and share, the part of `best`, the matmul rate of the same round. Other
+    fields of the samples: their medians.
     """
-    if name == MATMUL:
-        return spread("gflops_per_cpu_s", _rates(name, subjects, samples))
-    subject, mine = subjects[name], [each[name] for each in samples]
-    row: Row = dict(subject.facts) | {"rounds": len(mine)}
     unit, scale = ("s", 1.0) if subject.tokens is None else ("ms", 1e6 / subject.tokens)
-    for clock in CLOCKS:
-        row |= spread(f"{clock}_{unit}", [scale * each[clock] for each in mine])
+    row: Row = {**subject.facts, **subject.counted} | {"rounds": len(samples)}
+    for field in samples[0]:
+        values = [each[field] for each in samples]
+        if field in CLOCKS:
+            row |= spread(f"{field}_{unit}", [scale * value for value in values])
+        else:
+            row[field] = statistics.median(values)
     if subject.tokens is not None:
         row |= {"tokens": subject.tokens, "tokens_per_second": 1e6 / row["wall_ms"]}
-    row |= {field: statistics.median(each[field] for each in mine) for field in mine[0] if field not in CLOCKS}
+        row |= {} if subject.flops is None else {"flops_per_token": subject.flops}
     if subject.flops is not None:
-        rates = _rates(name, subjects, samples)
-        row |= {"flops_per_token": subject.flops, "gflops_per_cpu_s": statistics.median(rates)}
-        if MATMUL in subjects:
-            most = _rates(MATMUL, subjects, samples)
-            row |= spread("share", [rate / best for rate, best in zip(rates, most, strict=True)])
+        rates = _rates(subject, samples)
+        row |= spread("gflops_per_cpu_s", rates)
+        if best is not None:
+            row |= spread("share", [rate / most for rate, most in zip(rates, best, strict=True)])
     return row
 
 
-def _rates(name: str, subjects: Mapping[str, Subject], samples: Samples) -> list[float]:
-    work = (subjects[name].tokens or 1) * (subjects[name].flops or 0.0)
-    return [work / each[name]["cpu"] / 1e9 for each in samples]
+def _rates(subject: Subject, samples: Sequence[Row]) -> list[float]:
+    work = (subject.tokens or 1) * (subject.flops or 0.0)
+    return [work / each["cpu"] / 1e9 for each in samples]
 
 
-def _ratio(first: str, second: str, subjects: Mapping[str, Subject], samples: Samples) -> Row:
+def _ratio(pair: tuple[str, str], subjects: Mapping[str, Subject], samples: Mapping[str, Sequence[Row]]) -> Row:
     """times_cpu and times_wall: seconds a token of the first over the second's in the same round."""
-    row: Row = {"over": first, "under": second}
-    scale = (subjects[second].tokens or 1) / (subjects[first].tokens or 1)
+    over, under = pair
+    scale = (subjects[under].tokens or 1) / (subjects[over].tokens or 1)
+    row: Row = {"over": over, "under": under}
     for clock in CLOCKS:
-        row |= spread(f"times_{clock}", [scale * each[first][clock] / each[second][clock] for each in samples])
+        both = zip(samples[over], samples[under], strict=True)
+        row |= spread(f"times_{clock}", [scale * first[clock] / second[clock] for first, second in both])
     return row
 
 
-def medians(calls: Mapping[str, Callable[[], Any]], block: int, what: str, *, blocks: int = 5) -> dict[str, float]:
-    """Seconds of one call: the median over blocks of `block` calls, taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())  # compiles
-    with metrics.Progress(blocks * len(calls), what) as bar:
-        for _ in range(blocks):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                for _ in range(block):
-                    out = call()
-                jax.block_until_ready(out)
-                seconds[name].append((time.perf_counter() - start) / block)
-                bar.advance()
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def device_timer(call: Callable[[], Any], times: int | None = None) -> Timer:
+    """A `timer` of a call until the device has computed the arrays that it returns."""
+    return timer(lambda: jax.block_until_ready(call()), times)
 
 
-def spread(field: str, values: Sequence[float]) -> Row:
-    """The median under the field's name, and the least and most beside it.
-
-    >>> spread("cpu", [3.0, 1.0, 2.0])
-    {'cpu': 2.0, 'cpu_least': 1.0, 'cpu_most': 3.0}
-    """
-    return {field: statistics.median(values), f"{field}_least": min(values), f"{field}_most": max(values)}
-
-
-def device_timer(call: Callable[[], Any]) -> Timer:
-    """A timer of a call until the device has computed the arrays that it returns."""
-    return timer(lambda: jax.block_until_ready(call()))
-
-
-def matmul_subject() -> Subject:
+def matrix_product() -> Timer:
     """One product of SIZE x SIZE float32 matrices: what this machine's matrix products can do."""
-
-    def make() -> Timer:
-        a, b = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
-        return device_timer(functools.partial(jax.jit(jnp.matmul), a, b))
-
-    return Subject(make, None, {}, 2.0 * SIZE**3)
+    a, b = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
+    return device_timer(functools.partial(jax.jit(jnp.matmul), a, b))

@@ -5,9 +5,9 @@ in steps of 8); for the state by the context of full attention, the window of sl
 the heads' size in the memory.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from titans_jax import metrics
 from titans_jax.bench.counts import flops_per_token, parameters, state_bytes
@@ -16,53 +16,46 @@ from titans_jax.nn import ModelConfig
 
 MATCHES = ("parameters", "state", "flops", "none")
 
-Dial = tuple[str, int, Callable[[int], ModelConfig]]
+Measure = Callable[[ModelConfig], float]
 
 
 def matched(experiments: Mapping[str, Experiment], by: str) -> tuple[dict[str, Experiment], dict[str, str]]:
     """The experiments with models as equal as whole numbers allow, and the change of each in words.
 
-    by: one of MATCHES. Raises ValueError for another name, and for a model that nothing can match.
+    by: one of MATCHES. Raises ValueError for a model that nothing can match.
     """
-    if by not in MATCHES:
-        raise ValueError(f"match is {by!r}; it must be one of {', '.join(MATCHES)}")
     if by == "none":
         return dict(experiments), dict.fromkeys(experiments, "-")
-    measures = {name: _measure(by, experiment) for name, experiment in experiments.items()}
-    found, words = {}, {}
+    found, words, measures, target = {}, {}, dict[str, Measure](), 0.0
     with metrics.Progress(2 * len(experiments), f"matching {by}") as bar:
-        target = 0.0
         for name, experiment in experiments.items():
+            flops = functools.partial(flops_per_token, sequence=experiment.data.sequence)
+            counts: dict[str, Measure] = {"parameters": parameters, "state": state_bytes, "flops": flops}
+            measures[name] = functools.cache(counts[by])
             target = max(target, measures[name](experiment.model))
             bar.advance()
         for name, experiment in experiments.items():
+            field, unit, start, turned = _dial(experiment.model, by)
             try:
-                model, words[name] = _turned(experiment.model, by, measures[name], target)
+                value = _nearest(lambda value: measures[name](turned(value)), start, target)  # noqa: B023
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-            found[name] = dataclasses.replace(experiment, model=model)
+            found[name] = replace(experiment, model=turned(value))
+            words[name] = "-" if value == start else f"{field} {unit * start:,} -> {unit * value:,}"
             bar.advance()
     return found, words
 
 
-def _turned(
-    model: ModelConfig, by: str, measure: Callable[[ModelConfig], float], target: float
-) -> tuple[ModelConfig, str]:
-    """The model nearest the target, and the change in words."""
-    field, start, turned = _reach(model) if by == "state" else _width(model)
-    value = _nearest(lambda value: measure(model if value == start else turned(value)), start, target)
-    if value == start:
-        return model, "-"
-    unit = 8 if field == "hidden" else 1
-    return turned(value), f"{field} {unit * start:,} -> {unit * value:,}"
-
-
-def _measure(by: str, experiment: Experiment) -> Callable[[ModelConfig], float]:
-    def flops(model: ModelConfig) -> float:
-        return flops_per_token(model, experiment.data.sequence)
-
-    counts: dict[str, Callable[[ModelConfig], float]] = {"parameters": parameters, "state": state_bytes, "flops": flops}
-    return functools.cache(counts[by])
+def _dial(model: ModelConfig, by: str) -> tuple[str, int, int, Callable[[int], ModelConfig]]:
+    """What is changed: its name, its unit, how many units it has, and the model with another number of them."""
+    if by != "state":
+        eights = round(model.ff_mult * model.dim / 8)
+        return "hidden", 8, eights, lambda n: model if n == eights else replace(model, ff_mult=8 * n / model.dim)
+    if model.attends:
+        field = {"full": "context", "sliding": "window", "segmented": "segment"}[model.attention]
+        return field, 1, getattr(model, field), lambda n: replace(model, **{field: n})
+    memory = model.memory
+    return "memory.head_dim", 1, memory.head_dim, lambda n: replace(model, memory=replace(memory, head_dim=n))
 
 
 def _nearest(measure: Callable[[int], float], start: int, target: float) -> int:
@@ -78,22 +71,3 @@ def _nearest(measure: Callable[[int], float], start: int, target: float) -> int:
         last, before, value = value, here, value + step
         here = measure(value)
     return value
-
-
-def _width(model: ModelConfig) -> Dial:
-    """The hidden width of the layers' MLPs, by eights."""
-    start = round(model.ff_mult * model.dim / 8)
-    return "hidden", start, lambda eights: dataclasses.replace(model, ff_mult=8 * eights / model.dim)
-
-
-def _reach(model: ModelConfig) -> Dial:
-    """The length of attention's cache, or the head size of a memory without attention."""
-    if model.attends:
-        field = {"full": "context", "sliding": "window", "segmented": "segment"}[model.attention]
-        return field, getattr(model, field), lambda slots: dataclasses.replace(model, **{field: slots})
-    memory = model.memory
-
-    def turned(size: int) -> ModelConfig:
-        return dataclasses.replace(model, memory=dataclasses.replace(memory, head_dim=size))
-
-    return "memory.head_dim", memory.head_dim, turned

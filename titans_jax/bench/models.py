@@ -10,14 +10,16 @@ import jax
 
 from titans_jax import config as configs
 from titans_jax import data, metrics
-from titans_jax.bench.costs import costs
-from titans_jax.bench.fit import fit, forget, held_out, program
-from titans_jax.bench.report import Rows
-from titans_jax.bench.tuning import RATE, mean_cell, over_seeds, trainings, tuned
+from titans_jax.bench import interleave
+from titans_jax.bench.counts import flops_per_token, parameters, state_bytes
+from titans_jax.bench.fit import check, fit, forget, held_out, program, step_timer, train_all
+from titans_jax.bench.interleave import Plan, Subject
+from titans_jax.bench.report import Rows, over_seeds, table
+from titans_jax.bench.steps import WRITTEN, next_tokens
 from titans_jax.config import Experiment
 from titans_jax.evaluation import by_position
-from titans_jax.results import Column, Row, markdown
-from titans_jax.training.placement import Placement
+from titans_jax.nn import ModelConfig
+from titans_jax.results import Row
 from titans_jax.training.report import sample
 
 MODELS = {name: {"block": name} for name in ("lmm", "mac", "mag", "mal")} | {
@@ -28,6 +30,8 @@ MODELS = {name: {"block": name} for name in ("lmm", "mac", "mag", "mal")} | {
 SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy")
 EVALUATIONS = 10
 """Evaluations on held-out text in one training."""
+CONTEXTS = (256, 1024, 4096, 16384, 65536)
+"""Tokens read so far, at which a state is weighed and the next token timed."""
 PLACES = 16
 """Parts of a sequence with a loss each."""
 
@@ -39,7 +43,7 @@ def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str
     given the context that a training sequence or a sample needs, since it computes on every slot that it has.
     Raises ValueError for a name that is neither a model nor a config, and for a model that cannot be trained.
     """
-    tokenizer, shards = data.load_tokenizer(base.data.tokenizer), Placement.of(base.mesh).shards
+    tokenizer = data.load_tokenizer(base.data.tokenizer)
     context = max(base.data.sequence, len(tokenizer.encode(base.train.prompt)) + base.train.sample)
     found = {}
     for name in names:
@@ -52,29 +56,61 @@ def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str
         if model.grows:
             model = replace(model, context=context)
         found[name] = replace(base, name=name, model=model)
-        configs.validate(found[name], vocabulary=tokenizer.vocab_size, shards=shards)
+        check(found[name])
     return found
 
 
 def compare_models(
-    experiments: Mapping[str, Experiment], changed: Mapping[str, str], rates: Sequence[float], seeds: int, rows: Rows
+    experiments: Mapping[str, Experiment], rates: Sequence[float], seeds: int, rows: Rows
 ) -> dict[str, Row]:
     """Tune, train and measure; the numbers by name.
 
-    changed: by model, the change that matched it, for the table. With several rates each model takes the one of the
-    least held-out loss on seed 0. Results are of seeds 1, 2, ..., at which every model reads the same batches.
-    Raises ValueError for what cannot be trained.
+    Results are of seeds 1, 2, ..., at which every model reads the same batches: mean and spread of each score, and the
+    means of the memories' telemetry. Raises ValueError for what cannot be trained.
     """
-    found = {}
-    steps = next(iter(experiments.values())).train.steps
-    with metrics.Progress(steps * len(experiments) * trainings(rates, seeds), "compare") as bar:
-        for name, experiment in experiments.items():
-            found[name] = tuned(rows, name, experiment, rates, seeds, bar, _train)
-            found[name] |= _summary(found[name]["seeds"])
-            forget()
-    measured = rows.get("costs", lambda: costs(experiments))
+    found = train_all(experiments, rates, range(1, seeds + 1), rows, _train)
+    measured = costs(experiments, rows)
+    for name, row in found.items():
+        for score in SCORES:
+            row |= over_seeds(score, [one.get(score) for one in row["trained"]])
+        each = [one["memory"] for one in row["trained"] if one.get("memory")]
+        row["memory"] = {field: statistics.mean(one[field] for one in each) for field in (each or [{}])[0]}
+        row |= measured[name]
     forget()
-    return {name: found[name] | measured[name] | {"changed": changed[name]} for name in experiments}
+    return found
+
+
+def costs(experiments: Mapping[str, Experiment], rows: Rows) -> dict[str, Row]:
+    """Of every model: parameters, state_bytes, flops_per_token, train_tokens_per_second and step_bytes (None where the
+    backend does not say); and for one sequence by CONTEXTS: states (bytes) and decode_tokens_per_second.
+
+    Only full attention's state and speed depend on the context.
+    """
+    subjects, models = {}, dict[str, list[ModelConfig]]()
+    for name, experiment in experiments.items():
+        model, read = experiment.model, experiment.data.batch * experiment.data.sequence
+        models[name] = [replace(model, context=context) for context in CONTEXTS] if model.grows else [model]
+        subjects[f"step of {name}"] = Subject(step_timer, {"experiment": experiment}, read)
+        for one in models[name]:
+            facts = {"model": one, "context": 1}
+            subjects[f"tokens of {name} at {one.context}"] = Subject(next_tokens, facts, WRITTEN)
+    timed = interleave.run(Plan(subjects), rows, matmul=False).rows
+    found: dict[str, Row] = {}
+    for name, experiment in experiments.items():
+        step = timed[f"step of {name}"]
+        speeds = [timed[f"tokens of {name} at {one.context}"]["tokens_per_second"] for one in models[name]]
+        repeated = len(CONTEXTS) // len(speeds)
+        found[name] = {
+            "parameters": parameters(experiment.model),
+            "state_bytes": state_bytes(experiment.model),
+            "flops_per_token": flops_per_token(experiment.model, experiment.data.sequence),
+            "contexts": list(CONTEXTS),
+            "states": [state_bytes(one) for one in models[name]] * repeated,
+            "step_bytes": step.get("step_bytes"),
+            "train_tokens_per_second": step["tokens_per_second"],
+            "decode_tokens_per_second": speeds * repeated,
+        }
+    return found
 
 
 def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
@@ -106,54 +142,23 @@ def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
     return end | {"curve": curve, "by_place": [float(loss) for loss in places], "memory": memory, "sample": text}
 
 
-def _summary(trained: Sequence[Row]) -> Row:
-    """Mean and spread of each score over the seeds, and the means of the memories' telemetry."""
-    summary: Row = {}
-    for name in SCORES:
-        summary |= over_seeds(name, [row.get(name) for row in trained])
-    each = [row["memory"] for row in trained if row.get("memory")]
-    return summary | {"memory": {name: statistics.mean(row[name] for row in each) for name in (each or [{}])[0]}}
+def tables(found: Mapping[str, Row], changed: Mapping[str, str]) -> str:
+    """Tables in markdown: how well the models predict and what they cost, and the telemetry of their memories.
 
-
-def tables(found: Mapping[str, Row]) -> str:
-    """Tables in markdown: how well the models predict, their costs, and the telemetry of their memories."""
-    contexts = next(iter(found.values()))["contexts"]
+    changed: by model, the change that matched it.
+    """
+    contexts = [f"{context:,}" for context in next(iter(found.values()))["contexts"]]
     memories = {name: row["memory"] for name, row in found.items() if row["memory"]}
-    fields: Row = next(iter(memories.values()), {})
-    speeds = _by_context("decode_tokens_per_second", contexts)
-    telemetry: list[Column] = [(name, lambda row, name=name: f"{row[name]:.4g}") for name in fields]  # type: ignore[misc]
-    parts: list[tuple[str, list[Column], Mapping[str, Row]]] = [
-        ("Held-out text", QUALITY, found),
-        ("Costs", COSTS, found),
-        ("Bytes of state after so many tokens", _by_context("states", contexts), found),
-        ("Tokens a second of one sequence after so many tokens", speeds, found),
-        ("Memories in the last training step, means over layers, heads and tokens", telemetry, memories),
-    ]
-    return "\n\n".join(f"{title}:\n\n{markdown(columns, rows, 'model')}" for title, columns, rows in parts if rows)
-
-
-def _score(name: str, digits: int) -> Column:
-    return name.replace("_", " "), lambda row: mean_cell(row, name, f".{digits}f")
-
-
-def _by_context(name: str, contexts: Sequence[int]) -> list[Column]:
-    return [(f"{c:,}", lambda row, i=i: f"{row[name][i]:,.0f}") for i, c in enumerate(contexts)]  # type: ignore[misc]
-
-
-QUALITY: list[Column] = [
-    ("rate", RATE[1]),
-    ("seeds", lambda row: str(len(row["seeds"]))),
-    _score("loss", 4),
-    _score("perplexity", 3),
-    _score("bits_per_byte", 4),
-    _score("accuracy", 4),
-]
-COSTS: list[Column] = [
-    ("parameters", lambda row: f"{row['parameters']:,}"),
-    ("state bytes", lambda row: f"{row['state_bytes']:,}"),
-    ("MFLOPs a token", lambda row: f"{row['flops_per_token'] / 1e6:.2f}"),
-    ("changed to match", lambda row: row["changed"]),
-    ("training tokens/s", lambda row: f"{row['train_tokens_per_second']:,.0f}"),
-    ("decode tokens/s", lambda row: f"{row['decode_tokens_per_second'][0]:,.0f}"),
-    ("MB of a step", lambda row: "-" if row["step_bytes"] is None else f"{row['step_bytes'] / 1e6:,.1f}"),
-]
+    rows = {name: row | {"changed": changed[name]} for name, row in found.items()}
+    parts = [("Held-out text, and costs", table(rows, first="model"))]
+    for title, field in (
+        ("Bytes of state after so many tokens", "states"),
+        ("Tokens a second of one sequence after so many tokens", "decode_tokens_per_second"),
+    ):
+        by_context = {name: dict(zip(contexts, row[field], strict=True)) for name, row in found.items()}
+        parts.append((title, table(by_context, {context: (context, ",.0f") for context in contexts}, "model")))
+    if memories:
+        heads = {field: (field, ".4g") for field in next(iter(memories.values()))}
+        title = "Memories in the last training step, means over layers, heads and tokens"
+        parts.append((title, table(memories, heads, "model")))
+    return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts)

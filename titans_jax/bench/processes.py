@@ -1,28 +1,56 @@
-"""Timers in processes of their own: `python -m titans_jax.bench.processes MODULE:FUNCTION JSON` serves one.
+"""The clock of every measurement, and timers in processes of their own.
 
-The function, called with the fields of the JSON, returns a timer. Each line on stdin asks for one sample; each answer
-is a line of JSON on stdout. This module imports no other library, so that another library has its process for itself.
+`python -m titans_jax.bench.processes MODULE:FUNCTION JSON` serves one timer: the function, called with the fields of
+the JSON, returns it. Each line on stdin asks for one sample; each answer is a line of JSON on stdout. This module
+imports no other library, so that another library has its process for itself.
 """
 
 import contextlib
 import importlib
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from titans_jax.bench.clock import Timer
+LEAST = 0.2
+"""The shortest sample in seconds: shorter calls are repeated."""
 
-Start = Callable[..., Callable[[], Timer]]
+Timer = Callable[[], Mapping[str, Any]]
+"""Takes one sample: {"cpu", "wall"}, the seconds of one call, and perhaps other fields."""
+
+
+def sample(call: Callable[[], Any], times: int = 1) -> dict[str, float]:
+    """The mean over `times` calls in a row. cpu: user and system seconds of all threads of the process."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(times):
+        call()
+    return {"cpu": (time.process_time() - cpu) / times, "wall": (time.perf_counter() - wall) / times}
+
+
+def timer(call: Callable[[], Any], times: int | None = None) -> Timer:
+    """A timer of a call that returns when its work is done. It is called twice here, so that it has compiled.
+
+    times: calls of a sample; None takes as many as fill LEAST seconds.
+    """
+    call()
+    enough = math.ceil(LEAST / max(sample(call)["wall"], 1e-6))
+    return lambda: sample(call, times or enough)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def process(target: str, *, python: str = sys.executable, **spec: Any) -> Iterator[Timer]:
+def process(target: str, spec: Mapping[str, Any], python: str = sys.executable) -> Iterator[Timer]:
     """A timer in a process that ends with the block. Raises ChildProcessError, in one line, if it ends before.
 
     OpenMP's threads (torch's) wait asleep: beside other work, busy waiting made up nine tenths of their CPU-seconds.
@@ -61,23 +89,6 @@ def process(target: str, *, python: str = sys.executable, **spec: Any) -> Iterat
             child.communicate()
 
 
-@contextlib.contextmanager
-def processes() -> Iterator[Start]:
-    """start(target, **spec) -> a function that makes the timer of `process`; all processes end with the block."""
-    with contextlib.ExitStack() as stack:
-        yield lambda target, **spec: lambda: stack.enter_context(process(target, **spec))
-
-
-def once(target: str, **spec: Any) -> Timer:
-    """A timer that takes every sample in a fresh process, which has ended before the next one begins."""
-
-    def take() -> Mapping[str, Any]:
-        with process(target, **spec) as ask:
-            return ask()
-
-    return take
-
-
 def serve(arguments: Sequence[str]) -> None:
     """Make the timer, say that it is ready, answer until stdin ends."""
     out = os.fdopen(os.dup(1), "w")
@@ -104,11 +115,6 @@ def reset_peak() -> int | None:
     except OSError:
         return None
     return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-
-
-def echo(**spec: Any) -> Timer:
-    """A timer without work; its sample holds what it was called with."""
-    return lambda: {"cpu": 0.0, "wall": 0.0} | spec
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Rows of measurements: on disk, so that an interrupted benchmark resumes, and as tables."""
+"""Rows of measurements: on disk, so that an interrupted benchmark resumes, their means and extremes, and tables."""
 
+import functools
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import jax
 
 from titans_jax import __version__, files
 from titans_jax.config import changes
-from titans_jax.results import Column, Row, markdown
+from titans_jax.results import Row, markdown
 
 
 class Rows:
@@ -38,9 +40,9 @@ class Rows:
             self.write(self.path)
         return self.rows[name]
 
-    def write(self, path: Path) -> None:
-        """Write settings, machine and rows as JSON."""
-        files.write_json(path, {"settings": self.settings, "machine": machine(), "rows": self.rows})
+    def write(self, path: Path, **found: Any) -> None:
+        """Write settings, machine, what was found, and rows as JSON."""
+        files.write_json(path, {"settings": self.settings, "machine": machine(), **found, "rows": self.rows})
 
 
 def machine() -> dict[str, Any]:
@@ -59,6 +61,27 @@ def machine() -> dict[str, Any]:
     }
 
 
+def spread(field: str, values: Sequence[float]) -> Row:
+    """Of rounds: the median under the field's name, and the least and most beside it.
+
+    >>> spread("cpu", [3.0, 1.0, 2.0])
+    {'cpu': 2.0, 'cpu_least': 1.0, 'cpu_most': 3.0}
+    """
+    return {field: statistics.median(values), f"{field}_least": min(values), f"{field}_most": max(values)}
+
+
+def over_seeds(field: str, values: Sequence[float | None]) -> Row:
+    """The mean and the standard deviation (of n - 1); None if a value is missing, or of a single one.
+
+    >>> over_seeds("loss", [1.0, 3.0]), over_seeds("loss", [1.0]), over_seeds("loss", [1.0, None])
+    ({'loss': 2.0, 'loss_spread': 1.414...}, {'loss': 1.0, 'loss_spread': None}, {'loss': None, 'loss_spread': None})
+    """
+    there = [value for value in values if value is not None]
+    if len(there) < len(values):
+        return {field: None, f"{field}_spread": None}
+    return {field: statistics.mean(there), f"{field}_spread": statistics.stdev(there) if len(there) > 1 else None}
+
+
 HEADS = {
     "times_cpu": ("CPU-seconds, first over second (least to most)", ".3g"),
     "times_wall": ("wall time", ".3g"),
@@ -66,53 +89,79 @@ HEADS = {
     "wall_ms": ("wall ms of 1,000 tokens", ".4g"),
     "cpu_s": ("CPU-s (least to most)", ".3g"),
     "wall_s": ("wall s", ".3g"),
+    "rate": ("rate", "g"),
+    "edge": ("at the grid's edge", ""),
+    "loss": ("held-out loss", ".4f"),
+    "perplexity": ("perplexity", ".3f"),
+    "bits_per_byte": ("bits per byte", ".4f"),
+    "accuracy": ("accuracy", ".4f"),
+    "first_loss": ("first loss", ".3f"),
+    "final_loss": ("final loss", ".3f"),
+    "fall": ("fall", ".1%"),
+    "finite": ("finite", ""),
+    "within": ("accuracy within the length of training", ".1%"),
+    "beyond": ("accuracy from there to twice the length", ".1%"),
+    "each": ("beyond, by seed", ""),
+    "step_cost": ("step", ".2f"),
+    "update_cost": ("update", ".2f"),
     "tokens_per_second": ("tokens/s", ",.0f"),
+    "train_tokens_per_second": ("training tokens/s", ",.0f"),
     "flops_per_token": ("FLOPs a token", ",.0f"),
     "gflops_per_cpu_s": ("GFLOP/CPU-s", ".1f"),
     "share": ("share of the matmul rate (least to most)", ".1%"),
+    "steps": ("steps of scans in sequence", ",d"),
+    "cycles": ("cycles a token by the TPU compiler", ",.0f"),
+    "peak_bytes": ("peak memory of the process, bytes", ",.0f"),
+    "bytes_per_token": ("bytes a token", ",.0f"),
+    "state_bytes": ("state bytes", ",d"),
+    "step_bytes": ("bytes of a training step", ",.0f"),
+    "parameters": ("parameters", ",d"),
+    "changed": ("changed to match", ""),
 }
-"""The columns of a table in order: the title and the format of each field."""
+"""The columns of a benchmark's table in order: the title and the format of each field."""
+
+
+def table(rows: Mapping[str, Row], heads: Mapping[str, tuple[str, str]] = HEADS, first: str = "what") -> str:
+    """Markdown with the columns that a row has a field for: "-" where it is None, "not finite" in a mean over seeds.
+
+    >>> timed, diverged = spread("cpu_ms", [1.0, 2.0, 3.0]), over_seeds("loss", [None])
+    >>> print(table({"a": timed, "b": diverged}))
+    | what | CPU-ms of 1,000 tokens (least to most) | held-out loss |
+    | --- | --- | --- |
+    | a | 2 (1 to 3) | - |
+    | b | - | not finite |
+    """
+    columns = [
+        (title, functools.partial(_cell, field, spec))
+        for field, (title, spec) in heads.items()
+        if any(field in row for row in rows.values())
+    ]
+    return markdown(columns, rows, first)
+
+
+def _cell(field: str, spec: str, row: Row) -> str:
+    """A value with its standard deviation over seeds or, except for wall time, its least and most."""
+
+    def shown(value: Any) -> str:
+        # 49,400 and not 4.94e+04
+        return f"{float(format(value, spec)):,.10g}" if spec.endswith("g") else format(value, spec)
+
+    if (value := row.get(field)) is None:
+        return "not finite" if f"{field}_spread" in row else "-"
+    if (deviation := row.get(f"{field}_spread")) is not None:
+        return f"{shown(value)} +- {shown(deviation)}"
+    if f"{field}_least" in row and "wall" not in field:
+        return f"{shown(value)} ({shown(row[f'{field}_least'])} to {shown(row[f'{field}_most'])})"
+    return shown(value)
 
 
 class Report(NamedTuple):
-    """rows: what was measured, by name. ratios: rows of comparisons. notes: lines below both tables.
-
-    heads: columns after those of HEADS, in the same form. picture: bars, or lines over the rows' `tokens`.
-    """
+    """rows: what was measured, by name. ratios: rows of comparisons. notes: lines below both tables."""
 
     rows: Mapping[str, Row]
     ratios: Mapping[str, Row] = {}
     notes: tuple[str, ...] = ()
-    heads: Mapping[str, tuple[str, str]] = {}
-    picture: str = "bars"
 
     def table(self) -> str:
-        """Markdown with the columns that a row has a value for.
-
-        >>> print(Report({"a": {"cpu_ms": 2.0, "cpu_ms_least": 1.0, "cpu_ms_most": 3.0}}).table())
-        | what | CPU-ms of 1,000 tokens (least to most) |
-        | --- | --- |
-        | a | 2 (1 to 3) |
-        """
-        return "\n\n".join([*(self._table(rows) for rows in (self.rows, self.ratios) if rows), *self.notes])
-
-    def _table(self, rows: Mapping[str, Row]) -> str:
-        heads = {**HEADS, **self.heads}.items()
-        columns = [_column(*head, field) for field, head in heads if any(field in row for row in rows.values())]
-        return markdown(columns, rows, "what")
-
-
-def _column(title: str, spec: str, field: str) -> Column:
-    """A value and, except for wall time, its least and most."""
-
-    def shown(value: float) -> str:
-        # 49,400 and not 4.94e+04
-        return f"{float(format(value, spec)):,.10g}" if spec.endswith("g") else format(value, spec)
-
-    def cell(row: Row) -> str:
-        if row.get(field) is None:
-            return "-"
-        around = [shown(row[end]) for end in (f"{field}_least", f"{field}_most") if end in row]
-        return shown(row[field]) + (f" ({' to '.join(around)})" if around and "wall" not in field else "")
-
-    return title, cell
+        """Both tables in Markdown, and the notes."""
+        return "\n\n".join([*(table(rows) for rows in (self.rows, self.ratios) if rows), *self.notes])

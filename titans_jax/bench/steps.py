@@ -1,7 +1,9 @@
-"""`bench model`: training steps with memories and without, and the input pipeline beside them."""
+"""`bench model`, `decode` and `peers`: training steps and next tokens of models with memories."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,21 +12,26 @@ import numpy as np
 from flax import nnx
 
 from titans_jax import data
-from titans_jax.bench import fit, interleave
-from titans_jax.bench.clock import Timer
-from titans_jax.bench.counts import least_flops_per_token
-from titans_jax.bench.interleave import Subject, device_timer
-from titans_jax.bench.report import Report, Rows
+from titans_jax.bench import torch_peer
+from titans_jax.bench.counts import flops_per_token
+from titans_jax.bench.fit import step_timer
+from titans_jax.bench.interleave import Plan, Subject, device_timer
+from titans_jax.bench.processes import Timer, cores
 from titans_jax.config import Experiment
 from titans_jax.data import DataConfig
+from titans_jax.decode import Sampling, stream
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.nn.config import MEMORY_BLOCKS
 from titans_jax.nn.memory import MemoryLayer
 from titans_jax.optim import OptimConfig
+from titans_jax.training.step import define
 
 MAC, PLAIN = "transformer,mac", "transformer"
 """Four layers of which two have a memory, and the same without."""
-PIPELINE = "next batch"
+WRITTEN = 64
+"""Tokens of a call: one chunk of the memory, so that the cost of a chunk's end counts in every call."""
+CONTEXT = 4096
+"""Tokens before the next token that is compared with titans-pytorch's."""
 
 
 def model_of(block: str) -> ModelConfig:
@@ -33,19 +40,13 @@ def model_of(block: str) -> ModelConfig:
     return ModelConfig(block, dim=256, depth=4, attention="segmented", segment=64, memory=memory)
 
 
-def experiment(block: str, length: int, batch: int) -> Experiment:
-    """A training of `model_of(block)` with AdamW."""
-    source = DataConfig(sequence=length, batch=batch)
-    return Experiment(model=model_of(block), data=source, optim=OptimConfig(name="adamw"))
-
-
 def memory_layer(length: int, batch: int, **changes: Any) -> Timer:
     """A memory with its projections and gates: its gradient in x [B, T, 256] and in every parameter.
 
     changes: of its `MemoryConfig`.
     """
     config = model_of("lmm")
-    config = dataclasses.replace(config, memory=dataclasses.replace(config.memory, **changes))
+    config = replace(config, memory=replace(config.memory, **changes))
     graphdef, params = nnx.split(MemoryLayer(config, rngs=nnx.Rngs(0)))
     x, cotangent = jax.random.normal(jax.random.key(1), (2, batch, length, 256))
     age = jnp.broadcast_to(jnp.arange(length), (batch, length))
@@ -60,17 +61,31 @@ def memory_layer(length: int, batch: int, **changes: Any) -> Timer:
 
 
 def training_step(block: str, length: int, batch: int) -> Timer:
-    """A training step of `experiment`."""
-    return device_timer(fit.stepper(experiment(block, length, batch))[0])
+    """A training step of `model_of(block)` with AdamW."""
+    source = DataConfig(sequence=length, batch=batch)
+    return step_timer(Experiment(model=model_of(block), data=source, optim=OptimConfig(name="adamw")))
 
 
-def reader(length: int, batch: int) -> Callable[[], Any]:
-    """Each call reads, cuts and shuffles one more batch, as in a training."""
-    batches = data.train_batches(experiment(PLAIN, length, batch).data, seed=0)
-    return lambda: next(batches)
+def next_batch(length: int, batch: int) -> Timer:
+    """One more batch, read, cut and shuffled as in a training."""
+    batches = data.train_batches(DataConfig(sequence=length, batch=batch), seed=0)
+    return device_timer(lambda: next(batches))
 
 
-def measure(blocks: Sequence[str], length: int, batch: int, count: int, rows: Rows) -> Report:
+def next_tokens(model: ModelConfig | str, context: int, sequences: int = 1) -> Timer:
+    """WRITTEN more tokens of each sequence at a call, greedily, as `generate` does, after random tokens that were read.
+
+    model: or the block of `model_of`. It is not trained, since that is as fast.
+    """
+    config = model_of(model) if isinstance(model, str) else model
+    definition = define(config)
+    lm = definition.model(jax.jit(definition.init)(jax.random.key(0)))
+    prompt = np.random.default_rng(0).integers(0, config.vocab_size, (sequences, context), np.int32)
+    following = stream(lm, prompt, Sampling(temperature=0))
+    return device_timer(lambda: [next(following) for _ in range(WRITTEN)])
+
+
+def model(blocks: Sequence[str], length: int, batch: int) -> Plan:
     """Steps of PLAIN, of PLAIN with one of these blocks in every other layer, and the input pipeline.
 
     Steps have the least FLOPs of their products, and the share of the matmul rate that they reach with them. The ratios
@@ -79,15 +94,70 @@ def measure(blocks: Sequence[str], length: int, batch: int, count: int, rows: Ro
     for block in blocks:
         if block not in MEMORY_BLOCKS:
             raise ValueError(f"no block with a memory named {block!r}; known are {', '.join(MEMORY_BLOCKS)}")
-    patterns = [PLAIN, *(f"{PLAIN},{block}" for block in blocks)]
-    subjects = {pattern: step(pattern, length, batch) for pattern in patterns}
-    subjects[PIPELINE] = Subject(lambda: device_timer(reader(length, batch)), length * batch, {})
-    pairs = {f"{pattern} over {PLAIN}": (pattern, PLAIN) for pattern in patterns[1:]}
-    pairs |= {f"{PIPELINE} over a step of {pattern}": (PIPELINE, pattern) for pattern in patterns}
-    return interleave.run(subjects, count, rows, what="bench model", pairs=pairs)
+    size, read = dict(length=length, batch=batch), "next batch"
+    subjects = {}
+    for block in (PLAIN, *(f"{PLAIN},{block}" for block in blocks)):
+        least = flops_per_token(model_of(block), length, least=True)
+        subjects[block] = Subject(training_step, {"block": block, **size}, length * batch, least)
+    pairs = {f"{block} over {PLAIN}": (block, PLAIN) for block in subjects if block != PLAIN}
+    pairs |= {f"{read} over a step of {block}": (read, block) for block in subjects}
+    return Plan(subjects | {read: Subject(next_batch, size, length * batch)}, pairs)
 
 
-def step(block: str, length: int, batch: int) -> Subject:
-    """`training_step`, with the least FLOPs of its products."""
-    flops = least_flops_per_token(model_of(block), length)
-    return Subject(lambda: training_step(block, length, batch), length * batch, {}, flops)
+def decode(contexts: Sequence[int], sequences: Sequence[int]) -> Plan:
+    """Next tokens of MAC after each context, for each number of sequences at once; the ratios are to the first."""
+    subjects = {
+        f"{number} at once after {context:,}": Subject(
+            next_tokens, {"model": MAC, "context": context, "sequences": number}, number * WRITTEN
+        )
+        for context in contexts
+        for number in sequences
+    }
+    first, *others = subjects
+    return Plan(subjects, {f"{name} over {first}": (name, first) for name in others})
+
+
+OVER = {
+    "titans-pytorch memory, chunk_size 1": ("memory of titans-pytorch's parts", "memory as our models have it"),
+    "titans-pytorch memory, chunk_size 64": ("memory of titans-pytorch's parts", "memory as our models have it"),
+    "titans-pytorch MAC training step": ("MAC training step",),
+    "titans-pytorch MAC next token": ("MAC next token",),
+}
+"""What of titans-pytorch is compared with what of ours. With chunk_size 1 its memory computes the same recurrence as
+ours, otherwise it takes one momentum step a chunk. It has no convolution, and its forgetting decays to 0."""
+
+
+def peers(python: str, batch: int) -> Plan:
+    """Both libraries, each in processes of its own; the ratios are titans-pytorch's seconds a token over ours.
+
+    Width 256, 4 heads of 64, memories of depth 2 and expansion 4, chunks and segments of 64. Raises ValueError, in one
+    line, for an interpreter without titans-pytorch.
+    """
+    libraries = _version(python)
+    here, tokens, long = sys.executable, 1024 * batch, {"length": 1024, "batch": batch}
+    plain = {"conv": 0, "to_origin": False, **long}
+    exact, coarse = {"chunk": 1, "length": 256, "batch": batch}, {"chunk": 64, **long}
+    subjects = {
+        "memory as our models have it": Subject(memory_layer, long, tokens, python=here),
+        "memory of titans-pytorch's parts": Subject(memory_layer, plain, tokens, python=here),
+        "titans-pytorch memory, chunk_size 1": Subject(torch_peer.memory, exact, 256 * batch, python=python),
+        "titans-pytorch memory, chunk_size 64": Subject(torch_peer.memory, coarse, tokens, python=python),
+        "MAC training step": Subject(training_step, {"block": MAC, **long}, tokens, python=here),
+        "titans-pytorch MAC training step": Subject(torch_peer.training_step, long, tokens, python=python),
+        "MAC next token": Subject(next_tokens, {"model": MAC, "context": CONTEXT}, WRITTEN, python=here),
+        "titans-pytorch MAC next token": Subject(torch_peer.tokens, {"context": CONTEXT}, WRITTEN, python=python),
+    }
+    pairs = {f"{name} over {ours}": (name, ours) for name, each in OVER.items() for ours in each}
+    return Plan(subjects, pairs, (f"{libraries}; each library on {cores()} cores",))
+
+
+def _version(python: str) -> str:
+    """The versions of torch and titans-pytorch there. Raises ValueError, in one line, if one is missing."""
+    code = "import importlib.metadata as m; print(*(n + ' ' + m.version(n) for n in ('torch', 'titans-pytorch')))"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ValueError(f"{python}: no such interpreter: {error.strerror}") from None
+    if done.returncode:
+        raise ValueError(f"{python} has no titans-pytorch; pip install titans-jax[parity], or name another by --python")
+    return done.stdout.strip()

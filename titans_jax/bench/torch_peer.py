@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from titans_jax.bench.clock import Timer, cores, timer
+from titans_jax.bench.processes import Timer, cores, timer
 
 DIM, HEADS, HEAD_DIM, SEGMENT = 256, 4, 64, 64
 
@@ -52,8 +52,7 @@ def memory(chunk: int, length: int, batch: int) -> Timer:
 
 def training_step(length: int, batch: int) -> Timer:
     """A step of MemoryAsContextTransformer with AdamW on tokens [B, T] drawn at random."""
-    torch, _ = _libraries()
-    model = _mac()
+    torch, model = _mac()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(0, 256, (batch, length + 1))
 
@@ -68,10 +67,10 @@ def training_step(length: int, batch: int) -> Timer:
 
 def tokens(context: int) -> Timer:
     """64 tokens of one sequence after a context, greedily and with its caches, as its `sample` does."""
-    torch, _ = _libraries()
-    model = _mac().eval()
-    longest = context + 64 * 64
+    torch, model = _mac()
+    model.eval()
     with torch.no_grad():
+        longest = context + 64 * 64
         dims = model.axial_pos_emb.maybe_derive_outer_dim(longest, (model.neural_memory_segment_len,))
         positions = model.axial_pos_emb(dims, return_factorized=True)
         out = torch.randint(0, 256, (1, context))
@@ -88,28 +87,29 @@ def tokens(context: int) -> Timer:
     return timer(call)
 
 
-def _mac() -> Any:
-    """Width 256, depth 4, a memory in layers 2 and 4, segments of 64 tokens; one residual stream, as ours has."""
-    torch, _ = _libraries()
-    from titans_pytorch import MemoryAsContextTransformer
+def _mac() -> tuple[Any, Any]:
+    """torch and MAC: width 256, depth 4, a memory in layers 2 and 4, segments of 64 tokens.
 
+    It has one residual stream, as ours has.
+    """
+    torch, titans = _libraries()
     torch.manual_seed(0)
-    model = MemoryAsContextTransformer(
+    heads = dict(heads=HEADS, dim_head=HEAD_DIM)
+    model = titans.MemoryAsContextTransformer(
         num_tokens=256,
         dim=DIM,
         depth=4,
         segment_len=SEGMENT,
         num_persist_mem_tokens=4,
-        heads=HEADS,
-        dim_head=HEAD_DIM,
+        **heads,
         num_residual_streams=1,
         neural_memory_layers=(2, 4),
         neural_memory_segment_len=SEGMENT,
         neural_memory_batch_size=SEGMENT,
-        neural_memory_kwargs=dict(heads=HEADS, dim_head=HEAD_DIM),
+        neural_memory_kwargs=heads,
     )
     _own_memory(model)
-    return model
+    return torch, model
 
 
 def _own_memory(module: Any) -> None:

@@ -7,8 +7,9 @@ overlaps in them, and they are pessimistic where memory is the bound.
 import importlib.util
 import os
 import re
+from typing import Any
 
-from titans_jax.bench.clock import Timer
+from titans_jax.bench.processes import Timer, sample
 
 CHIP = "v5e:1x1"
 QUIET = {
@@ -30,22 +31,22 @@ def available() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def memory_cycles(name: str, length: int) -> Timer:
-    """{"cycles"} of the gradient of one of `scan_depth.memories`, for a process of its own that has no jax yet."""
+def memory_cycles(**case: Any) -> Timer:
+    """{"cycles"} a token of a `memory.program`, and the time to compile it; for a process that has no jax yet."""
     os.environ.update(QUIET)
     import jax
     from jax.experimental import topologies
 
-    from titans_jax.bench import memory, scan_depth
+    from titans_jax.bench import memory
 
     # libtpu takes a host of four chips for granted, or has been told of one by a jax that looked for a TPU in vain
     host = topologies.get_topology_desc(platform="tpu", topology_name=CHIP, chips_per_host_bounds=(1, 1, 1))
-    where = jax.sharding.SingleDeviceSharding(host.devices[0])
-    one, init = scan_depth.memories()[name]
-    shapes = jax.eval_shape(lambda: scan_depth.inputs(init, length))
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
-    lowered = memory.gradient(one).trace(*placed).lower(lowering_platforms=("tpu",))
-    return lambda: {"cycles": cycles(lowered.compile().as_text())}
+    where, made = jax.sharding.SingleDeviceSharding(host.devices[0]), memory.program(**case)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), jax.eval_shape(made.inputs))
+    lowered = jax.jit(made.function).trace(*shapes).lower(lowering_platforms=("tpu",))
+    programs: list[str] = []
+    cost = sample(lambda: programs.append(lowered.compile().as_text()))
+    return lambda: cost | {"cycles": cycles(programs[0]) / case["length"]}
 
 
 def cycles(program: str) -> int:
@@ -54,7 +55,12 @@ def cycles(program: str) -> int:
     Loops are those of scans, from 0 by 1 to the constant that their condition compares with. Raises ValueError for a
     loop without one.
     """
-    computations = _computations(program)
+    computations: dict[str, list[str]] = {}
+    for text in program.splitlines():
+        if header := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", text):
+            computations[header[1]] = lines = []
+        elif text.startswith("  ") and computations:
+            lines.append(text)
 
     def of(name: str) -> int:
         return sum(line(text) for text in computations[name])
@@ -71,17 +77,6 @@ def cycles(program: str) -> int:
 
     [entry] = re.findall(r"^ENTRY %([\w.-]+)", program, flags=re.MULTILINE)
     return of(entry)
-
-
-def _computations(program: str) -> dict[str, list[str]]:
-    """The lines of each computation, by its name."""
-    found: dict[str, list[str]] = {}
-    for text in program.splitlines():
-        if header := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", text):
-            found[header[1]] = lines = []
-        elif text.startswith("  ") and found:
-            lines.append(text)
-    return found
 
 
 def _trips(condition: list[str]) -> int:

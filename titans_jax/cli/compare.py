@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> None:
     models = {name: config.to_json(experiment)["model"] for name, experiment in experiments.items()}
     rows = Rows(folder, {"experiment": config.to_json(base), "models": models})
     with training.stopping(stopped(folder)), training.memory_advice():
-        found = compare_models(experiments, changed, options.rates or [base.optim.peak_rate], options.seeds, rows)
-    table = f"{_conditions(options, base)}\n\n{tables(found)}"
+        found = compare_models(experiments, options.rates or (), options.seeds, rows)
+    table = f"{_conditions(options, base)}\n\n{tables(found, changed)}"
     files.write(folder / "table.md", table + "\n")
     files.write(folder / "samples.txt", _samples(found))
     drawn = _draw(found, folder)
@@ -68,7 +68,7 @@ def _conditions(options: argparse.Namespace, base: config.Experiment) -> str:
 
 def _samples(found: Mapping[str, dict[str, Any]]) -> str:
     """The sample of each model's first seed."""
-    samples = {name: row["seeds"][0].get("sample", "(not finite)") for name, row in found.items()}
+    samples = {name: row["trained"][0].get("sample", "(not finite)") for name, row in found.items()}
     return "\n\n".join(f"== {name}\n\n{text}" for name, text in samples.items()) + "\n"
 
 
@@ -76,11 +76,11 @@ def _draw(found: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
     """Draw the pictures and return their names; none without matplotlib."""
     if not plots.available():
         return []
-    curves = {name: [row["curve"] for row in each["seeds"]] for name, each in found.items()}
+    curves = {name: [row["curve"] for row in each["trained"]] for name, each in found.items()}
     plots.compare_curves(curves, folder / "curves.png")
     plots.compare_costs(found, folder / "costs.png")
     plots.compare_contexts(found, folder / "contexts.png")
-    places = {name: [row["by_place"] for row in each["seeds"] if "by_place" in row] for name, each in found.items()}
+    places = {name: [row["by_place"] for row in each["trained"] if "by_place" in row] for name, each in found.items()}
     plots.compare_places(places, folder / "places.png")
     return ["curves.png", "costs.png", "contexts.png", "places.png"]
 

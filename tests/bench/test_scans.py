@@ -1,12 +1,10 @@
-"""`titans-jax bench tnt`: chains of scan steps, and the TPU compiler's cycles, counted by hand."""
+"""Chains of scan steps, and the TPU compiler's cycles, counted by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from titans_jax import cli
-from titans_jax.bench import counts, memory, scan_depth, tpu
-from titans_jax.memory import miras, presets
+from titans_jax.bench import counts, memory, processes, tpu
 
 
 def chain(function, *arguments):
@@ -43,16 +41,13 @@ def test_what_no_output_needs_does_not_count_and_the_longest_branch_does():
     assert chain(lambda x: jax.lax.while_loop(lambda x: x < 9, lambda x: x + 1, x), 0) == 1
 
 
-def test_titans_steps_through_its_chunks():
-    rule, shape = presets.titans_linear(4), memory.Shape(1, 4)
-    one = miras(rule, chunk=4, implementation="chunked")
-    weights = memory.first_weights(rule, 1)
+def test_titans_steps_through_its_chunks_and_tnt_through_those_of_a_shard():
+    def steps(rule, length):
+        case = {"rule": rule, "shape": (1, 8), "length": length, "kind": "forward", "chunk": 16}
+        return memory._subject(case, alone=False).counted["steps"]
 
-    def steps(length):
-        given = jax.eval_shape(lambda: memory.tokens(rule, shape, length, chunk=4))
-        return chain(lambda weights, given: memory.forward(one, weights, given), weights, given)
-
-    assert steps(64) - steps(32) == 8  # of 4 tokens each
+    assert steps("titans", 2048) == 2048 // 16 and steps("titans", 4096) == 4096 // 16
+    assert steps("tnt", 2048) == steps("tnt", 4096) == 2048 // 16
 
 
 PROGRAM = """HloModule jit_f
@@ -101,18 +96,12 @@ def test_a_loop_that_does_not_say_its_steps_is_refused():
         tpu.cycles(PROGRAM.replace("direction=LT", "direction=GT"))
 
 
-def test_command_refuses_a_length_that_no_chunks_fill(tmp_path, capsys):
-    assert cli.main(["bench", "tnt", "--length", "3000", "--output-dir", str(tmp_path)]) == 2
-    assert "length: 3000 tokens; it must be a multiple of 2048" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not tpu.available(), reason="needs the extra: pip install titans-jax[tpu]")
 def test_the_tpu_compiler_says_cycles():
-    from titans_jax.bench.processes import once
-
-    found = [
-        once("titans_jax.bench.tpu:memory_cycles", name=scan_depth.TITANS, length=length)()["cycles"]
-        for length in (2048, 4096)
-    ]
-    assert found[1] == pytest.approx(2 * found[0], rel=0.1)
+    case = {"rule": "titans", "shape": (4, 64), "kind": "training", "chunk": 16}
+    found = []
+    for length in (2048, 4096):
+        with processes.process("titans_jax.bench.tpu:memory_cycles", case | {"length": length}) as ask:
+            found.append(ask()["cycles"])
+    assert found[1] == pytest.approx(found[0], rel=0.1)  # of a token
