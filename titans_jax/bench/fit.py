@@ -77,11 +77,11 @@ def step_timer(experiment: Experiment, times: int | None = None) -> Timer:
 
 
 class Fit(NamedTuple):
-    """losses, seconds: of every step; only the last loss may be not finite, the first step compiles. tokens: of a step."""
+    """losses, seconds: of every step; only the last loss may be not finite, and the first step compiles."""
 
     losses: list[float]
     seconds: list[float]
-    tokens: int
+    tokens: int  # of a step
     definition: Definition
     params: Any
 

@@ -72,14 +72,13 @@ def run(plan: Plan, rows: Rows, rounds: int = 5, *, matmul: bool = True) -> Repo
     subjects = ({MATMUL: Subject(matrix_product, {}, flops=2.0 * SIZE**3)} if matmul else {}) | dict(plan.subjects)
     names = [(f"round {n}: {name}", name) for n in range(1, rounds + 1) for name in subjects]
     missing = [(row, name) for row, name in names if row not in rows.rows]
-    timers = dict.fromkeys(name for _, name in missing)
-    with metrics.Progress(len(timers) + len(missing), "samples") as bar, contextlib.ExitStack() as stack:
-        made = {}
-        for name in timers:
-            made[name] = subjects[name].timer(stack)
+    sampled, timers = dict.fromkeys(name for _, name in missing), dict[str, Timer]()
+    with metrics.Progress(len(sampled) + len(missing), "samples") as bar, contextlib.ExitStack() as stack:
+        for name in sampled:
+            timers[name] = subjects[name].timer(stack)
             bar.advance()
         for row, name in missing:
-            rows.get(row, lambda name=name: dict(made[name]()))  # type: ignore[misc]
+            rows.get(row, lambda name=name: dict(timers[name]()))  # type: ignore[misc]
             bar.advance()
     samples = {name: [rows.rows[f"round {n}: {name}"] for n in range(1, rounds + 1)] for name in subjects}
     best = _rates(subjects[MATMUL], samples[MATMUL]) if matmul else None
@@ -96,7 +95,7 @@ def _row(subject: Subject, samples: Sequence[Row], best: Sequence[float] | None)
     fields of the samples: their medians.
     """
     unit, scale = ("s", 1.0) if subject.tokens is None else ("ms", 1e6 / subject.tokens)
-    row: Row = {**subject.facts, **subject.counted} | {"rounds": len(samples)}
+    row: Row = {**subject.facts, **subject.counted, "rounds": len(samples)}
     for field in samples[0]:
         values = [each[field] for each in samples]
         if field in CLOCKS:
@@ -105,7 +104,8 @@ def _row(subject: Subject, samples: Sequence[Row], best: Sequence[float] | None)
             row[field] = statistics.median(values)
     if subject.tokens is not None:
         row |= {"tokens": subject.tokens, "tokens_per_second": 1e6 / row["wall_ms"]}
-        row |= {} if subject.flops is None else {"flops_per_token": subject.flops}
+        if subject.flops is not None:
+            row["flops_per_token"] = subject.flops
     if subject.flops is not None:
         rates = _rates(subject, samples)
         row |= spread("gflops_per_cpu_s", rates)

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -153,7 +154,7 @@ def plan(
         for name in chosen:
             if name not in known:
                 raise ValueError(f"no {what} named {name!r}; known are {', '.join(known)}")
-    whole = max(GLOBAL if TNT in rules else chunk, BLOCK if "stream" in passes else chunk)
+    whole = math.lcm(chunk, GLOBAL if TNT in rules else 1, BLOCK if "stream" in passes else 1)
     for length in lengths:
         if length % whole:
             raise ValueError(f"lengths: {length} tokens; each must be a multiple of {whole}")

@@ -42,7 +42,7 @@ def memory_cycles(**case: Any) -> Timer:
     # libtpu takes a host of four chips for granted, or has been told of one by a jax that looked for a TPU in vain
     host = topologies.get_topology_desc(platform="tpu", topology_name=CHIP, chips_per_host_bounds=(1, 1, 1))
     where, made = jax.sharding.SingleDeviceSharding(host.devices[0]), memory.program(**case)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), jax.eval_shape(made.inputs))
+    shapes = jax.tree.map(lambda x: x.update(sharding=where), jax.eval_shape(made.inputs))
     lowered = jax.jit(made.function).trace(*shapes).lower(lowering_platforms=("tpu",))
     programs: list[str] = []
     cost = sample(lambda: programs.append(lowered.compile().as_text()))
