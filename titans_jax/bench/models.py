@@ -81,10 +81,9 @@ def compare_models(
 
 
 def costs(experiments: Mapping[str, Experiment], rows: Rows) -> dict[str, Row]:
-    """Of every model: parameters, state_bytes, flops_per_token, train_tokens_per_second and step_bytes (None where the
-    backend does not say); and for one sequence by CONTEXTS: states (bytes) and decode_tokens_per_second.
+    """Parameters, bytes, FLOPs and speeds of every model; of one sequence, states (bytes) and speeds by CONTEXTS.
 
-    Only full attention's state and speed depend on the context.
+    Only full attention's depend on the context. step_bytes is None where the backend does not say.
     """
     subjects, models = {}, dict[str, list[ModelConfig]]()
     for name, experiment in experiments.items():
