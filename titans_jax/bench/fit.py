@@ -71,8 +71,8 @@ def step_timer(experiment: Experiment, times: int | None = None) -> Timer:
 
     take, found = device_timer(step, times), {}
     if (memory := compiled.memory_analysis()) is not None:
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        found["step_bytes"] = held + memory.temp_size_in_bytes
+        used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        found["step_bytes"] = used + memory.temp_size_in_bytes
     return lambda: {**take(), **found}
 
 

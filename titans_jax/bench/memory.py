@@ -82,9 +82,9 @@ def program(rule: str, shape: Sequence[int], length: int, kind: str, chunk: int)
 
     def inputs() -> tuple[Any, ...]:
         weights = jax.vmap(init)(jax.random.split(jax.random.key(1), heads))
-        given = tokens(part, heads, dim, BLOCK if kind == "stream" else length, chunk)
-        cotangent = jax.random.normal(jax.random.key(2), given.q.shape)
-        return (weights, given, cotangent) if kind.startswith("training") else (weights, given)
+        sequence = tokens(part, heads, dim, BLOCK if kind == "stream" else length, chunk)
+        cotangent = jax.random.normal(jax.random.key(2), sequence.q.shape)
+        return (weights, sequence, cotangent) if kind.startswith("training") else (weights, sequence)
 
     def start(weights: Any) -> Any:
         return jax.vmap(memory.init, out_axes=axes)(weights)
@@ -123,8 +123,8 @@ def timer(alone: bool, **case: Any) -> Timer:
 def _stream(made: Program, length: int) -> Callable[..., Any]:
     """All tokens in calls of BLOCK, each with the state of the call before."""
     start = jax.jit(lambda weights: jax.tree.map(lambda x: x + 0, made.start(weights)))
-    weights, given = jax.eval_shape(made.inputs)
-    block = jax.jit(made.function, donate_argnums=0).lower(jax.eval_shape(start, weights), given).compile()
+    weights, sequence = jax.eval_shape(made.inputs)
+    block = jax.jit(made.function, donate_argnums=0).lower(jax.eval_shape(start, weights), sequence).compile()
 
     def call(weights: Any, tokens: Tokens) -> Any:
         state = start(weights)
