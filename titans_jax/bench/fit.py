@@ -112,10 +112,11 @@ def fit(experiment: Experiment, bar: Progress, after_step: Callable[[int, Any, A
     placement, parts = Placement.of(experiment.mesh), program(experiment)
     tokens = experiment.data.batch * experiment.data.sequence
     batches = data.train_batches(experiment.data, seed=experiment.train.seed)
-    losses: list[float] = []
-    seconds: list[float] = []
+    losses, seconds = list[float](), list[float]()
     with placement.active():
         state = init_state(parts.definition, parts.optimizer, placement, experiment.train.seed)
+        # Committed to devices, as the state that a step returns is; otherwise the second step compiles again.
+        state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))
         for n, batch in enumerate(itertools.islice(batches, experiment.train.steps), 1):
             on_device = placement.device_batch(batch, experiment.data)
             started = time.perf_counter()

@@ -115,8 +115,7 @@ def costs(experiments: Mapping[str, Experiment], rows: Rows) -> dict[str, Row]:
 def _train(experiment: Experiment, bar: metrics.Progress) -> Row:
     """One training: its scores at the end and along the way; the loss is None if they are not finite."""
     curve: dict[str, list[float]] = {name: [] for name in ("step", *SCORES)}
-    memory: dict[str, float] = {}
-    places: list[float] = []
+    memory, places = dict[str, float](), list[float]()
     definition = program(experiment).definition
     every = max(1, experiment.train.steps // EVALUATIONS)
 
