@@ -22,8 +22,9 @@ from titans_jax.metrics import Progress
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
 from titans_jax.results import Row
+from titans_jax.training import loop
 from titans_jax.training.placement import Placement
-from titans_jax.training.step import Definition, define, init_state, make_step, optimizer_of
+from titans_jax.training.step import Definition, TrainState, define, init_state, make_step, optimizer_of
 
 
 class Program(NamedTuple):
@@ -113,21 +114,33 @@ def fit(experiment: Experiment, bar: Progress, after_step: Callable[[int, Any, A
     tokens = experiment.data.batch * experiment.data.sequence
     batches = data.train_batches(experiment.data, seed=experiment.train.seed)
     losses, seconds = list[float](), list[float]()
+    started, metrics = 0.0, {}
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        nonlocal started
+        batch = placement.device_batch(batch, experiment.data)
+        started = time.perf_counter()
+        return parts.step(state, batch)
+
+    def record(n: int, step_metrics: Any) -> None:
+        nonlocal metrics
+        metrics = step_metrics
+        losses.append(float(metrics["loss"]))
+        seconds.append(time.perf_counter() - started)
+        bar.advance(1, tokens=tokens, loss=losses[-1])
+
+    def pause(n: int, state: TrainState, stopping: bool) -> None:
+        if after_step is not None and math.isfinite(losses[-1]):
+            after_step(n, state.params, metrics)
+
+    limited = itertools.islice(batches, experiment.train.steps)
+    finite = itertools.takewhile(lambda _: not losses or math.isfinite(losses[-1]), limited)
     with placement.active():
         state = init_state(parts.definition, parts.optimizer, placement, experiment.train.seed)
         # Committed to devices, as the state that a step returns is; otherwise the second step compiles again.
         state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))
-        for n, batch in enumerate(itertools.islice(batches, experiment.train.steps), 1):
-            on_device = placement.device_batch(batch, experiment.data)
-            started = time.perf_counter()
-            state, metrics = parts.step(state, on_device)
-            losses.append(float(metrics["loss"]))
-            seconds.append(time.perf_counter() - started)
-            bar.advance(1, tokens=tokens, loss=losses[-1])
-            if not math.isfinite(losses[-1]):
-                break
-            if after_step is not None:
-                after_step(n, state.params, metrics)
+        # With a pause after every step, each step is timed alone.
+        state = loop.train(step, state, finite, record=record, due=lambda n: True, pause=pause)
     return Fit(losses, seconds, tokens, parts.definition, state.params)
 
 

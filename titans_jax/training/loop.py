@@ -1,4 +1,4 @@
-"""The training loop of a run: the device works on the next step while a loss is read, and a run can pause and stop."""
+"""The training loop: every training in this library, long or short, is a call of `train`."""
 
 import threading
 from collections.abc import Callable, Iterable
