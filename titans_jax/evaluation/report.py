@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from titans_jax import plots
+from titans_jax import files, plots
 from titans_jax.data import Tokenizer
 from titans_jax.decode import generate
 from titans_jax.evaluation import statistics
@@ -214,8 +214,8 @@ class Report:
         facts = {name: f"{x:.4f}" if isinstance(x, float) else f"{x}" for name, x in self.facts.items()}
         title = f"Report on {self.facts['checkpoint']}"
         write_numbers(self.folder / "report.json", self.numbers)
-        (self.folder / "report.md").write_text(to_markdown(title, facts, self.sections), encoding="utf-8")
-        (self.folder / "report.html").write_text(to_html(title, facts, self.sections, self.folder), encoding="utf-8")
+        files.write(self.folder / "report.md", to_markdown(title, facts, self.sections))
+        files.write(self.folder / "report.html", to_html(title, facts, self.sections, self.folder))
 
     def _add(self, title: str, text: str, pictures: Any = (), samples: Any = (), *, numbers: Any) -> None:
         self.sections.append(Section(title, text, pictures, samples))
