@@ -1,24 +1,20 @@
 """Pictures of attention weights, by head and by layer."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from titans_jax.plots.style import MUTED, drawable, few, figure_of, layer_colours, one_shape, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 Maps = Mapping[str, NDArray]
 COLOURS = ("Blues", "Oranges", "Greens")
 SHARES = ("#4f7cc4", "#d9622b", "#b8bcc6")
 
 
-def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
+def attention_maps(maps: Maps, path: Target) -> Figure:
     """Draws every head of every layer: row t, column s is the weight of token t on token s.
 
     maps: by what is read ("tokens", ...), each [layers, heads, T, T], nan in layers without attention. At most eight
@@ -45,7 +41,7 @@ def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
         return write(figure, path, {"share": numbers})
 
 
-def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, layer: int) -> "Figure":
+def head_grid(maps: Maps, text: Sequence[str], path: Target, *, layer: int) -> Figure:
     """Draws the heads of one layer over a short text, large enough to read: each row has the weights of one token.
 
     maps: by what is read, each [heads, T, T]. text: T pieces. At most four heads are drawn. The JSON has the weights.
@@ -73,7 +69,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
         return write(figure, path, {"layer": layer, "text": list(text), "weights": maps})
 
 
-def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
+def head_comparison(numbers: Maps, path: Target) -> Figure:
     """Draws a coloured table for each of `numbers`, [layers, heads] by title. Raises ValueError for other shapes."""
     layers, heads = one_shape(numbers, "layers", "heads")
     figure = figure_of((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1)
@@ -92,7 +88,7 @@ def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
         return write(figure, path, numbers)
 
 
-def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | os.PathLike[str]) -> "Figure":
+def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: Target) -> Figure:
     """Draws how the layers differ: weight by distance, weight by what is read, and the number of things read at once.
 
     by_distance: [layers, W], mean weight on the token so far back, by what is read.
@@ -133,7 +129,7 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | 
         return write(figure, path, {"by_distance": by_distance, "shares": shares, "reach": reach})
 
 
-def _map(axes: "Axes", weights: NDArray, colours: str, interpolation: str) -> None:
+def _map(axes: Axes, weights: NDArray, colours: str, interpolation: str) -> None:
     from matplotlib.colors import PowerNorm
 
     norm = PowerNorm(0.4, 0, max(float(np.nanmax(weights, initial=0)), 1e-9))

@@ -1,23 +1,19 @@
 """Pictures of models side by side: how they learn, what they cost, and how the cost grows with the context."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from titans_jax.plots.style import INK, figure_of, matplotlib, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 Curve = Mapping[str, Sequence[float]]
 _SCORES = {"loss": "Held-out loss (nats per token)", "perplexity": "Perplexity", "accuracy": "Accuracy"}
 _MARKS = "osD^vP*X"
 
 
-def compare_curves(curves: Mapping[str, Sequence[Curve]], path: str | os.PathLike[str]) -> "Figure":
+def compare_curves(curves: Mapping[str, Sequence[Curve]], path: Target) -> Figure:
     """Draws held-out loss, perplexity and accuracy over the steps: each model's mean over seeds, and its extremes.
 
     curves: for each model and seed the lists "step", "loss", "perplexity", "accuracy"; only the steps that all seeds
@@ -46,7 +42,7 @@ def compare_curves(curves: Mapping[str, Sequence[Curve]], path: str | os.PathLik
         return write(figure, path, numbers)
 
 
-def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str]) -> "Figure":
+def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: Target) -> Figure:
     """Draws the held-out loss against the position in the sequence: how much each model gains from the context.
 
     places: for each model and seed the loss in each of equal parts of the sequence. The text itself is harder in some
@@ -72,7 +68,7 @@ def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: str | 
         return write(figure, path, {name: [list(row) for row in rows] for name, rows in places.items()})
 
 
-def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     """Draws bars of training and decoding speed, of a training step's memory and of the parameters.
 
     costs: for each model train_tokens_per_second, decode_tokens_per_second (a list; the first is drawn), parameters and
@@ -100,7 +96,7 @@ def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLik
         return write(figure, path, {"models": list(costs)} | bars)
 
 
-def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     """Draws the bytes of a stream's state, and the speed of its next token, against the tokens read so far.
 
     costs: for each model the lists contexts, states and decode_tokens_per_second. Raises ValueError without a model.
@@ -137,6 +133,6 @@ def _colours(models: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     return {name: (colours[i % len(colours)], _MARKS[i % len(_MARKS)]) for i, name in enumerate(models)}
 
 
-def _legend(figure: "Figure", axes: "Axes", title: str | None = None) -> None:
+def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
     lines, names = axes.get_legend_handles_labels()
     figure.legend(lines, names, ncols=len(lines), loc="outside lower center", title=title, title_fontsize=8)

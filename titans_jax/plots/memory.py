@@ -1,18 +1,14 @@
 """Pictures of memories over the tokens of a text: surprise, gates, updates and weights."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, few, figure_of, layer_colours, one_shape, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 _PANELS = {
     "surprise": "Surprise: the memory's loss on each token before it is written",
@@ -23,8 +19,8 @@ _PANELS = {
 
 
 def memory_picture(
-    info: Any, path: str | os.PathLike[str], text: Sequence[str] | None = None, *, row: int = 0, marks: int = 24
-) -> "Figure":
+    info: Any, path: Target, text: Sequence[str] | None = None, *, row: int = 0, marks: int = 24
+) -> Figure:
     """Draws surprise, gradients, momentum and weights of each layer's memory, for one row; means over heads.
 
     Args:
@@ -64,7 +60,7 @@ def memory_picture(
     return write(figure, path, numbers)
 
 
-def _lines(axes: "Axes", values: np.ndarray, colours: Sequence[Any], *, stepped: bool) -> None:
+def _lines(axes: Axes, values: np.ndarray, colours: Sequence[Any], *, stepped: bool) -> None:
     crowded = len(colours) > 4
     drawstyle: Any = "steps-mid" if stepped else "default"
     for layer, colour in enumerate(colours):
@@ -75,7 +71,7 @@ def _lines(axes: "Axes", values: np.ndarray, colours: Sequence[Any], *, stepped:
     axes.margins(y=0.08)
 
 
-def _show_clipped(axes: "Axes", clipped: np.ndarray) -> None:
+def _show_clipped(axes: Axes, clipped: np.ndarray) -> None:
     anywhere = clipped.max(axis=0) > 0
     if anywhere.any():
         where = np.arange(clipped.shape[1])
@@ -85,7 +81,7 @@ def _show_clipped(axes: "Axes", clipped: np.ndarray) -> None:
         axes.set_title(axes.get_title(loc="left") + " (red: the chunk's sum was clipped)")
 
 
-def _layer_legend(axes: "Axes") -> None:
+def _layer_legend(axes: Axes) -> None:
     lines, names = axes.get_legend_handles_labels()
     if len(lines) > 8:  # the last is their mean
         chosen = [0, len(lines) // 2 - 1, len(lines) - 2, len(lines) - 1]
@@ -103,7 +99,7 @@ def _most_surprising(surprise: np.ndarray, marks: int) -> list[int]:
     return sorted(chosen)
 
 
-def _write_marks(panels: Sequence["Axes"], surprise: np.ndarray, text: Sequence[str], marked: Sequence[int]) -> None:
+def _write_marks(panels: Sequence[Axes], surprise: np.ndarray, text: Sequence[str], marked: Sequence[int]) -> None:
     names = []
     for position in marked:
         before = "".join(text[max(0, position - 12) : position])[-12:]
@@ -118,9 +114,7 @@ def _write_marks(panels: Sequence["Axes"], surprise: np.ndarray, text: Sequence[
     panels[0].plot(marked, surprise[marked], "v", color=ORANGE, ms=4)
 
 
-def memory_activity(
-    values: Mapping[str, NDArray], path: str | os.PathLike[str], *, names: Sequence[int] | None = None
-) -> "Figure":
+def memory_activity(values: Mapping[str, NDArray], path: Target, *, names: Sequence[int] | None = None) -> Figure:
     """Draws a coloured strip for each of `values`, [layers, heads, T] by title: rows are heads, columns tokens.
 
     names: the layers' numbers, if they are not 0, 1, .... At most six layers and four heads are drawn. The JSON has
@@ -156,8 +150,8 @@ def memory_updates(
     change: NDArray,
     ends: Sequence[int],
     learned: Mapping[str, Mapping[int, NDArray]],
-    path: str | os.PathLike[str],
-) -> "Figure":
+    path: Target,
+) -> Figure:
     """Draws the sizes of the writes, their correlation with surprise, and how the weights change.
 
     surprise, change: [layers, T], means over heads; change is the norm of a token's change. ends: tokens read at each
@@ -198,7 +192,7 @@ def memory_updates(
         return write(figure, path, numbers | {"correlation": correlations})
 
 
-def _legend(axes: "Axes", layers: int) -> None:
+def _legend(axes: Axes, layers: int) -> None:
     lines, names = axes.get_legend_handles_labels()
     shown = few(layers, 6)
     axes.legend([lines[i] for i in shown], [names[i] for i in shown], fontsize=7, labelcolor=INK)

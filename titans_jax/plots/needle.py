@@ -1,21 +1,17 @@
 """Pictures of needles: Titan-Min's answers, memory and ablations, and needles in haystacks of language models."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, figure_of, layer_colours, matplotlib, short, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 _TITLES = {"exact": "whole answer", "accuracy": "answer's tokens"}
 
 
-def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.PathLike[str]) -> "Figure":
+def needle_answers(length: Any, position: Any, predicted: Any, path: Target) -> Figure:
     """Draws predicted against true positions, and the accuracy by length and by tenth of the sequence.
 
     length, position, predicted: int [samples].
@@ -48,7 +44,7 @@ def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.Pa
     return write(figure, path, numbers)
 
 
-def _shares(axes: "Axes", names: Sequence[str], values: Sequence[float], size: float = 9) -> None:
+def _shares(axes: Axes, names: Sequence[str], values: Sequence[float], size: float = 9) -> None:
     bars = axes.bar(names, values, color=BLUE, width=0.7)
     axes.bar_label(bars, [f"{100 * value:.3g}%" for value in values], size=size, padding=2, color=INK)
     axes.set_ylim(0, 1.08)
@@ -56,7 +52,7 @@ def _shares(axes: "Axes", names: Sequence[str], values: Sequence[float], size: f
     axes.grid(axis="x", visible=False)
 
 
-def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: str | os.PathLike[str]) -> "Figure":
+def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: Target) -> Figure:
     """Draws each token's surprise in each layer's memory, and the rate with which it was written.
 
     surprise, rate: [layers, T], means over heads. needle: its position. segment: its length; starts are marked.
@@ -81,7 +77,7 @@ def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: str
     return write(figure, path, numbers)
 
 
-def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str]) -> "Figure":
+def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: Target) -> Figure:
     """Draws the accuracy by length of a model, and of the model without each of its parts.
 
     rows: {variant: {length: accuracy}}, from top to bottom.
@@ -109,8 +105,8 @@ def haystack_picture(
     grids: Mapping[str, Mapping[str, Any]],
     lengths: Sequence[int],
     depths: Sequence[float],
-    path: str | os.PathLike[str],
-) -> "Figure":
+    path: Target,
+) -> Figure:
     """Draws a column of heatmaps for each model: the share of whole answers, and of their tokens, that were right.
 
     grids: for each model "exact" and "accuracy", [depths, lengths] from 0 to 1; None, drawn hatched, where a text did
@@ -148,7 +144,7 @@ def haystack_picture(
     return write(figure, path, numbers)
 
 
-def _heatmap(axes: "Axes", values: np.ndarray) -> Any:
+def _heatmap(axes: Axes, values: np.ndarray) -> Any:
     colours = matplotlib().colormaps["YlGnBu"]
     image = axes.imshow(values, vmin=0, vmax=1, cmap=colours, aspect="auto")
     axes.set_facecolor("#f3f4f6")

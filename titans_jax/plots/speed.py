@@ -1,14 +1,10 @@
 """Pictures of speed: the cost of tokens, and how it grows with the length."""
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, short, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 _LINES = {
     "cpu_ms": ("CPU-ms of 1,000 tokens", 1),
@@ -19,7 +15,7 @@ _COLOURS = (BLUE, ORANGE, INK)
 _BARS = {"cpu_s": "CPU-seconds", "cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
 
 
-def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     """Draws the cost of 1,000 tokens for each subject, and its share of the matmul rate where FLOPs were counted.
 
     rows: cpu_ms, or cpu_s for a subject without tokens; perhaps share; and the ends of each whisker, such as
@@ -54,7 +50,7 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[st
         return write(figure, path, {name: dict(row) for name, row in shown.items()})
 
 
-def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     """Draws the cost of a token, and the memory where it was measured, against the number of tokens.
 
     rows: pass, which names the line; tokens; cpu_ms with cpu_ms_least and cpu_ms_most; perhaps peak_bytes and
@@ -84,7 +80,7 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[s
         return write(figure, path, {name: dict(row) for name, row in shown.items()})
 
 
-def _lengths(axes: "Axes", tokens: list[int]) -> None:
+def _lengths(axes: Axes, tokens: list[int]) -> None:
     at = sorted(set(tokens))
     axes.set_xticks(at, [short(n) for n in at])
     axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())

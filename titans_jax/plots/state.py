@@ -1,24 +1,20 @@
 """Pictures of a model's state: the memories' weights, norms of keys, and the cost of removing parts."""
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from titans_jax.plots.style import BLUE, MUTED, ORANGE, few, figure_of, layer_colours, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 Layers = Mapping[int, Mapping[str, NDArray]]
 NEGLIGIBLE = 5e-4  # nats per token, drawn as 0
 _CUTS = (ORANGE, BLUE, "#7a9e4d", "#8b6bb1")
 
 
-def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "Figure":
+def memory_state(first: Layers, last: Layers, path: Target) -> Figure:
     """Draws the matrices of every layer's memory at the end, and beside them their change by the text.
 
     first, last: by layer the fast weights {name: [heads, in, out]}. At most eight layers, two heads and two matrices
@@ -55,7 +51,7 @@ def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "
         return write(figure, path, {"norm": _norms(last), "norm_of_change": _norms(changes)})
 
 
-def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figure":
+def norms(values: Mapping[str, NDArray], path: Target) -> Figure:
     """Draws box plots over the tokens for each of `values`, [layers, heads, T] by title, such as norms of keys.
 
     Whiskers end at 5% and 95%. Layers that are all nan are left out; at most twelve are drawn. The JSON has medians
@@ -88,7 +84,7 @@ def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figur
         return write(figure, path, {"median": medians})
 
 
-def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
+def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: Target) -> Figure:
     """Draws the cost of removing each part of each layer, as from `evaluation.ablate`.
 
     Costs below NEGLIGIBLE are drawn as 0; the JSON has the numbers themselves.
@@ -107,7 +103,7 @@ def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: s
         return write(figure, path, found)
 
 
-def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
+def _bars(axes: Axes, rows: Mapping[str, list[float | None]]) -> None:
     width = 0.8 / len(rows)
     for i, (cut, values) in enumerate(rows.items()):
         places = np.arange(len(values)) + width * (i + 0.5) - 0.4
@@ -120,7 +116,7 @@ def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
     axes.set_xticks(few(len(values), 12))
 
 
-def positions_curve(found: Mapping[str, list[float | None]], path: str | os.PathLike[str]) -> "Figure":
+def positions_curve(found: Mapping[str, list[float | None]], path: Target) -> Figure:
     """Draws loss and accuracy by position, as from `evaluation.by_position`."""
     figure = figure_of(12, 3.4)
     middle = (np.array(found["first"], float) + np.array(found["last"], float)) / 2

@@ -3,17 +3,14 @@
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from titans_jax import files
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Figure, Target
 
 INK, MUTED, GRID = "#1d2433", "#6b7280", "#e5e7eb"
 BLUE, ORANGE = "#4f7cc4", "#d9622b"
@@ -37,7 +34,7 @@ _STYLE = {
 }
 
 
-def figure_of(width: float, height: float) -> "Figure":
+def figure_of(width: float, height: float) -> Figure:
     """An empty figure without a window; sizes in inches."""
     matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -115,7 +112,7 @@ def drawable(text: str) -> str:
     return "".join(letter if ord(letter) in letters else "□" for letter in text)
 
 
-def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> "Figure":
+def write(figure: Figure, path: Target, numbers: Mapping[str, Any]) -> Figure:
     """Write the picture, and its numbers beside it with the ending .json; returns the figure."""
     path = Path(path)
     with files.replacing(path) as file:
@@ -124,7 +121,7 @@ def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, 
     return figure
 
 
-def write_numbers(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> None:
+def write_numbers(path: Target, numbers: Mapping[str, Any]) -> None:
     """Write the numbers of a picture beside it, six digits of each; arrays as lists."""
     text = json.dumps(_rounded(numbers)) + "\n"
     files.write(Path(path).with_suffix(".json"), text)

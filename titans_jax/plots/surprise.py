@@ -1,17 +1,13 @@
 """Pictures of a memory that reads a series: a dashboard, a memory that learns, and readings side by side."""
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, figure_of, matplotlib, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 RED = "#c0392b"
 SHOWN_WEIGHTS = 12
@@ -20,12 +16,12 @@ SHOWN_WEIGHTS = 12
 def surprise_dashboard(
     series: ArrayLike,
     record: Any,
-    path: str | os.PathLike[str],
+    path: Target,
     *,
     mask: ArrayLike | None = None,
     title: str = "",
     mark: str = "anomaly",
-) -> "Figure":
+) -> Figure:
     """Draws a series, its surprise, the momentum of surprise, what each step wrote, and the memory's size.
 
     Panel 4 has |W_t - W_{t-1}| of the first 12 weights of the first layer, panel 5 the sum of the layers' norms.
@@ -67,9 +63,7 @@ def surprise_dashboard(
         return write(figure, path, {n: x.tolist() for n, x in numbers.items()} | {"marked": marked.tolist()})
 
 
-def learning_picture(
-    series: ArrayLike, prediction: ArrayLike, surprise: ArrayLike, shift: int, path: str | os.PathLike[str]
-) -> "Figure":
+def learning_picture(series: ArrayLike, prediction: ArrayLike, surprise: ArrayLike, shift: int, path: Target) -> Figure:
     """Draws a memory that learns a wave, is surprised when the wave changes, and learns the new one.
 
     series: [T]. prediction: [T], of each value, made before it was read. surprise: [T]. shift: the step of the change.
@@ -103,12 +97,12 @@ def learning_picture(
 
 def surprise_grid(
     readings: Mapping[str, ArrayLike],
-    path: str | os.PathLike[str],
+    path: Target,
     *,
     mask: ArrayLike | None = None,
     title: str = "",
     ylabel: str = "",
-) -> "Figure":
+) -> Figure:
     """Draws several readings [T] of one series on one scale, two in a row.
 
     readings: by name. mask: [T] bool, the steps to mark. Raises ValueError without readings, or if lengths differ.
@@ -137,7 +131,7 @@ def _marked(mask: ArrayLike | None, length: int) -> NDArray[np.int64]:
     return np.flatnonzero(found)
 
 
-def _series(axes: "Axes", values: np.ndarray, marked: np.ndarray, mark: str) -> None:
+def _series(axes: Axes, values: np.ndarray, marked: np.ndarray, mark: str) -> None:
     axes.plot(values, color=BLUE if values.ndim == 1 else None, lw=1.2)
     channels = values.reshape(len(values), -1)
     where = np.repeat(marked, channels.shape[1])
@@ -149,7 +143,7 @@ def _series(axes: "Axes", values: np.ndarray, marked: np.ndarray, mark: str) -> 
 
 
 def _line(
-    axes: "Axes", line: np.ndarray, marked: np.ndarray, title: str, ylabel: str, *, colour: str, log: bool = False
+    axes: Axes, line: np.ndarray, marked: np.ndarray, title: str, ylabel: str, *, colour: str, log: bool = False
 ) -> None:
     for step in marked:
         axes.axvline(step, color=RED, lw=0.8, alpha=0.4, zorder=1.5)
@@ -162,7 +156,7 @@ def _line(
         axes.set_ylim(bottom=0)
 
 
-def _heatmap(axes: "Axes", changes: np.ndarray) -> None:
+def _heatmap(axes: Axes, changes: np.ndarray) -> None:
     weights, steps = changes.shape
     image = axes.imshow(changes, aspect="auto", cmap="YlOrRd", interpolation="nearest",
                         extent=(0.5, steps + 0.5, weights - 0.5, -0.5))  # fmt: skip

@@ -1,20 +1,16 @@
 """Curves: the losses of a run, and bits per byte and surprise along a stream."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from titans_jax.plots.style import BLUE, ORANGE, few, figure_of, layer_colours, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Axes, Figure, Target
 
 
-def loss_curve(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def loss_curve(records: Iterable[Mapping[str, Any]], path: Target) -> Figure:
     """Draws training and held-out bits per byte against the step; the loss, where a record lacks bits per byte.
 
     records: as from `metrics.read_records`. Raises ValueError if no record has a loss.
@@ -61,7 +57,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _mark_lowest(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
+def _mark_lowest(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     if not np.isfinite(values).any():
         return
     at = int(np.nanargmin(values))
@@ -77,7 +73,7 @@ def _mark_lowest(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
     )
 
 
-def _crop_start(axes: "Axes", values: np.ndarray) -> None:
+def _crop_start(axes: Axes, values: np.ndarray) -> None:
     """Crops the highest values, those of the first steps of a long run, so that the others stay distinguishable."""
     finite = values[np.isfinite(values)]
     if len(finite) > 40:
@@ -86,7 +82,7 @@ def _crop_start(axes: "Axes", values: np.ndarray) -> None:
             axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
 
 
-def stream_picture(curves: Mapping[str, Sequence[Any]], path: str | os.PathLike[str]) -> "Figure":
+def stream_picture(curves: Mapping[str, Sequence[Any]], path: Target) -> Figure:
     """Draws bits per byte and, below, the surprise of every layer that has a memory, over the tokens read.
 
     curves: "tokens", where each stretch of the stream ends, "bits_per_byte", "layer_0/surprise" and so on, all of one
