@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, figure_of, style, write_numbers
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, write_numbers
 from titans_jax.plots.types import Axes, Figure, Target
 
 COLUMNS = 80
@@ -48,8 +48,7 @@ def generation(
     means = {name: np.nanmean(weights, (0, 1)) for name, weights in (attention or {}).items()}
     lines = places[-1][0] + 1
     heights = [0.24 * lines + 0.35, *[1.5 if attention else 0.0], *[0.9] * len(memory or {})]
-    figure = figure_of(9, sum(heights) + 0.5)
-    with style():
+    with drawing(9, sum(heights) + 0.5) as figure:
         heights = [height for height in heights if height]
         panels = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         update = [_text(panels[0], pieces, places, prompt, means)]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import MUTED, drawable, few, figure_of, layer_colours, one_shape, style, write
+from titans_jax.plots.style import MUTED, drawable, drawing, few, layer_colours, one_shape, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 Maps = Mapping[str, NDArray]
@@ -24,8 +24,7 @@ def attention_maps(maps: Maps, path: Target) -> Figure:
     attending = [i for i in range(layers) if all(np.isfinite(weights[i]).all() for weights in maps.values())]
     rows, columns = [attending[i] for i in few(len(attending), 8)], few(heads, 8 // len(maps))
     width, height = 1.35 * len(columns) * len(maps) + 0.8, 1.35 * len(rows) + 0.9
-    figure = figure_of(max(width, 5), height)
-    with style():
+    with drawing(max(width, 5), height) as figure:
         parts: Any = figure.subfigures(1, len(maps), squeeze=False)
         for part, (name, weights), colours in zip(parts[0], maps.items(), COLOURS, strict=False):
             part.suptitle(f"Weights on {name}", fontsize=10)
@@ -52,8 +51,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: Target, *, layer: int) -> F
         raise ValueError(f"text has {len(text)} pieces for {length} tokens; give one piece for each token")
     columns = few(heads, 4)
     names = [drawable(piece).replace(" ", "␣") for piece in text]
-    figure = figure_of(3.3 * len(columns) + 0.5, 3.3 * len(maps) + 0.5)
-    with style():
+    with drawing(3.3 * len(columns) + 0.5, 3.3 * len(maps) + 0.5) as figure:
         panels = figure.subplots(len(maps), len(columns), squeeze=False)
         for i, ((name, weights), colours) in enumerate(zip(maps.items(), COLOURS, strict=False)):
             for j, head in enumerate(columns):
@@ -72,8 +70,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: Target, *, layer: int) -> F
 def head_comparison(numbers: Maps, path: Target) -> Figure:
     """Draws a coloured table for each of `numbers`, [layers, heads] by title. Raises ValueError for other shapes."""
     layers, heads = one_shape(numbers, "layers", "heads")
-    figure = figure_of((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1)
-    with style():
+    with drawing((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(numbers)))
         for axes, (title, values) in zip(panels, numbers.items(), strict=True):
             axes.imshow(values, cmap="Purples", aspect="auto", vmin=0, vmax=1.7 * max(np.nanmax(values), 1e-9))
@@ -97,8 +94,7 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: Target
     """
     layers = len(reach)
     colours, lines = layer_colours(layers), ("-", "--")
-    figure = figure_of(12, 3.6)
-    with style():
+    with drawing(12, 3.6) as figure:
         far, what, wide = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
         for weights, line in zip(by_distance.values(), lines, strict=False):
             back = np.arange(1, weights.shape[1] + 1)

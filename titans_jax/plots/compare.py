@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from titans_jax.plots.style import INK, figure_of, matplotlib, style, write
+from titans_jax.plots.style import INK, drawing, matplotlib, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 Curve = Mapping[str, Sequence[float]]
@@ -20,14 +20,13 @@ def compare_curves(curves: Mapping[str, Sequence[Curve]], path: Target) -> Figur
     have are drawn. Raises ValueError without a model.
     """
     colours = _colours(curves)
-    figure = figure_of(13, 4.4)
     numbers: dict[str, Any] = {}
-    with style():
+    with drawing(13, 4.4) as figure:
         panels = figure.subplots(1, len(_SCORES))
         for axes, (score, title) in zip(panels, _SCORES.items(), strict=True):
             for name, (colour, mark) in colours.items():
                 steps, values = _aligned(curves[name], score)
-                numbers.setdefault(name, {"step": steps.tolist()})[score] = values.T.tolist()
+                numbers.setdefault(name, {"step": steps})[score] = values.T
                 if values.size:
                     axes.plot(steps, values.mean(1), color=colour, marker=mark, ms=3.5, lw=1.4, label=name)
                     axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.15, lw=0)
@@ -51,8 +50,7 @@ def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: Target
     colours = _colours(places)
     values = {name: np.asarray(rows, float) for name, rows in places.items() if len(rows)}
     middle = np.mean([each.mean(0) for each in values.values()], axis=0) if values else 0.0
-    figure = figure_of(12, 4.6)
-    with style():
+    with drawing(12, 4.6) as figure:
         left, right = figure.subplots(1, 2)
         for axes, zero in ((left, 0.0), (right, middle)):
             for name, each in values.items():
@@ -65,7 +63,7 @@ def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: Target
         left.set_title("Held-out loss (nats per token) by position")
         right.set_title("The same minus the mean of the models")
         _legend(figure, left, "lines: means over seeds; bands: from the smallest to the largest")
-        return write(figure, path, {name: [list(row) for row in rows] for name, rows in places.items()})
+        return write(figure, path, places)
 
 
 def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
@@ -82,8 +80,7 @@ def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Figur
     }
     if None not in (step_bytes := [row["step_bytes"] for row in costs.values()]):
         bars["Memory of a training step, MB"] = [each / 1e6 for each in step_bytes]
-    figure = figure_of(13, 1.1 + 0.36 * len(costs))
-    with style():
+    with drawing(13, 1.1 + 0.36 * len(costs)) as figure:
         for axes, (title, values) in zip(figure.subplots(1, len(bars), sharey=True), bars.items(), strict=True):
             drawn = axes.barh(list(costs), values, color=[colour for colour, _ in colours.values()], height=0.7)
             axes.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3, color=INK, fontsize=8)
@@ -102,8 +99,7 @@ def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Fi
     costs: for each model the lists contexts, states and decode_tokens_per_second. Raises ValueError without a model.
     """
     panels = {"states": "State of one sequence, bytes", "decode_tokens_per_second": "Writing one sequence, tokens/s"}
-    figure = figure_of(11, 4.4)
-    with style():
+    with drawing(11, 4.4) as figure:
         both = figure.subplots(1, 2)
         for axes, (field, title) in zip(both, panels.items(), strict=True):
             for name, (colour, mark) in _colours(costs).items():
@@ -115,7 +111,7 @@ def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Fi
             axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
         _legend(figure, both[0])
         fields = ("contexts", *panels)
-        return write(figure, path, {name: {field: list(row[field]) for field in fields} for name, row in costs.items()})
+        return write(figure, path, {name: {field: row[field] for field in fields} for name, row in costs.items()})
 
 
 def _aligned(curves: Sequence[Curve], score: str) -> tuple[np.ndarray, np.ndarray]:

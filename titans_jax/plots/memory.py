@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, few, figure_of, layer_colours, one_shape, style, write
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, few, layer_colours, one_shape, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 _PANELS = {
@@ -40,8 +40,7 @@ def memory_picture(
     means = {name: array[:, row].mean(axis=1) for name, array in arrays.items()}
     marked = [] if text is None else _most_surprising(means["surprise"].mean(axis=0), marks)
 
-    figure = figure_of(12, 9.4 if marked else 8.4)
-    with style():
+    with drawing(12, 9.4 if marked else 8.4) as figure:
         panels = figure.subplots(4, 1, sharex=True, height_ratios=[1.5, 1, 1, 1])
         for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
             _lines(axes, means[name], layer_colours(layers), stepped=name in ("momentum_norm", "weight_norm"))
@@ -52,7 +51,7 @@ def memory_picture(
             _layer_legend(panels[0])
         if text is not None and marked:
             _write_marks(panels, means["surprise"].max(axis=0), text, marked)
-    numbers: dict[str, Any] = {name: mean.tolist() for name, mean in means.items()}
+    numbers: dict[str, Any] = dict(means)
     if text is not None:
         numbers["marked"] = [
             {"token": i, "text": text[i], "surprise": float(means["surprise"][:, i].mean())} for i in marked
@@ -123,8 +122,7 @@ def memory_activity(values: Mapping[str, NDArray], path: Target, *, names: Seque
     layers, count, tokens = one_shape(values, "layers", "heads", "T")
     rows, heads = few(layers, 6), few(count, 4)
     numbers = list(names or range(layers))
-    figure = figure_of(12, len(values) * (0.16 * len(rows) * len(heads) + 0.55) + 0.4)
-    with style():
+    with drawing(12, len(values) * (0.16 * len(rows) * len(heads) + 0.55) + 0.4) as figure:
         panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, array) in zip(panels, values.items(), strict=True):
             strip = array[np.ix_(rows, heads)].reshape(-1, tokens)
@@ -160,9 +158,8 @@ def memory_updates(
     """
     layers = list(learned["rank"])
     colours = layer_colours(len(layers))
-    figure = figure_of(12, 6.6)
     correlations = [_rank_correlation(x, y) for x, y in zip(surprise, change, strict=True)]
-    with style():
+    with drawing(12, 6.6) as figure:
         panels = figure.subplots(2, 3).ravel()
         for row, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
             label = f"layer {layer}"
@@ -187,7 +184,7 @@ def memory_updates(
         panels[5].axhline(0, color=MUTED, lw=0.8)
         panels[5].set(xlabel="layer", ylabel="Spearman's rho", ylim=(-1, 1), title="Surprise and change, rank by rank")
         _legend(panels[0], len(layers))
-        numbers: dict[str, Any] = {"surprise": surprise, "change": change, "ends": list(ends)}
+        numbers: dict[str, Any] = {"surprise": surprise, "change": change, "ends": ends}
         numbers |= {name: {str(layer): x for layer, x in values.items()} for name, values in learned.items()}
         return write(figure, path, numbers | {"correlation": correlations})
 

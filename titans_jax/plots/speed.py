@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, short, style, write
+from titans_jax.plots.style import BLUE, INK, ORANGE, drawing, matplotlib, short, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 _LINES = {
@@ -25,8 +25,7 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     if not shown:
         raise ValueError("there is nothing to draw: no row has cpu_ms")
     fields = [field for field in _BARS if any(field in row for row in shown.values())]
-    figure = figure_of(5 + 4.5 * len(fields), 1.1 + 0.3 * len(shown))
-    with style():
+    with drawing(5 + 4.5 * len(fields), 1.1 + 0.3 * len(shown)) as figure:
         panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
         for axes, field, colour in zip(panels, fields, (BLUE, ORANGE), strict=False):
             here = {name: row for name, row in shown.items() if field in row}
@@ -47,7 +46,7 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
             elif max(values) > 50 * min(values):
                 axes.set_xscale("log")
         panels[0].invert_yaxis()  # they share it
-        return write(figure, path, {name: dict(row) for name, row in shown.items()})
+        return write(figure, path, shown)
 
 
 def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
@@ -60,8 +59,7 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     if not shown:
         raise ValueError("there is nothing to draw: no row has cpu_ms")
     fields = [field for field in _LINES if any(field in row for row in shown.values())]
-    figure = figure_of(1 + 4.6 * len(fields), 4)
-    with style():
+    with drawing(1 + 4.6 * len(fields), 4) as figure:
         panels = figure.subplots(1, len(fields), squeeze=False)[0]
         for axes, field in zip(panels, fields, strict=True):
             title, unit = _LINES[field]
@@ -77,7 +75,7 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
             _lengths(axes, [row["tokens"] for row in shown.values()])
         lines, names = panels[0].get_legend_handles_labels()
         figure.legend(lines, names, ncols=len(lines), loc="outside lower center")
-        return write(figure, path, {name: dict(row) for name, row in shown.items()})
+        return write(figure, path, shown)
 
 
 def _lengths(axes: Axes, tokens: list[int]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import BLUE, MUTED, ORANGE, few, figure_of, layer_colours, style, write
+from titans_jax.plots.style import BLUE, MUTED, ORANGE, drawing, few, layer_colours, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 Layers = Mapping[int, Mapping[str, NDArray]]
@@ -27,8 +27,7 @@ def memory_state(first: Layers, last: Layers, path: Target) -> Figure:
     names = [list(stacks)[i] for i in few(len(stacks), 2)]
     heads = few(min(len(stack) for stack in stacks.values()), 2)
     columns = [(name, head) for head in heads for name in names]
-    figure = figure_of(3.0 * len(columns) + 0.6, 1.25 * len(layers) + 0.9)
-    with style():
+    with drawing(3.0 * len(columns) + 0.6, 1.25 * len(layers) + 0.9) as figure:
         parts: Any = figure.subfigures(1, 2)
         changes = {layer: {n: last[layer][n] - first[layer][n] for n in last[layer]} for layer in last}
         for part, title, values in zip(parts, ("at the end", "changed by the text"), (last, changes), strict=True):
@@ -57,8 +56,7 @@ def norms(values: Mapping[str, NDArray], path: Target) -> Figure:
     Whiskers end at 5% and 95%. Layers that are all nan are left out; at most twelve are drawn. The JSON has medians
     [layers][heads].
     """
-    figure = figure_of(4.1 * len(values), 3.4)
-    with style():
+    with drawing(4.1 * len(values), 3.4) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(values)))
         for axes, (title, array) in zip(panels, values.items(), strict=True):
             layers = [i for i in few(len(array), 12) if np.isfinite(array[i]).any()]
@@ -89,12 +87,11 @@ def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: T
 
     Costs below NEGLIGIBLE are drawn as 0; the JSON has the numbers themselves.
     """
-    figure = figure_of(12, 3.6)
     panels = {
         "divergence": "Change of the predictions: KL, nats per token",
         "loss": "Increase of the loss, nats per token",
     }
-    with style():
+    with drawing(12, 3.6) as figure:
         for axes, (name, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
             _bars(axes, {cut: values[name] for cut, values in found.items()})
             axes.set(xlabel="layer", title=title)
@@ -118,9 +115,8 @@ def _bars(axes: Axes, rows: Mapping[str, list[float | None]]) -> None:
 
 def positions_curve(found: Mapping[str, list[float | None]], path: Target) -> Figure:
     """Draws loss and accuracy by position, as from `evaluation.by_position`."""
-    figure = figure_of(12, 3.4)
     middle = (np.array(found["first"], float) + np.array(found["last"], float)) / 2
-    with style():
+    with drawing(12, 3.4) as figure:
         loss, accuracy = figure.subplots(1, 2)
         values, error = (np.array(found[name], float) for name in ("loss", "standard_error"))
         loss.fill_between(middle, values - 2 * error, values + 2 * error, color=ORANGE, alpha=0.2, lw=0)

@@ -1,9 +1,10 @@
 """Shared by all pictures: a figure without a window, one style, numbers as JSON beside each picture."""
 
+import contextlib
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ _STYLE = {
 }
 
 
-def figure_of(width: float, height: float) -> Figure:
-    """An empty figure without a window; sizes in inches."""
-    matplotlib()
+@contextlib.contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure without a window, in our style; sizes in inches. Nothing outside the context changes."""
+    library = matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -44,7 +46,8 @@ def figure_of(width: float, height: float) -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     figure = Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
-    return figure
+    with library.rc_context(_STYLE):
+        yield figure
 
 
 def available() -> bool:
@@ -59,11 +62,6 @@ def matplotlib() -> Any:
     except ImportError:
         raise ImportError("pictures need matplotlib: pip install titans-jax[plot]") from None
     return matplotlib
-
-
-def style() -> Any:
-    """A context with our style; nothing outside it changes."""
-    return matplotlib().rc_context(_STYLE)
 
 
 def layer_colours(layers: int) -> list[Any]:
@@ -132,7 +130,7 @@ def _rounded(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, Mapping):
         return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_rounded(part) for part in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, figure_of, matplotlib, style, write
+from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, matplotlib, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 RED = "#c0392b"
@@ -46,8 +46,7 @@ def surprise_dashboard(
     changes = np.abs(np.diff(layers[0][:, :SHOWN_WEIGHTS], axis=0)).T
     norms = np.sum([np.linalg.norm(layer, axis=1) for layer in layers], axis=0)
 
-    figure = figure_of(14, 10)
-    with style():
+    with drawing(14, 10) as figure:
         grid = figure.add_gridspec(3, 2)
         places = (grid[0, :], grid[1, 0], grid[1, 1], grid[2, 0], grid[2, 1])
         panels = [figure.add_subplot(place) for place in places]
@@ -60,7 +59,7 @@ def surprise_dashboard(
         _line(panels[4], norms, marked, "Memory Weight Norm", "sum of the layers' norms", colour=INK)
         figure.suptitle(title, fontsize=14, fontweight="bold")
         numbers = {"series": values, "surprise": surprise, "momentum": momentum, "weight_norm": norms}
-        return write(figure, path, {n: x.tolist() for n, x in numbers.items()} | {"marked": marked.tolist()})
+        return write(figure, path, numbers | {"marked": marked})
 
 
 def learning_picture(series: ArrayLike, prediction: ArrayLike, surprise: ArrayLike, shift: int, path: Target) -> Figure:
@@ -71,8 +70,7 @@ def learning_picture(series: ArrayLike, prediction: ArrayLike, surprise: ArrayLi
     series, prediction, surprise = (np.asarray(x, np.float32) for x in (series, prediction, surprise))
     T, window = len(series), 10
     mean = np.convolve(surprise, np.ones(window) / window, mode="valid")  # of the last `window` values
-    figure = figure_of(6.4, 3.8)
-    with style(), matplotlib().rc_context({"font.size": 10, "axes.titlesize": 11}):
+    with drawing(6.4, 3.8) as figure, matplotlib().rc_context({"font.size": 10, "axes.titlesize": 11}):
         top, bottom = figure.subplots(2, 1, sharex=True)
         top.plot(series, color=MUTED, lw=4, alpha=0.4, label="the series")
         top.plot(prediction, color=BLUE, lw=1.6, label="the memory's prediction of each value")
@@ -113,15 +111,14 @@ def surprise_grid(
         raise ValueError(f"readings: of {len(lines)} names with lengths {sorted(lengths)}; expected one length")
     marked = _marked(mask, lengths.pop())
     rows = -(-len(lines) // 2)
-    figure = figure_of(12, 1 + 3.2 * rows)
-    with style():
+    with drawing(12, 1 + 3.2 * rows) as figure:
         panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, (name, line) in zip(panels, lines.items(), strict=False):
             _line(axes, line, marked, name, ylabel, colour=BLUE)
         for axes in panels[len(lines) :]:
             axes.set_visible(False)
         figure.suptitle(title, fontsize=13, fontweight="bold")
-        return write(figure, path, {n: x.tolist() for n, x in lines.items()} | {"marked": marked.tolist()})
+        return write(figure, path, lines | {"marked": marked})
 
 
 def _marked(mask: ArrayLike | None, length: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from titans_jax.plots.style import BLUE, ORANGE, few, figure_of, layer_colours, style, write
+from titans_jax.plots.style import BLUE, ORANGE, drawing, few, layer_colours, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 
@@ -26,8 +26,7 @@ def loss_curve(records: Iterable[Mapping[str, Any]], path: Target) -> Figure:
                 name: [r[name] for r in chosen if r["split"] == split]}
         for split in ("train", "held_out")
     }  # fmt: skip
-    figure = figure_of(7.5, 4.2)
-    with style():
+    with drawing(7.5, 4.2) as figure:
         axes = figure.subplots()
         steps, values = (np.asarray(numbers["train"][key], float) for key in ("step", name))
         if len(steps):
@@ -93,8 +92,7 @@ def stream_picture(curves: Mapping[str, Sequence[Any]], path: Target) -> Figure:
     if len({len(line) for line in lines.values()}) != 1 or not len(lines["tokens"]):
         sizes = {name: len(line) for name, line in lines.items()}
         raise ValueError(f"curves: of lengths {sizes}; expected one length, above 0")
-    figure = figure_of(9, 5.6 if layers else 3.4)
-    with style():
+    with drawing(9, 5.6 if layers else 3.4) as figure:
         panels = figure.subplots(2 if layers else 1, 1, sharex=True, squeeze=False)[:, 0]
         tokens = lines["tokens"]
         panels[0].plot(tokens, lines["bits_per_byte"], color=BLUE, lw=1.2)
@@ -110,7 +108,7 @@ def stream_picture(curves: Mapping[str, Sequence[Any]], path: Target) -> Figure:
                 panels[1].set_yscale("log")
         panels[-1].set_xlabel("tokens read")
         panels[-1].xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        return write(figure, path, {name: line.tolist() for name, line in lines.items()})
+        return write(figure, path, lines)
 
 
 def _decades(lines: Sequence[np.ndarray]) -> float:
