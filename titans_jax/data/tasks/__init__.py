@@ -8,6 +8,8 @@
 `data.task` selects one for training: rows of `data.sequence` targets, of which only the answer's count.
 """
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,10 +21,10 @@ from titans_jax.data.tokenizer import Tokenizer
 
 TEXT_TASKS: dict[str, TextTask] = {
     "passkey": passkey,
-    "niah_single": ruler.single,
-    "niah_multikey": ruler.multikey,
-    "niah_multivalue": ruler.multivalue,
-    "niah_multiquery": ruler.multiquery,
+    "niah_single": ruler.numbers,
+    "niah_multikey": partial(ruler.numbers, keys=4),
+    "niah_multivalue": partial(ruler.numbers, values=3),
+    "niah_multiquery": partial(ruler.numbers, keys=4, queries=2),
     "variables": ruler.variables,
     "babilong_person": babilong.person,
     "babilong_thing": babilong.thing,
@@ -30,12 +32,12 @@ TEXT_TASKS: dict[str, TextTask] = {
 TOKEN_TASKS: dict[str, TokenTask] = {
     "mqar": recall.mqar,
     "in_context_recall": recall.in_context,
-    "noisy_recall": recall.noisy,
+    "noisy_recall": partial(recall.in_context, noise=1 / 3),
     "selective_copy": recall.selective_copy,
     "memorisation": recall.memorised,
     "parity": formal.parity,
-    "even": formal.even,
-    "abab": formal.abab,
+    "even": partial(formal.repeated, word=b"aa"),
+    "abab": partial(formal.repeated, word=b"abab"),
     "counted": formal.counted,
     "modular": formal.modular,
 }
