@@ -132,8 +132,7 @@ class Report:
             return
         layers, pieces = list(reading.weights[0]), self._pieces(reading.tokens)
         info, change = jax.tree.map(lambda x: x[layers], (reading.memory.info, reading.memory.change))
-        batched = jax.tree.map(lambda x: x[:, None], info)
-        plots.memory_picture(batched, self.folder / "memory.png", text=pieces)
+        plots.memory_picture(info, self.folder / "memory.png", text=pieces)
         strips = {
             "Surprise: loss before the write": info.surprise,
             "Update: log10 of the norm of what the token changed": np.log10(np.maximum(change, 1e-12)),

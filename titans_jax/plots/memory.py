@@ -18,26 +18,21 @@ _PANELS = {
 }
 
 
-def memory_picture(
-    info: Any, path: Target, text: Sequence[str] | None = None, *, row: int = 0, marks: int = 24
-) -> Figure:
-    """Draws surprise, gradients, momentum and weights of each layer's memory, for one row; means over heads.
+def memory_picture(info: Any, path: Target, text: Sequence[str] | None = None, *, marks: int = 24) -> Figure:
+    """Draws surprise, gradients, momentum and weights of each layer's memory over one text; means over heads.
 
     Args:
-      info: arrays [layers, batch, heads, T] named surprise, grad_norm, momentum_norm, weight_norm and clipped.
+      info: arrays [layers, heads, T] named surprise, grad_norm, momentum_norm, weight_norm and clipped.
       text: the text of each token; the `marks` most surprising ones are written along the x axis, with their context.
-      row: of the batch.
 
     Raises:
       ValueError: shapes or lengths do not fit.
     """
     arrays = {name: np.asarray(getattr(info, name), np.float32) for name in [*_PANELS, "clipped"]}
-    layers, batch, _, tokens = one_shape(arrays, "layers", "batch", "heads", "T")
+    layers, _, tokens = one_shape(arrays, "layers", "heads", "T")
     if text is not None and len(text) != tokens:
         raise ValueError(f"text has {len(text)} pieces for {tokens} tokens; give one piece for each token")
-    if not 0 <= row < batch:
-        raise ValueError(f"row={row}: expected 0 to {batch - 1}")
-    means = {name: array[:, row].mean(axis=1) for name, array in arrays.items()}
+    means = {name: array.mean(axis=1) for name, array in arrays.items()}
     marked = [] if text is None else _most_surprising(means["surprise"].mean(axis=0), marks)
 
     with drawing(12, 9.4 if marked else 8.4) as figure:
