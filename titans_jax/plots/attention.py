@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import MUTED, drawable, drawing, few, layer_colours, one_shape, write
+from titans_jax.plots.legends import layer_colours, layer_labels
+from titans_jax.plots.style import MUTED, drawable, drawing, few, one_shape, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 Maps = Mapping[str, NDArray]
@@ -98,10 +99,9 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: Target
         far, what, wide = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
         for weights, line in zip(by_distance.values(), lines, strict=False):
             back = np.arange(1, weights.shape[1] + 1)
-            for layer in range(layers):
-                label = f"layer {layer}" if line == "-" and layer in few(layers, 6) else None
-                far.plot(back, np.where(weights[layer] > 0, weights[layer], np.nan), line, color=colours[layer],
-                         lw=1.3, label=label)  # fmt: skip
+            for row, colour, label in zip(weights, colours, layer_labels(range(layers)), strict=True):
+                shown = label if line == "-" else None
+                far.plot(back, np.where(row > 0, row, np.nan), line, color=colour, lw=1.3, label=shown)
         if len(by_distance) > 1:
             far.plot([], [], "--", color=MUTED, label=f"on {list(by_distance)[1]}")
         far.set(xscale="log", yscale="log", xlabel="tokens back (1 is the token itself)", ylabel="mean weight")

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from titans_jax.plots.legends import legend_below
 from titans_jax.plots.style import INK, drawing, matplotlib, write
-from titans_jax.plots.types import Axes, Figure, Target
+from titans_jax.plots.types import Figure, Target
 
 Curve = Mapping[str, Sequence[float]]
 _SCORES = {"loss": "Held-out loss (nats per token)", "perplexity": "Perplexity", "accuracy": "Accuracy"}
@@ -35,9 +36,9 @@ def compare_curves(curves: Mapping[str, Sequence[Curve]], path: Target) -> Figur
             if score == "perplexity":
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(matplotlib().ticker.LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_major_formatter(matplotlib().ticker.StrMethodFormatter("{x:g}"))
+                axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter(matplotlib().ticker.NullFormatter())
-        _legend(figure, panels[0], "lines: means over seeds; bands: from the smallest to the largest")
+        legend_below(figure, panels[0], "lines: means over seeds; bands: from the smallest to the largest")
         return write(figure, path, numbers)
 
 
@@ -59,10 +60,10 @@ def compare_places(places: Mapping[str, Sequence[Sequence[float]]], path: Target
                 axes.plot(at, shown.mean(0), color=colour, marker=mark, ms=3.5, lw=1.4, label=name)
                 axes.fill_between(at, shown.min(0), shown.max(0), color=colour, alpha=0.15, lw=0)
             axes.set(xlabel="position in the sequence", xlim=(0, 1))
-            axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1))
+            axes.xaxis.set_major_formatter("{x:.0%}")
         left.set_title("Held-out loss (nats per token) by position")
         right.set_title("The same minus the mean of the models")
-        _legend(figure, left, "lines: means over seeds; bands: from the smallest to the largest")
+        legend_below(figure, left, "lines: means over seeds; bands: from the smallest to the largest")
         return write(figure, path, places)
 
 
@@ -88,7 +89,7 @@ def compare_costs(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Figur
             axes.set(title=title)
             axes.grid(axis="y", visible=False)
             axes.xaxis.set_major_locator(matplotlib().ticker.MaxNLocator(4))
-            axes.xaxis.set_major_formatter(matplotlib().ticker.StrMethodFormatter("{x:,.0f}"))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.invert_yaxis()  # they share it
         return write(figure, path, {"models": list(costs)} | bars)
 
@@ -108,8 +109,8 @@ def compare_contexts(costs: Mapping[str, Mapping[str, Any]], path: Target) -> Fi
             axes.set(xscale="log", yscale="log", xlabel="tokens read so far", title=title)
             at = next(iter(costs.values()))["contexts"]
             axes.set_xticks(at, [f"{context:,}" for context in at])
-            axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
-        _legend(figure, both[0])
+            axes.minorticks_off()
+        legend_below(figure, both[0])
         fields = ("contexts", *panels)
         return write(figure, path, {name: {field: row[field] for field in fields} for name, row in costs.items()})
 
@@ -127,8 +128,3 @@ def _colours(models: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         raise ValueError("there is no model to draw")
     colours = matplotlib().colormaps["tab10"].colors
     return {name: (colours[i % len(colours)], _MARKS[i % len(_MARKS)]) for i, name in enumerate(models)}
-
-
-def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
-    lines, names = axes.get_legend_handles_labels()
-    figure.legend(lines, names, ncols=len(lines), loc="outside lower center", title=title, title_fontsize=8)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, few, layer_colours, one_shape, write
+from titans_jax.plots.legends import layer_colours, layer_labels, legend_above
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, few, one_shape, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 _PANELS = {
@@ -38,12 +39,12 @@ def memory_picture(info: Any, path: Target, text: Sequence[str] | None = None, *
     with drawing(12, 9.4 if marked else 8.4) as figure:
         panels = figure.subplots(4, 1, sharex=True, height_ratios=[1.5, 1, 1, 1])
         for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
-            _lines(axes, means[name], layer_colours(layers), stepped=name in ("momentum_norm", "weight_norm"))
+            _lines(axes, means[name], stepped=name in ("momentum_norm", "weight_norm"))
             axes.set_title(title)
         _show_clipped(panels[1], means["clipped"])
         panels[-1].set_xlabel("token")
         if layers > 1:
-            _layer_legend(panels[0])
+            legend_above(panels[0])
         if text is not None and marked:
             _write_marks(panels, means["surprise"].max(axis=0), text, marked)
     numbers: dict[str, Any] = dict(means)
@@ -54,11 +55,11 @@ def memory_picture(info: Any, path: Target, text: Sequence[str] | None = None, *
     return write(figure, path, numbers)
 
 
-def _lines(axes: Axes, values: np.ndarray, colours: Sequence[Any], *, stepped: bool) -> None:
-    crowded = len(colours) > 4
+def _lines(axes: Axes, values: np.ndarray, *, stepped: bool) -> None:
+    layers, crowded = len(values), len(values) > 4
     drawstyle: Any = "steps-mid" if stepped else "default"
-    for layer, colour in enumerate(colours):
-        axes.plot(values[layer], color=colour, lw=0.7 if crowded else 1.0, ds=drawstyle, label=f"layer {layer}")
+    for line, colour, label in zip(values, layer_colours(layers), layer_labels(range(layers)), strict=True):
+        axes.plot(line, color=colour, lw=0.7 if crowded else 1.0, ds=drawstyle, label=label)
     if crowded:
         axes.plot(values.mean(axis=0), color=INK, lw=1.8, ds=drawstyle, label="mean")
     axes.set_xlim(-0.5, values.shape[1] - 0.5)
@@ -73,14 +74,6 @@ def _show_clipped(axes: Axes, clipped: np.ndarray) -> None:
             where, 0, 0.04, where=anywhere, step="mid", transform=axes.get_xaxis_transform(), color="#c0392b", lw=0
         )
         axes.set_title(axes.get_title(loc="left") + " (red: the chunk's sum was clipped)")
-
-
-def _layer_legend(axes: Axes) -> None:
-    lines, names = axes.get_legend_handles_labels()
-    if len(lines) > 8:  # the last is their mean
-        chosen = [0, len(lines) // 2 - 1, len(lines) - 2, len(lines) - 1]
-        lines, names = [lines[i] for i in chosen], [names[i] for i in chosen]
-    axes.legend(lines, names, ncols=len(lines), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 def _most_surprising(surprise: np.ndarray, marks: int) -> list[int]:
@@ -156,8 +149,7 @@ def memory_updates(
     correlations = [_rank_correlation(x, y) for x, y in zip(surprise, change, strict=True)]
     with drawing(12, 6.6) as figure:
         panels = figure.subplots(2, 3).ravel()
-        for row, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
-            label = f"layer {layer}"
+        for row, (layer, colour, label) in enumerate(zip(layers, colours, layer_labels(layers), strict=True)):
             sizes = np.sort(change[row][change[row] > 0])
             panels[0].plot(sizes, np.linspace(0, 1, len(sizes)), color=colour, label=label)
             panels[1].plot(surprise[row], change[row], ".", ms=3, alpha=0.6, color=colour)
@@ -178,16 +170,10 @@ def memory_updates(
         panels[5].bar([str(layer) for layer in layers], correlations, color=colours, width=0.6)
         panels[5].axhline(0, color=MUTED, lw=0.8)
         panels[5].set(xlabel="layer", ylabel="Spearman's rho", ylim=(-1, 1), title="Surprise and change, rank by rank")
-        _legend(panels[0], len(layers))
+        panels[0].legend(fontsize=7)
         numbers: dict[str, Any] = {"surprise": surprise, "change": change, "ends": ends}
         numbers |= {name: {str(layer): x for layer, x in values.items()} for name, values in learned.items()}
         return write(figure, path, numbers | {"correlation": correlations})
-
-
-def _legend(axes: Axes, layers: int) -> None:
-    lines, names = axes.get_legend_handles_labels()
-    shown = few(layers, 6)
-    axes.legend([lines[i] for i in shown], [names[i] for i in shown], fontsize=7, labelcolor=INK)
 
 
 def _rank_correlation(x: NDArray, y: NDArray) -> float:

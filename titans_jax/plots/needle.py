@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, layer_colours, matplotlib, short, write
+from titans_jax.plots.legends import layer_colours, legend_above
+from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, matplotlib, short, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 _TITLES = {"exact": "whole answer", "accuracy": "answer's tokens"}
@@ -63,7 +64,7 @@ def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: Tar
             axis.set_title(title)
             axis.set_xlim(-0.5, values.shape[1] - 0.5)
         axes[0].text(needle, 1.0, " needle", color=ORANGE, transform=axes[0].get_xaxis_transform(), va="top")
-        axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(values), borderaxespad=0.2)
+        legend_above(axes[0])
         axes[-1].set_xlabel("token (dotted: start of a segment)")
         return write(figure, path, {"surprise": np.asarray(surprise), "rate": np.asarray(rate), "needle": needle})
 
@@ -87,7 +88,7 @@ def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: Target) -> F
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set(xlim=(0, 1.1), xlabel="share of needles found", title="Without each part")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(lengths), borderaxespad=0.2)
+        legend_above(axes)
         return write(figure, path, rows)
 
 

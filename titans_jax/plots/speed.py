@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from titans_jax.plots.style import BLUE, INK, ORANGE, drawing, matplotlib, short, write
-from titans_jax.plots.types import Axes, Figure, Target
+from titans_jax.plots.legends import legend_below
+from titans_jax.plots.style import BLUE, INK, ORANGE, drawing, short, write
+from titans_jax.plots.types import Figure, Target
 
 _LINES = {
     "cpu_ms": ("CPU-ms of 1,000 tokens", 1),
@@ -42,7 +43,7 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
             axes.set(title=_BARS[field])
             axes.grid(axis="y", visible=False)
             if field == "share":
-                axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1, decimals=0))
+                axes.xaxis.set_major_formatter("{x:.0%}")
             elif max(values) > 50 * min(values):
                 axes.set_xscale("log")
         panels[0].invert_yaxis()  # they share it
@@ -72,13 +73,8 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
                     axes.fill_between(tokens, *ends, color=colour, alpha=0.15, lw=0)
             axes.set(title=title, xlabel="tokens", xscale="log")
             axes.set_ylim(bottom=0)
-            _lengths(axes, [row["tokens"] for row in shown.values()])
-        lines, names = panels[0].get_legend_handles_labels()
-        figure.legend(lines, names, ncols=len(lines), loc="outside lower center")
+            at = sorted({row["tokens"] for row in shown.values()})
+            axes.set_xticks(at, [short(n) for n in at])
+            axes.minorticks_off()
+        legend_below(figure, panels[0])
         return write(figure, path, shown)
-
-
-def _lengths(axes: Axes, tokens: list[int]) -> None:
-    at = sorted(set(tokens))
-    axes.set_xticks(at, [short(n) for n in at])
-    axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())

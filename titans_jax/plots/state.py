@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import BLUE, MUTED, ORANGE, drawing, few, layer_colours, write
+from titans_jax.plots.legends import layer_colours
+from titans_jax.plots.style import BLUE, MUTED, ORANGE, drawing, few, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 Layers = Mapping[int, Mapping[str, NDArray]]

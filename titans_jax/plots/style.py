@@ -64,13 +64,6 @@ def matplotlib() -> Any:
     return matplotlib
 
 
-def layer_colours(layers: int) -> list[Any]:
-    """A colour for each layer, from the first to the last."""
-    if layers == 1:
-        return [BLUE]
-    return list(matplotlib().colormaps["plasma"](np.linspace(0.08, 0.85, layers)))
-
-
 def few(count: int, most: int) -> list[int]:
     """At most `most` of `count` indices, evenly spread, with the first and the last.
 

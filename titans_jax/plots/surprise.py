@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from titans_jax.plots.legends import legend_above
 from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, matplotlib, write
 from titans_jax.plots.types import Axes, Figure, Target
 
@@ -136,7 +137,7 @@ def _series(axes: Axes, values: np.ndarray, marked: np.ndarray, mark: str) -> No
     axes.set(title="Input Sequence", xlabel="Timestep", ylabel="value")
     axes.set_xlim(-0.5, len(values) - 0.5)
     if len(marked):
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+        legend_above(axes)
 
 
 def _line(

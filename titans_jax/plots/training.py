@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from titans_jax.plots.style import BLUE, ORANGE, drawing, few, layer_colours, write
+from titans_jax.plots.legends import layer_colours, layer_labels, legend_above
+from titans_jax.plots.style import BLUE, ORANGE, drawing, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 
@@ -98,12 +99,11 @@ def stream_picture(curves: Mapping[str, Sequence[Any]], path: Target) -> Figure:
         panels[0].plot(tokens, lines["bits_per_byte"], color=BLUE, lw=1.2)
         panels[0].set(title="Bits per byte, of tokens before the model learns from them", ylabel="bits per byte")
         if layers:
-            named = few(len(layers), 6)
-            for i, (name, colour) in enumerate(zip(layers, layer_colours(len(layers)), strict=True)):
-                label = name.partition("/")[0].replace("_", " ") if i in named else None
+            labels = layer_labels([int(name[6:-9]) for name in layers])
+            for name, colour, label in zip(layers, layer_colours(len(layers)), labels, strict=True):
                 panels[1].plot(tokens, lines[name], color=colour, lw=1.2, label=label)
             panels[1].set(title="Surprise: loss before the write", ylabel="mean loss")
-            panels[1].legend(ncols=len(named), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+            legend_above(panels[1])
             if _decades([lines[name] for name in layers]) > 1:
                 panels[1].set_yscale("log")
         panels[-1].set_xlabel("tokens read")
