@@ -1,12 +1,12 @@
 """Results of commands: result.json, and tables in Markdown."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from titans_jax import files
+from titans_jax.files import Target
 from titans_jax.metrics import number
 
 Row = dict[str, Any]
@@ -14,7 +14,7 @@ Column = tuple[str, Callable[[Row], str]]
 """A title, and a function from a row to the cell's text."""
 
 
-def write_result(output_dir: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:
+def write_result(output_dir: Target, values: Mapping[str, Any]) -> Path:
     """Write `output_dir/result.json` and return its path. Values: finite numbers, 0-d arrays, strings, bools, None.
 
     Raises ValueError for any other value.
