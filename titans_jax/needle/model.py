@@ -136,7 +136,6 @@ class TitanMin(nnx.Module):
     """Tokens [B, T], padded at the end -> logits [B, T] of the needle's position. All layers are causal."""
 
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
-        config.check()
         self.config = config
         positions = max(config.lengths)
         self.embedding = param(0.02 * jax.random.normal(rngs.params(), (VOCABULARY, config.dim)), "vocab", "embed")

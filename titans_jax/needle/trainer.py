@@ -36,10 +36,9 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     resume: go on from the newest checkpoint there, if there is one. name: stands at the progress bar.
     The best checkpoint is that of the epoch with the least loss on the samples to validate.
 
-    Raises ValueError for a configuration that cannot work or is not that of the run to go on with; Diverged; Stopped
-    after SIGTERM or SIGINT, once everything is saved.
+    Raises ValueError for a configuration that is not that of the run to go on with; Diverged; Stopped after SIGTERM or
+    SIGINT, once everything is saved.
     """
-    config.check()
     samples, validation, _ = data.needle_splits(config.data_seed, config.samples, config.lengths)
     each = len(epoch(samples, config.batch, seed=config.seed, number=0))
     total = each * config.epochs
