@@ -6,10 +6,10 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from titans_jax import files
 from titans_jax.files import Target
+
+Item = TypeVar("Item")
 
 
 def count(params: Any) -> int:
@@ -221,6 +223,13 @@ class Progress(AbstractContextManager["Progress"]):
         shown = self._values | ({f"{self._unit}/s": tqdm.format_sizeof(self.rate)} if self.rate else {})
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(steps)
+
+    def each(self, items: Iterable[Item], count: Callable[[Item], int] = lambda item: 1) -> Iterator[Item]:
+        """Yield items; after each one advance by the steps, and the tokens, that it counts for."""
+        for item in items:
+            yield item
+            steps = count(item)
+            self.advance(steps, tokens=steps)
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()

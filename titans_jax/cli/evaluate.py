@@ -1,9 +1,8 @@
 """`titans-jax eval`: scores and a report of a checkpoint on held-out text."""
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 from flax import nnx
 
@@ -47,7 +46,8 @@ def run(options: argparse.Namespace) -> None:
         total = min(total, options.limit * source.batch * source.sequence)
     folder = output(options, "eval")
     with training.memory_advice(), metrics.Progress(total, "eval") as bar:
-        scores = score(model, _counted(batches, bar), tokenizer.byte_lengths, reset=options.reset)
+        counted = bar.each(batches, lambda batch: int(batch["mask"].sum()))
+        scores = score(model, counted, tokenizer.byte_lengths, reset=options.reset)
     result = scores.summary() | {
         "corpus": source.corpus,
         "sequence": source.sequence,
@@ -75,10 +75,3 @@ def run(options: argparse.Namespace) -> None:
             )
         written += ["report.html", "report.md", "report.json", "and their pictures"]
     print(f"{'written':<14} {folder}/: {', '.join(written)}")
-
-
-def _counted(batches: Iterator[dict[str, Any]], bar: metrics.Progress) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        yield batch
-        count = int(batch["mask"].sum())
-        bar.advance(count, tokens=count)

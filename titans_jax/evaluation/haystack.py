@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,9 +104,7 @@ def find_needles(
             rows.append(hay.row(needle.filled(rng), length, depth, rng))
     tokens, mask = endings(rows, hay.tokenizer.separator)
     scores = score_targets(model, tokens[:, :-1], tokens[:, 1:], mask, on_tokens=on_tokens)
-    per_depth: list[tuple[Any, ...]] = list(
-        zip(*(np.split(x, len(depths)) for x in (scores.exact, *scores)), strict=True)
-    )
+    by_depth = (x.reshape(len(depths), samples) for x in (scores.exact, *scores))
     return [
         {
             "depth": float(depth),
@@ -116,7 +113,7 @@ def find_needles(
             "log_likelihood": float(likelihood.mean()),
             "samples": samples,
         }
-        for depth, (exact, likelihood, right, counted) in zip(depths, per_depth, strict=True)
+        for depth, exact, likelihood, right, counted in zip(depths, *by_depth, strict=True)
     ]
 
 

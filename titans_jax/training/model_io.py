@@ -76,15 +76,10 @@ def save_model(
     record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
     record["experiment"] = config.to_json(experiment)
     files.write(path / WEIGHTS, weights)
-    save_tokenizer(path, experiment)
-    files.write_json(path / "config.json", record)
-
-
-def save_tokenizer(folder: Path, experiment: Experiment) -> None:
-    """Write the tokenizer's JSON beside a model, if it has one."""
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     if isinstance(tokenizer, data.BPETokenizer):
-        files.write(folder / "tokenizer.json", tokenizer.json)
+        files.write(path / "tokenizer.json", tokenizer.json)
+    files.write_json(path / "config.json", record)
 
 
 def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
