@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """A model before it has arrays: `model(init(key))` is an LM.
+    """A model before it has arrays: `model(init(key))` is the model.
 
     init: key -> params, which may be compiled. axes: the logical axes of each parameter, for `sharding`.
     """
@@ -41,15 +41,18 @@ class Definition(NamedTuple):
     init: Callable[[Array], Any]
     axes: Any
 
-    def model(self, params: Any) -> LM:
+    def model(self, params: Any) -> Any:
         """The model with these parameters."""
         return nnx.merge(self.graphdef, params)
 
 
-def define(config: ModelConfig) -> Definition:
-    """The model that a configuration describes, at no cost: nothing is computed."""
+def define(config: Any, kind: Callable[..., nnx.Module] | None = None) -> Definition:
+    """The model that a configuration describes, at no cost: nothing is computed.
+
+    kind: kind(config, rngs=rngs) makes the model; None for the language model of a ModelConfig.
+    """
     static = []
-    make = InnerLoop if config.learns_inside else LM
+    make = kind or (InnerLoop if config.learns_inside else LM)
 
     def build(key: Array) -> Any:
         graphdef, params = nnx.split(make(config, rngs=nnx.Rngs(key)))
