@@ -132,9 +132,7 @@ def train_batches(
       shard_index, shard_count: this host, and the number of hosts.
 
     Returns: an iterator of dicts as `Loader.load` makes, [config.batch / shard_count, config.sequence] each.
-
-    Raises:
-      ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range.
+    Raises ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
@@ -172,8 +170,7 @@ def held_out_batches(
       limit: the most batches; None for all.
       shard_index, shard_count: this host, and the number of hosts.
 
-    Raises:
-      ValueError: nothing is held out, limit is below 1, or the batch does not divide over the shards.
+    Raises ValueError: nothing is held out, limit is below 1, or the batch does not divide over the shards.
     """
     mine = _shard(config.batch, shard_index, shard_count)
     if limit is not None and limit < 1:

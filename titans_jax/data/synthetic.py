@@ -25,9 +25,7 @@ def needles(seed: int, count: int, lengths: tuple[int, ...] = (64, 128, 256)) ->
       lengths: each sample's length is drawn from these.
 
     Returns: tokens 1..126 as hay, NEEDLE = 127 once per row at `position` < `length`, and PAD = 0 from `length` on.
-
-    Raises:
-      ValueError: count or a length is below 1.
+    Raises ValueError: count or a length is below 1.
     """
     if count < 1 or not lengths or min(lengths) < 1:
         raise ValueError(f"needles need count >= 1 and lengths >= 1, got count={count}, lengths={lengths}")
@@ -45,8 +43,7 @@ def needle_splits(
 ) -> tuple[Needles, ...]:
     """Makes disjoint sets of needle samples, by default 8,000 to train, 1,000 to validate and 1,000 to test.
 
-    Raises:
-      ValueError: a size or a length is below 1.
+    Raises ValueError: a size or a length is below 1.
     """
     if not sizes or min(sizes) < 1:
         raise ValueError(f"sizes must be at least 1, got {sizes}")
@@ -70,9 +67,7 @@ def recall(seed: int, batch: int, *, pairs: int, queries: int, symbols: int = 64
       symbols: keys are 1..symbols, values symbols+1..2*symbols; 0 is not used, so the vocabulary is 2*symbols + 1.
 
     Returns: a batch as of `train_batches`, T = 2*(pairs + queries) - 1; the mask is 1 on the values of the queries.
-
-    Raises:
-      ValueError: not 1 <= queries <= pairs <= symbols, or batch < 1.
+    Raises ValueError: not 1 <= queries <= pairs <= symbols, or batch < 1.
     """
     if not (batch >= 1 and 1 <= queries <= pairs <= symbols):
         raise ValueError(

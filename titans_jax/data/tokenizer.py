@@ -139,8 +139,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
       spec: "bytes"; the path of a byte-level tokenizers JSON, such as `train_bpe` writes; or a folder with a
         `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt` (`encoder.json` and `vocab.bpe` as first published).
 
-    Raises:
-      ValueError: the name or file does not exist, or the file has no byte-level tokenizer.
+    Raises ValueError: the name or file does not exist, or the file has no byte-level tokenizer.
 
     >>> load_tokenizer("bytes").vocab_size
     256
@@ -190,8 +189,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike
       vocab_size: at least 257, with the separator. A small text may give fewer ids.
       path: the JSON file to write, replaced in one step.
 
-    Raises:
-      ValueError: vocab_size is below 257.
+    Raises ValueError: vocab_size is below 257.
     """
     if vocab_size < 257:
         raise ValueError(f"vocab_size={vocab_size}: byte-level BPE needs at least 257 (256 bytes and the separator)")
@@ -210,8 +208,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike
 def check_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     """Returns the ids as an array, if all are in [0, vocab_size); JAX would silently clamp an id out of range.
 
-    Raises:
-      ValueError: an id is out of range, or they are not integers.
+    Raises ValueError: an id is out of range, or they are not integers.
 
     >>> check_ids([1, 300], 256)
     Traceback (most recent call last):

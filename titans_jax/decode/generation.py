@@ -44,8 +44,7 @@ def generate(
       the tokens without the prompts: an int32 array [B, length] for an array, -1 after a row's end; a list of B int32
       arrays for a list.
 
-    Raises:
-      ValueError: an empty prompt, a token outside the vocabulary, or sampling options out of range.
+    Raises ValueError: an empty prompt, a token outside the vocabulary, or sampling options out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
     rows: Any = prompt if isinstance(prompt, list | tuple) else np.asarray(prompt)

@@ -94,8 +94,7 @@ def find_needles(
       a cell for each depth: exact (share of samples whose greedy answer is right), accuracy (of the answer's tokens,
       each after the right ones before it), log_likelihood (mean of the answer, nats) and samples.
 
-    Raises:
-      ValueError: needle and question do not fit into the length, or the rows not into full attention.
+    Raises ValueError: needle and question do not fit into the length, or the rows not into full attention.
     """
     rows = []
     for depth in depths:

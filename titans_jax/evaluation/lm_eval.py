@@ -33,8 +33,7 @@ def write_tasks(folder: Path, names: Sequence[str], *, size: int, count: int, ha
       count: questions per task. Question i has seed (2, i), which no training or held-out row has.
       hay: text to hide the facts in.
 
-    Raises:
-      ValueError: a name is not a text task, or the size is too small.
+    Raises ValueError: a name is not a text task, or the size is too small.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:

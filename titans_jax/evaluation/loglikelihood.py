@@ -63,8 +63,7 @@ def score_targets(
         shapes.
       on_tokens: called with the number of tokens read since the last call.
 
-    Raises:
-      ValueError: full attention has no room for the rows.
+    Raises ValueError: full attention has no room for the rows.
     """
     inputs, targets = np.asarray(inputs, np.int32), np.asarray(targets, np.int32)
     mask = np.asarray(mask, np.float32)

@@ -33,8 +33,7 @@ def generation(
     Returns:
       the last frame's figure. The JSON has, for each frame, the mean weight on every token so far.
 
-    Raises:
-      ValueError: nothing was written, or lengths do not fit.
+    Raises ValueError: nothing was written, or lengths do not fit.
     """
     parts = [*(attention or {}).values(), *(memory or {}).values()]
     if not 0 < prompt < len(pieces) or any(part.shape[-1] != len(pieces) for part in parts):

@@ -26,8 +26,7 @@ def memory_picture(info: Any, path: Target, text: Sequence[str] | None = None, *
       info: arrays [layers, heads, T] named surprise, grad_norm, momentum_norm, weight_norm and clipped.
       text: the text of each token; the `marks` most surprising ones are written along the x axis, with their context.
 
-    Raises:
-      ValueError: shapes or lengths do not fit.
+    Raises ValueError: shapes or lengths do not fit.
     """
     arrays = {name: np.asarray(getattr(info, name), np.float32) for name in [*_PANELS, "clipped"]}
     layers, _, tokens = one_shape(arrays, "layers", "heads", "T")

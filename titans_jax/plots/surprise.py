@@ -33,8 +33,7 @@ def surprise_dashboard(
         such as `series.SeriesRecord` with snapshots.
       mask: [T] bool, the steps to mark; mark is what they are.
 
-    Raises:
-      ValueError: lengths differ, or there are no weights.
+    Raises ValueError: lengths differ, or there are no weights.
     """
     values, surprise, momentum = (np.asarray(x, np.float32) for x in (series, record.surprise, record.momentum))
     T = len(values)

@@ -56,8 +56,7 @@ def check_task(name: str) -> str:
 def question(name: str, seed: int | tuple[int, ...], size: int, hay: str = "") -> Question:
     """Returns a question of a text task, of at most `size` characters.
 
-    Raises:
-      ValueError: the name is not a text task, or the task does not fit.
+    Raises ValueError: the name is not a text task, or the task does not fit.
 
     >>> asked = question("niah_single", 0, 120, hay="the sea and the sky ")
     >>> asked.question, asked.answer
@@ -71,8 +70,7 @@ def question(name: str, seed: int | tuple[int, ...], size: int, hay: str = "") -
 def row(name: str, seed: int | tuple[int, ...], length: int, tokenizer: Tokenizer, hay: str = "") -> Row:
     """Returns a row of a task, `length` tokens long; a text gets shorter until its tokens fit.
 
-    Raises:
-      ValueError: the task is unknown, or does not fit.
+    Raises ValueError: the task is unknown, or does not fit.
     """
     if check_task(name) in TOKEN_TASKS:
         return TOKEN_TASKS[name](np.random.default_rng(seed), length)

@@ -41,8 +41,7 @@ def asked(rng: np.random.Generator, size: int, hay: str, facts: list[str], quest
       hay: the text around the facts; after its end it repeats.
       facts: sentences.
 
-    Raises:
-      ValueError: the facts are longer than the room, or there is no hay.
+    Raises ValueError: the facts are longer than the room, or there is no hay.
     """
     if not hay:
         raise ValueError("there is no hay: the task needs a text to hide its facts in")
