@@ -36,5 +36,5 @@ def run(options: argparse.Namespace) -> None:
         found = run_tasks(model, tokenizer, tasks_dir, [written.get(name, name) for name in options.tasks])
     result = {f"{task}_{metric}": value for task, numbers in found.items() for metric, value in numbers.items()}
     results.write_result(folder, result | {"checkpoint": str(options.checkpoint), "step": step})
-    print("\n".join(f"{name:<32} {value:.4f}" for name, value in result.items()))
+    print(results.lines(result, 32))
     print(f"written: {folder}/result.json")

@@ -136,6 +136,5 @@ def _report(folder: Path, evaluator: StreamEvaluator, result: dict[str, Any]) ->
         plots.stream_picture(curves(folder), folder / "stream.png")
         written += ["stream.png", "stream.json"]
     results.write_result(folder, result)
-    shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
-    print("\n".join(f"{name:<28} {value}" for name, value in shown.items()))
+    print(results.lines(result, 28))
     print(f"{'written':<28} {folder}/: {', '.join(written)}")
