@@ -21,10 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run tasks of EleutherAI's lm-evaluation-harness on a checkpoint; ours need no network. Needs the extra `eval`."""
-    try:
-        adapter_class()
-    except ImportError as error:
-        raise ValueError(str(error)) from None
+    adapter_class()  # it says at once where lm-eval is not installed
     experiment, model, step = training.load(options.checkpoint, options.which)
     folder = output(options, "lm_eval")
     tasks_dir = options.tasks_dir or folder / "tasks"

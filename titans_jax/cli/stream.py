@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         stack.callback(evaluator.log.close)
         blocks = data.token_blocks(file, tokenizer, options.segment, evaluator.position)
         size = None if options.file == "-" else os.fstat(file.fileno()).st_size
-        stop, _, _ = enter(stop_requested()), enter(training.memory_advice()), enter(_diverging())
+        stop, _ = enter(stop_requested()), enter(training.memory_advice())
         bar = enter(metrics.Progress(size, "stream", initial=evaluator.total.bytes))
         footprint = enter(metrics.Footprint(WARM_UP))
 
@@ -113,15 +112,6 @@ def _give_back_memory() -> None:
     threshold = -3  # M_MMAP_THRESHOLD
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(threshold, 1 << 18)
-
-
-@contextlib.contextmanager
-def _diverging() -> Iterator[None]:
-    """Turn a FloatingPointError into `training.Diverged`."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise training.Diverged(f"diverged: {error}") from error
 
 
 def _report(folder: Path, evaluator: StreamEvaluator, result: dict[str, Any]) -> None:
