@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
         record = meta["record"]
     files.write_json(folder / "config.json", dataclasses.asdict(config))
     step = make_step(model.graphdef, optimizer)
+    epochs = (epoch(samples, config.batch, seed=config.seed, number=number) for number in range(config.epochs))
 
     with stop_requested() as stop, metrics.Progress(total, name, initial=start) as bar:
 
@@ -86,19 +87,13 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
         loop.train(
             step,
             arrays,
-            itertools.islice(_epochs(samples, config), start, total),
+            itertools.islice(itertools.chain.from_iterable(epochs), start, total),
             start=start,
             record=log,
             due=lambda n: n % each == 0,
             pause=pause,
             stop=stop,
         )
-
-
-def _epochs(samples: data.Needles, config: NeedleConfig) -> Iterator[Batch]:
-    """The batches of every epoch, one after another."""
-    for number in range(config.epochs):
-        yield from epoch(samples, config.batch, seed=config.seed, number=number)
 
 
 def _check(n: int, what: str, loss: float) -> None:

@@ -56,20 +56,15 @@ def define(config: Any, kind: Callable[..., nnx.Module] | None = None) -> Defini
 
     def build(key: Array) -> Any:
         graphdef, params = nnx.split(make(config, rngs=nnx.Rngs(key)))
-        static.append((graphdef, jax.tree.map(_axes, params, is_leaf=_is_variable)))
+        axes = jax.tree.map(
+            lambda x: x.get_metadata().get("axes", ()), params, is_leaf=lambda x: isinstance(x, nnx.Variable)
+        )
+        static.append((graphdef, axes))
         return nnx.to_pure_dict(params)
 
     jax.eval_shape(build, jax.random.key(0))
     graphdef, axes = static[0]
     return Definition(graphdef, build, nnx.to_pure_dict(axes))
-
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
-
-
-def _axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
-    return variable.get_metadata().get("axes", ())
 
 
 def optimizer_of(model: ModelConfig, config: optim.OptimConfig, steps: int) -> optax.GradientTransformation:
