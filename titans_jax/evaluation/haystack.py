@@ -90,9 +90,8 @@ def find_needles(
       samples: rows of each depth; every depth has the same keys and the same hay.
       on_tokens: called with the number of tokens read since the last call.
 
-    Returns:
-      a cell for each depth: exact (share of samples whose greedy answer is right), accuracy (of the answer's tokens,
-      each after the right ones before it), log_likelihood (mean of the answer, nats) and samples.
+    Returns a cell for each depth: exact (share of samples whose greedy answer is right), accuracy (of the answer's
+    tokens, each after the right ones before it), log_likelihood (mean of the answer, nats) and samples.
 
     Raises ValueError: needle and question do not fit into the length, or the rows not into full attention.
     """

@@ -93,8 +93,7 @@ def endings(rows: Sequence[tuple[NDArray, int]], filler: int, length: int = 0) -
       filler: the token behind shorter rows.
       length: T is the longest row, or this if it is more.
 
-    Returns:
-      tokens int32 [B, T], and the mask float32 [B, T - 1] of the targets tokens[:, 1:].
+    Returns tokens int32 [B, T], and the mask float32 [B, T - 1] of the targets tokens[:, 1:].
     """
     tokens = np.full((len(rows), max(length, *(len(row) for row, _ in rows))), filler, np.int32)
     mask = np.zeros(tokens.shape, np.float32)

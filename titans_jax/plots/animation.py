@@ -30,8 +30,7 @@ def generation(
       memory: [layers, T] by title; nan in layers without; None for no memory.
       seconds: per frame.
 
-    Returns:
-      the last frame's figure. The JSON has, for each frame, the mean weight on every token so far.
+    Returns the last frame's figure. The JSON has, for each frame, the mean weight on every token so far.
 
     Raises ValueError: nothing was written, or lengths do not fit.
     """

@@ -94,8 +94,7 @@ def draw_reading(
       memory: None for one of `series_rule()`.
       seed: of the memory's first weights.
 
-    Returns:
-      the record of the reading.
+    Returns the record of the reading.
 
     Raises ValueError: as `series_memory` and `plots.surprise_dashboard`.
     """

@@ -17,8 +17,7 @@ def anomaly_scores(surprise: ArrayLike, *, window: int = 20, recent: int = 5) ->
       surprise: [T], 0 or more.
       window, recent: steps.
 
-    Returns:
-      scores [T]; the first one is 0.
+    Returns scores [T]; the first one is 0.
 
     Raises ValueError: surprise is not [T] or somewhere negative, or not 1 <= recent <= window.
 
