@@ -69,7 +69,7 @@ class Checkpoints:
         Raises FloatingPointError if an array is not finite, ValueError for an argument that cannot be saved,
         CheckpointError if this or a later step exists.
         """
-        named = {item: _named(item, tree) for item, tree in arrays.items()}
+        named = {item: by_name(tree, item) for item, tree in arrays.items()}
         if bad := {"data", "meta"} & named.keys():
             raise ValueError(f"arrays: the name {min(bad)!r} is reserved")
         _check_finite(named, step)
@@ -77,7 +77,7 @@ class Checkpoints:
             "meta": dict(meta or {}),
             "score": None if score is None else float(score),
             "data": data is not None,
-            "arrays": {item: {name: _kind(leaf) for name, leaf in leaves.items()} for item, leaves in named.items()},
+            "arrays": {item: {name: kind(leaf) for name, leaf in leaves.items()} for item, leaves in named.items()},
         }
         try:
             json.dumps(record, allow_nan=False)
@@ -112,9 +112,12 @@ class Checkpoints:
         """
         step = self.find(which)
         record = self._record(step)
-        named = {item: _named(item, tree) for item, tree in abstract.items()}
+        named = {item: by_name(tree, item) for item, tree in abstract.items()}
         for item, leaves in named.items():
-            _check_same(f"{self.directory}: step {step}", item, leaves, record["arrays"])
+            saved, where = record["arrays"], f"{self.directory}: step {step}"
+            if item not in saved:
+                raise CheckpointError(f"{where} holds {sorted(saved)}, not {item!r}")
+            require_same(f"{where} does not fit: {item}", leaves, saved[item])
         arrays = {}
         for item, leaves in named.items():
             targets = {name: _target(f"{item}/{name}", leaf) for name, leaf in leaves.items()}
@@ -244,19 +247,21 @@ class Checkpoints:
             ) from error
 
 
-def _named(item: str, tree: Any) -> dict[str, Any]:
+def by_name(tree: Any, where: str) -> dict[str, Any]:
+    """The arrays of a pytree by name, such as "layers/0/w". Raises ValueError, which says where, for other leaves."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
         if not hasattr(leaf, "dtype"):
-            raise ValueError(f"{item}/{name}: expected an array, not {leaf!r}")
+            raise ValueError(f"{where}/{name}: expected an array, not {leaf!r}")
         if name in leaves:
-            raise ValueError(f"{item}/{name}: two leaves have this name")
+            raise ValueError(f"{where}/{name}: two leaves have this name")
         leaves[name] = leaf
     return leaves
 
 
-def _kind(leaf: Any) -> str:
+def kind(leaf: Any) -> str:
+    """The dtype and the shape of an array, such as "float32[2,3]"."""
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
@@ -274,15 +279,12 @@ def _check_finite(named: Mapping[str, Mapping[str, Any]], step: int) -> None:
                 raise FloatingPointError(f"step {step} was not saved: {item}/{name} is not finite")
 
 
-def _check_same(where: str, item: str, wanted: Mapping[str, Any], saved: Mapping[str, Mapping[str, str]]) -> None:
-    if item not in saved:
-        raise CheckpointError(f"{where} holds {sorted(saved)}, not {item!r}")
-    for name, leaf in wanted.items():
-        found = saved[item].get(name, "missing")
-        if found != _kind(leaf):
-            raise CheckpointError(f"{where} does not fit: {item}/{name} is {found} there, {_kind(leaf)} here")
-    if extra := [name for name in saved[item] if name not in wanted]:
-        raise CheckpointError(f"{where} does not fit: {item}/{extra[0]} is there, but not here")
+def require_same(where: str, wanted: Mapping[str, Any], found: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless the kinds that were found are those of the arrays that are wanted, name by name."""
+    for name in dict.fromkeys([*wanted, *found]):
+        there, here = found.get(name, "missing"), kind(wanted[name]) if name in wanted else "missing"
+        if there != here:
+            raise CheckpointError(f"{where}/{name} is {there} there, {here} here")
 
 
 def _sha256(path: Path) -> str:

@@ -134,9 +134,14 @@ def override(experiment: Config, arguments: Sequence[str], prog: str = "train.py
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        lines = [line.strip("│ ") for line in message.getvalue().splitlines() if line.startswith("│")]
-        # tyro prints a box of the error, a horizontal rule and advice; only the error is kept.
-        raise ValueError(" ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))) from None
+        # tyro prints a title, the error, a horizontal rule and advice, in a box where the terminal's encoding has one.
+        lines = (line.strip("│ ") for line in message.getvalue().splitlines()[1:])
+        error = itertools.takewhile(lambda line: not _is_rule(line), itertools.dropwhile(_is_rule, lines))
+        raise ValueError(" ".join(error)) from None
+
+
+def _is_rule(line: str) -> bool:
+    return line.startswith(("─", "---"))
 
 
 def _flags(cls: type, prefix: str = "--") -> Iterator[str]:

@@ -30,8 +30,7 @@ def cross_entropy(
         sums: `dict(nll, correct, tokens)`, sums over unmasked tokens of -log p(target), without smoothing and z-loss;
             of argmax(logits) == target; and of 1.
 
-    Raises:
-        ValueError: shapes that do not match, or a coefficient out of range.
+    Raises ValueError: shapes that do not match, or a coefficient out of range.
 
     >>> loss, sums = cross_entropy(jnp.zeros([1, 2, 4]), jnp.array([[3, -1]]), jnp.array([[1, 0]]))
     >>> float(loss / jnp.log(4)), float(sums["tokens"])

@@ -2,15 +2,14 @@
 
 import json
 import math
-import os
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,9 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from titans_jax import files
+from titans_jax.files import Target
+
+Item = TypeVar("Item")
 
 
 def count(params: Any) -> int:
@@ -124,13 +126,11 @@ class Footprint:
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
 
-class Log:
+class Log(AbstractContextManager["Log"]):
     """A log of numbers by step, in `output_dir/metrics.jsonl` (one record per line) and `output_dir/tensorboard`.
 
     `step=None` starts a new log. `step=s` continues after step s: it removes records of later steps and an incomplete
@@ -138,7 +138,7 @@ class Log:
     before its checkpoint is saved.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], *, step: int | None = None) -> None:
+    def __init__(self, output_dir: Target, *, step: int | None = None) -> None:
         directory = Path(output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
@@ -168,16 +168,11 @@ class Log:
         self._file.close()
         self._board.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-def read_records(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_records(output_dir: Target) -> list[dict[str, Any]]:
     """The records of `output_dir/metrics.jsonl`, with NaN for null. Raises FileNotFoundError."""
     path = Path(output_dir) / "metrics.jsonl"
     if not path.exists():
@@ -186,7 +181,7 @@ def read_records(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A progress bar on stderr with tokens per second (`rate`), time left and the latest values.
 
     Use `with Progress(1000, "train") as bar:` and `bar.advance(1, tokens=4096, loss=2.1)`. On a terminal it is redrawn
@@ -229,12 +224,14 @@ class Progress:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(steps)
 
-    def __enter__(self) -> Self:
-        return self
+    def each(self, items: Iterable[Item], count: Callable[[Item], int] = lambda item: 1) -> Iterator[Item]:
+        """Yield items; after each one advance by the steps, and the tokens, that it counts for."""
+        for item in items:
+            yield item
+            steps = count(item)
+            self.advance(steps, tokens=steps)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
 

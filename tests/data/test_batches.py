@@ -195,9 +195,6 @@ def test_shards_are_the_parts_of_one_global_batch_whatever_their_number(config, 
         batches = [next(part) for part in parts]
         equal(next(whole), {name: np.concatenate([b[name] for b in batches]) for name in batches[0]})
     assert whole.get_state() == parts[0].get_state()
-    halves = [held_out_batches(config, shard_index=i, shard_count=count) for i in range(count)]
-    for batch, *split in zip(held_out_batches(config), *halves, strict=True):
-        equal(batch, {name: np.concatenate([b[name] for b in split]) for name in batch})
 
 
 def test_worker_processes_give_the_same_batches_and_resume(config):
@@ -251,7 +248,6 @@ def test_wrong_arguments_are_refused_before_any_work(config):
         (lambda: train_batches(config, seed=0, shard_count=3), "shard 0 of 3: data.batch=4 must divide"),
         (lambda: train_batches(config, seed=0, shard_index=2, shard_count=2), "shard 2 of 2"),
         (lambda: held_out_batches(config, limit=0), "limit=0 must be at least 1"),
-        (lambda: held_out_batches(config, shard_count=3), "shard 0 of 3"),
         (lambda: held_out_batches(nothing), "data.held_out=0: there is no held-out text"),
         (lambda: train_batches(missing, seed=0), "corpus 'moby-duck': did you mean 'moby-dick'"),
     ]

@@ -1,4 +1,3 @@
-import dataclasses
 import multiprocessing
 import pickle
 
@@ -11,10 +10,12 @@ from titans_jax.data.tokenizer import ByteTokenizer
 DOCUMENTS = ["one\ntwo\n", "three é\n", "x" * 40]
 
 
-@dataclasses.dataclass(frozen=True)
 class Wide(ByteTokenizer):
-    name: str = "wide"
-    vocab_size: int = 70_000
+    name, vocab_size = "wide", 70_000
+
+
+class Narrow(ByteTokenizer):
+    name, vocab_size, separator = "narrow", 120, 119
 
 
 def test_a_stream_has_each_document_between_separators(tmp_path):
@@ -53,7 +54,7 @@ def test_a_cut_file_is_made_again(tmp_path, suffix, damage):
 
 def test_an_id_outside_the_vocabulary_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="token id 195 at position 6 is not below the vocabulary's size 120"):
-        tokenise(DOCUMENTS, ByteTokenizer("narrow", 120, 119), tmp_path)
+        tokenise(DOCUMENTS, Narrow(), tmp_path)
     with pytest.raises(ValueError, match="no documents"):
         tokenise([], BYTES, tmp_path)
     assert not list(tmp_path.iterdir())

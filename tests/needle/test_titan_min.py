@@ -152,7 +152,7 @@ def test_what_is_exported_answers_alike_where_the_package_is_not(model, answers,
 )
 def test_what_could_not_work_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **changes).check()
+        dataclasses.replace(TINY, **changes)
 
 
 def test_a_sequence_longer_than_the_positions_is_refused(model):

@@ -22,7 +22,7 @@ class Info(NamedTuple):
 
 
 def an_info(layers: int = 2, tokens: int = 64) -> Info:
-    shape = (layers, 2, 3, tokens)
+    shape = (layers, 3, tokens)
     values = np.random.default_rng(0).uniform(0, 1, (5, *shape)).astype(np.float32)
     values[4] = values[4] > 0.7
     return Info(*values)
@@ -66,12 +66,12 @@ def test_loss_where_bits_are_not_known(tmp_path):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 12])
-def test_memory_picture_shows_one_row_by_layer(tmp_path, layers):
+def test_memory_picture_shows_means_over_heads_by_layer(tmp_path, layers):
     info = an_info(layers)
-    figure = plots.memory_picture(info, tmp_path / "memory.png", row=1)
+    figure = plots.memory_picture(info, tmp_path / "memory.png")
     numbers = json.loads((tmp_path / "memory.json").read_text())
     for axes, name in zip(figure.axes, ("surprise", "grad_norm", "momentum_norm", "weight_norm"), strict=True):
-        expected = getattr(info, name)[:, 1].mean(axis=1)
+        expected = getattr(info, name).mean(axis=1)
         np.testing.assert_allclose([line.get_ydata() for line in axes.lines[:layers]], expected, rtol=1e-6)
         np.testing.assert_allclose(numbers[name], expected, rtol=1e-5)
     assert "marked" not in numbers
@@ -82,7 +82,7 @@ def test_memory_picture_shows_one_row_by_layer(tmp_path, layers):
 
 def test_the_most_surprising_pieces_are_written(tmp_path):
     info = an_info(tokens=300)
-    info.surprise[:, 0, :, [30, 100, 101, 250]] += np.array([5.0, 9.0, 8.0, 7.0])[:, None, None]
+    info.surprise[:, :, [30, 100, 101, 250]] += np.array([5.0, 9.0, 8.0, 7.0])
     text = list("x" * 300)
     text[20:31] = "call me Ish"
     text[100], text[250] = "\n", "$y^2$ 鯨"  # a line's end, and what would be a formula and a missing glyph
@@ -99,9 +99,7 @@ def test_misfits(tmp_path):
     info = an_info()
     with pytest.raises(ValueError, match="text has 3 pieces for 64 tokens"):
         plots.memory_picture(info, tmp_path / "a.png", text="abc")
-    with pytest.raises(ValueError, match="row=2: expected 0 to 1"):
-        plots.memory_picture(info, tmp_path / "a.png", row=2)
-    with pytest.raises(ValueError, match=r"grad_norm \(2, 2, 3, 63\)"):
+    with pytest.raises(ValueError, match=r"grad_norm \(2, 3, 63\)"):
         plots.memory_picture(info._replace(grad_norm=info.grad_norm[..., 1:]), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,6 @@
 """`titans-jax data`: list, show and tokenise corpora."""
 
 import argparse
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -79,7 +78,7 @@ def bpe(options: argparse.Namespace) -> None:
     documents, _ = data.load_sides(_config(options))
     path = options.output_dir / "tokenizer.json"
     with metrics.Progress(len(documents), "read", unit="documents") as bar:
-        tokenizer = data.train_bpe(_counted(documents, bar), options.vocab_size, path)
+        tokenizer = data.train_bpe(bar.each(documents), options.vocab_size, path)
     some = "".join(documents)[:100_000]
     result = {"corpus": options.corpus, "tokenizer": str(path), "vocab_size": tokenizer.vocab_size}
     _report(options, result | {"bytes_a_token": len(some.encode()) / len(tokenizer.encode(some))})
@@ -89,12 +88,6 @@ def _config(options: argparse.Namespace) -> data.DataConfig:
     names = ("corpus", "split", "held_out", "cache_dir")
     values = {name: getattr(options, name, None) for name in names}
     return data.DataConfig(**{name: value for name, value in values.items() if value is not None})
-
-
-def _counted(documents: Iterable[str], bar: metrics.Progress) -> Iterator[str]:
-    for document in documents:
-        yield document
-        bar.advance(1, tokens=1)
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any]) -> None:

@@ -1,9 +1,8 @@
 """`titans-jax eval`: scores and a report of a checkpoint on held-out text."""
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 from flax import nnx
 
@@ -40,14 +39,15 @@ def run(options: argparse.Namespace) -> None:
     changes = {name: getattr(options, name) for name in names if getattr(options, name)}
     source = replace(experiment.data, **changes)
     tokenizer = data.load_tokenizer(source.tokenizer)
-    text = None if source.task else data.held_out_stream(source)
+    stream = None if source.task else data.held_out_stream(source)
     batches = data.held_out_batches(source, limit=options.limit)
-    total = len(text.tokens) - 1 if text else 0
+    total = len(stream.tokens) - 1 if stream else 0
     if options.limit:
         total = min(total, options.limit * source.batch * source.sequence)
     folder = output(options, "eval")
     with training.memory_advice(), metrics.Progress(total, "eval") as bar:
-        scores = score(model, _counted(batches, bar), tokenizer.byte_lengths, reset=options.reset)
+        counted = bar.each(batches, lambda batch: int(batch["mask"].sum()))
+        scores = score(model, counted, tokenizer.byte_lengths, reset=options.reset)
     result = scores.summary() | {
         "corpus": source.corpus,
         "sequence": source.sequence,
@@ -55,10 +55,9 @@ def run(options: argparse.Namespace) -> None:
         "step": step,
     }
     results.write_result(folder, result)
-    shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
-    lines = [f"{name:<14} {value}" for name, value in shown.items()]
-    files.write(folder / "result.txt", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    text = results.lines(result)
+    files.write(folder / "result.txt", text + "\n")
+    print(text)
     written = ["result.json", "result.txt"]
     if not options.no_report:
         size = metrics.count(nnx.split(model)[1])
@@ -75,10 +74,3 @@ def run(options: argparse.Namespace) -> None:
             )
         written += ["report.html", "report.md", "report.json", "and their pictures"]
     print(f"{'written':<14} {folder}/: {', '.join(written)}")
-
-
-def _counted(batches: Iterator[dict[str, Any]], bar: metrics.Progress) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        yield batch
-        count = int(batch["mask"].sum())
-        bar.advance(count, tokens=count)

@@ -95,7 +95,7 @@ def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Na
     """Write the table, the picture and result.json."""
     folder: Path = options.output_dir
     means = {
-        name: {n: _mean(cells, "exact") if cells else None for n, cells in found.items()}
+        name: {n: sum(cell["exact"] for cell in cells) / len(cells) if cells else None for n, cells in found.items()}
         for name, found in grids.items()
     }
     shown = {
@@ -122,10 +122,6 @@ def _report(grids: dict[str, dict[int, list[Cell] | None]], options: argparse.Na
     result |= {f"{name}_exact_{n}": mean for name, row in means.items() for n, mean in row.items()}
     results.write_result(folder, result)
     print(f"{table}\n\nwritten: {folder}/: {', '.join(written)}")
-
-
-def _mean(cells: list[Cell], kind: str) -> float:
-    return sum(cell[kind] for cell in cells) / len(cells)
 
 
 def _named(options: argparse.Namespace) -> dict[str, Path]:

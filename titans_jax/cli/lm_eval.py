@@ -21,10 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run tasks of EleutherAI's lm-evaluation-harness on a checkpoint; ours need no network. Needs the extra `eval`."""
-    try:
-        adapter_class()
-    except ImportError as error:
-        raise ValueError(str(error)) from None
+    adapter_class()  # it says at once where lm-eval is not installed
     experiment, model, step = training.load(options.checkpoint, options.which)
     folder = output(options, "lm_eval")
     tasks_dir = options.tasks_dir or folder / "tasks"
@@ -36,5 +33,5 @@ def run(options: argparse.Namespace) -> None:
         found = run_tasks(model, tokenizer, tasks_dir, [written.get(name, name) for name in options.tasks])
     result = {f"{task}_{metric}": value for task, numbers in found.items() for metric, value in numbers.items()}
     results.write_result(folder, result | {"checkpoint": str(options.checkpoint), "step": step})
-    print("\n".join(f"{name:<32} {value:.4f}" for name, value in result.items()))
+    print(results.lines(result, 32))
     print(f"written: {folder}/result.json")

@@ -5,9 +5,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from titans_jax import config, data, needle
+from titans_jax import config, data, needle, results
 from titans_jax.cli.options import first_line, run_folder, which
 from titans_jax.needle import standalone
 
@@ -62,7 +63,7 @@ def run_all(options: argparse.Namespace) -> None:
     """Train, export, evaluate, and write predictions and pictures. The model's fields, listed below, are options."""
     chosen = _config(options, "run")
     result = needle.run(chosen, options.out, resume=options.resume)
-    _print(result)
+    print(results.lines(result))
     print(f"written: {options.out}/: result.json, report.json, predictions.csv, metrics.json, export/, plots/")
     if options.ablations:
         print(needle.ablate(chosen, options.out / "ablations"))
@@ -78,7 +79,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Score a checkpoint on the test samples and write its predictions."""
     chosen, model, step = needle.load(options.ckpt, options.which)
     folder = options.out or run_folder(options.ckpt) / "eval"
-    _print(needle.evaluate(chosen, model, folder, step))
+    print(results.lines(needle.evaluate(chosen, model, folder, step)))
     print(f"written: {folder}/: result.json, report.json, predictions.csv, plots/")
 
 
@@ -89,7 +90,7 @@ def infer(options: argparse.Namespace) -> None:
     samples = _samples(options.seq, options.seed)
     if options.script:
         logits = standalone.logits(options.script, samples.tokens)
-        predicted, confidence = logits.argmax(1), _softmax(logits).max(1)
+        predicted, confidence = logits.argmax(1), np.asarray(jax.nn.softmax(logits)).max(1)
         unknown = np.full(len(predicted), np.nan, np.float32)
         found = needle.Predictions(samples.length, samples.position, predicted, confidence, unknown)
     else:
@@ -118,17 +119,5 @@ def _samples(texts: list[str] | None, seed: int) -> data.Needles:
     return data.Needles(tokens, length, position)
 
 
-def _softmax(logits: Any) -> Any:
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
-
-
 def _config(options: argparse.Namespace, what: str) -> needle.NeedleConfig:
-    chosen = config.override(needle.NeedleConfig(), options.changes, prog=f"titans-jax needle {what}")
-    chosen.check()
-    return chosen
-
-
-def _print(result: dict[str, Any]) -> None:
-    for name, value in result.items():
-        print(f"{name:<14} {value:.4f}" if isinstance(value, float) else f"{name:<14} {value}")
+    return config.override(needle.NeedleConfig(), options.changes, prog=f"titans-jax needle {what}")

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         stack.callback(evaluator.log.close)
         blocks = data.token_blocks(file, tokenizer, options.segment, evaluator.position)
         size = None if options.file == "-" else os.fstat(file.fileno()).st_size
-        stop, _, _ = enter(stop_requested()), enter(training.memory_advice()), enter(_diverging())
+        stop, _ = enter(stop_requested()), enter(training.memory_advice())
         bar = enter(metrics.Progress(size, "stream", initial=evaluator.total.bytes))
         footprint = enter(metrics.Footprint(WARM_UP))
 
@@ -115,15 +114,6 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).mallopt(threshold, 1 << 18)
 
 
-@contextlib.contextmanager
-def _diverging() -> Iterator[None]:
-    """Turn a FloatingPointError into `training.Diverged`."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise training.Diverged(f"diverged: {error}") from error
-
-
 def _report(folder: Path, evaluator: StreamEvaluator, result: dict[str, Any]) -> None:
     """Write result.json and the picture, and print a few lines."""
     total = evaluator.total
@@ -136,6 +126,5 @@ def _report(folder: Path, evaluator: StreamEvaluator, result: dict[str, Any]) ->
         plots.stream_picture(curves(folder), folder / "stream.png")
         written += ["stream.png", "stream.json"]
     results.write_result(folder, result)
-    shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()}
-    print("\n".join(f"{name:<28} {value}" for name, value in shown.items()))
+    print(results.lines(result, 28))
     print(f"{'written':<28} {folder}/: {', '.join(written)}")

@@ -3,7 +3,7 @@
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
 from titans_jax.data.blocks import Position, token_blocks
 from titans_jax.data.corpus import load_documents, load_parts, provenance
-from titans_jax.data.synthetic import Needles, copy, needle_splits, needles, recall
+from titans_jax.data.synthetic import Needles, needle_splits, needles, recall
 from titans_jax.data.text import (
     DataConfig,
     Split,
@@ -26,7 +26,6 @@ __all__ = [
     "Tokenizer",
     "cache_folder",
     "check_ids",
-    "copy",
     "held_out_batches",
     "held_out_stream",
     "load_documents",

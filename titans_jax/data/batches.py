@@ -132,13 +132,17 @@ def train_batches(
       shard_index, shard_count: this host, and the number of hosts.
 
     Returns: an iterator of dicts as `Loader.load` makes, [config.batch / shard_count, config.sequence] each.
-
-    Raises:
-      ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range.
+    Raises ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
-    mine = _shard(config.batch, shard_index, shard_count)
+    if not 0 <= shard_index < shard_count or config.batch % shard_count:
+        raise ValueError(
+            f"shard {shard_index} of {shard_count}: data.batch={config.batch} must divide over them, "
+            "0 <= shard_index < shard_count"
+        )
+    size = config.batch // shard_count
+    mine = slice(shard_index * size, (shard_index + 1) * size)
     loader = _loader(config, held_out=False)
     rows = grain.MapDataset.range(loader.rows).seed(seed).shuffle().repeat()
     # drop_remainder: there is none, but without it grain counts 2**63 batches of one row and fails.
@@ -159,9 +163,7 @@ def steps_an_epoch(config: DataConfig) -> int:
     return -(-_loader(config, held_out=False).rows // config.batch)
 
 
-def held_out_batches(
-    config: DataConfig, *, limit: int | None = None, shard_index: int = 0, shard_count: int = 1
-) -> Iterator[Batch]:
+def held_out_batches(config: DataConfig, *, limit: int | None = None) -> Iterator[Batch]:
     """Returns the batches of the held-out text, in order: each target has mask 1 once over all batches.
 
     Row j reads the j-th part of the text, and continues in the next batch. So an evaluation may reset at every batch,
@@ -170,17 +172,14 @@ def held_out_batches(
     Args:
       config: as for training; equal corpus, held_out and split make the two disjoint.
       limit: the most batches; None for all.
-      shard_index, shard_count: this host, and the number of hosts.
 
-    Raises:
-      ValueError: nothing is held out, limit is below 1, or the batch does not divide over the shards.
+    Raises ValueError: nothing is held out, or limit is below 1.
     """
-    mine = _shard(config.batch, shard_index, shard_count)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1, or None for all held-out text")
     loader = _loader(config, held_out=True)
     steps = -(-loader.rows // config.batch)
-    rows = np.arange(config.batch)[mine] * steps
+    rows = np.arange(config.batch) * steps
     return (loader.load(rows + step) for step in range(min(steps, limit or steps)))
 
 
@@ -193,12 +192,3 @@ def _loader(config: DataConfig, *, held_out: bool) -> Loader | TaskRows:
     if stream is None:
         raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
     return Loader(stream, config)
-
-
-def _shard(batch: int, index: int, count: int) -> slice:
-    if count < 1 or not 0 <= index < count or batch % count:
-        raise ValueError(
-            f"shard {index} of {count}: data.batch={batch} must divide over them, 0 <= shard_index < shard_count"
-        )
-    size = batch // count
-    return slice(index * size, (index + 1) * size)

@@ -35,8 +35,7 @@ def token_blocks(
       file: opened at its beginning; it need not be seekable, nor have an end.
       position: of an earlier block, to continue after it. The text before it is read again and compared.
 
-    Raises:
-      ValueError: the text is not UTF-8, or differs before `position`.
+    Raises ValueError: the text is not UTF-8, or differs before `position`.
 
     >>> import io
     >>> from titans_jax.data import BYTES

@@ -41,9 +41,7 @@ def load_documents(spec: str, part: str = "train") -> list[str]:
       part: one of `load_parts`; a corpus without parts is all "train".
 
     Returns: the texts as they are on disk (line ends untouched), empty ones left out.
-
-    Raises:
-      ValueError: the name is unknown, the corpus does not have the part, or the part has no text.
+    Raises ValueError: the name is unknown, the corpus does not have the part, or the part has no text.
 
     >>> len(load_documents("moby-dick"))
     138
@@ -60,8 +58,7 @@ def load_documents(spec: str, part: str = "train") -> list[str]:
 def load_parts(spec: str) -> hubs.Parts:
     """Returns the parts of a corpus, each as a function that reads it: "train", perhaps "valid" and "test".
 
-    Raises:
-      ValueError: as `load_documents`.
+    Raises ValueError: as `load_documents`.
 
     >>> list(load_parts("moby-dick"))
     ['train']
@@ -75,8 +72,7 @@ def load_parts(spec: str) -> hubs.Parts:
 def provenance(spec: str) -> dict[str, str]:
     """Returns the origin of the text of `load_documents(spec)`: source, licence and version or path.
 
-    Raises:
-      ValueError: the name is unknown.
+    Raises ValueError: the name is unknown.
 
     >>> provenance("moby-dick")["licence"]
     'CC0-1.0 (contents), PDDL-1.0 (data)'

@@ -32,9 +32,7 @@ def documents(paths: Sequence[Path]) -> list[str]:
 
     `.parquet` and `.jsonl`: the column `text`, see `from_rows`. `.raw` and `.tokens`: `articles`. Every other file is
     one document.
-
-    Raises:
-      ValueError: a table has no column `text`; pyarrow, which reads Parquet, is not installed.
+    Raises ValueError: a table has no column `text`; pyarrow, which reads Parquet, is not installed.
     """
     found: list[str] = []
     for suffix, group in itertools.groupby(paths, key=lambda path: path.suffix):

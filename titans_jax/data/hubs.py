@@ -15,8 +15,7 @@ Parts = dict[str, Callable[[], list[str]]]
 def hugging_face(name: str) -> Parts:
     """The parts of a dataset of Hugging Face: "NAME" or "NAME:CONFIG", or a folder that `save_to_disk` wrote.
 
-    Raises:
-      ValueError: the library is not installed, the dataset cannot be loaded, or it has no column `text`.
+    Raises ValueError: the library is not installed, the dataset cannot be loaded, or it has no column `text`.
     """
     try:
         import datasets
@@ -43,8 +42,7 @@ def _texts(table: Any) -> list[str]:
 def tfds(name: str) -> Parts:
     """The parts of a dataset of TensorFlow Datasets, "NAME" or "NAME/CONFIG", from $TFDS_DATA_DIR or its default.
 
-    Raises:
-      ValueError: the dataset cannot be loaded, or has no text feature, or several and none is called "text".
+    Raises ValueError: the dataset cannot be loaded, or has no text feature, or several and none is called "text".
     """
     import tensorflow_datasets
 

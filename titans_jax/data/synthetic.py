@@ -1,4 +1,4 @@
-"""Made-up sequences that test a memory: a needle to find, a string to copy, pairs to recall; functions of a seed."""
+"""Made-up sequences that test a memory: a needle to find, pairs to recall; functions of a seed."""
 
 from typing import NamedTuple
 
@@ -25,9 +25,7 @@ def needles(seed: int, count: int, lengths: tuple[int, ...] = (64, 128, 256)) ->
       lengths: each sample's length is drawn from these.
 
     Returns: tokens 1..126 as hay, NEEDLE = 127 once per row at `position` < `length`, and PAD = 0 from `length` on.
-
-    Raises:
-      ValueError: count or a length is below 1.
+    Raises ValueError: count or a length is below 1.
     """
     if count < 1 or not lengths or min(lengths) < 1:
         raise ValueError(f"needles need count >= 1 and lengths >= 1, got count={count}, lengths={lengths}")
@@ -45,8 +43,7 @@ def needle_splits(
 ) -> tuple[Needles, ...]:
     """Makes disjoint sets of needle samples, by default 8,000 to train, 1,000 to validate and 1,000 to test.
 
-    Raises:
-      ValueError: a size or a length is below 1.
+    Raises ValueError: a size or a length is below 1.
     """
     if not sizes or min(sizes) < 1:
         raise ValueError(f"sizes must be at least 1, got {sizes}")
@@ -70,9 +67,7 @@ def recall(seed: int, batch: int, *, pairs: int, queries: int, symbols: int = 64
       symbols: keys are 1..symbols, values symbols+1..2*symbols; 0 is not used, so the vocabulary is 2*symbols + 1.
 
     Returns: a batch as of `train_batches`, T = 2*(pairs + queries) - 1; the mask is 1 on the values of the queries.
-
-    Raises:
-      ValueError: not 1 <= queries <= pairs <= symbols, or batch < 1.
+    Raises ValueError: not 1 <= queries <= pairs <= symbols, or batch < 1.
     """
     if not (batch >= 1 and 1 <= queries <= pairs <= symbols):
         raise ValueError(
@@ -83,48 +78,9 @@ def recall(seed: int, batch: int, *, pairs: int, queries: int, symbols: int = 64
     keys = rng.permuted(np.tile(np.arange(1, symbols + 1), (batch, 1)), axis=1)[:, :pairs]
     values = rng.integers(symbols + 1, 2 * symbols + 1, keys.shape)
     asked = rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)[:, :queries]
-    rows = np.concatenate([_interleave(keys, values), _interleave(*(_take(x, asked) for x in (keys, values)))], axis=1)
-    scored = np.zeros(rows.shape, bool)
-    scored[:, 2 * pairs + 1 :: 2] = True
-    return _batch(rows, scored)
-
-
-def copy(seed: int, batch: int, *, length: int, gap: int = 0, symbols: int = 64) -> dict[str, NDArray]:
-    """Makes strings to copy: a random string, `gap` tokens of filler, a go mark, the string again.
-
-    Args:
-      seed: the batch is a function of it and of the sizes.
-      batch: rows.
-      length: tokens to remember.
-      gap: filler tokens (id 0) between the string and the go mark (id symbols + 1).
-      symbols: the string is made of 1..symbols, so the vocabulary is symbols + 2.
-
-    Returns: a batch as of `train_batches`, T = 2*length + gap tokens; the mask is 1 on the repetition.
-
-    Raises:
-      ValueError: batch, length or symbols is below 1, or gap is negative.
-    """
-    if min(batch, length, symbols) < 1 or gap < 0:
-        raise ValueError(
-            f"copy needs batch, length, symbols >= 1 and gap >= 0, got {batch=}, {length=}, {symbols=}, {gap=}"
-        )
-    string = np.random.default_rng(seed).integers(1, symbols + 1, (batch, length))
-    filler, go = np.zeros((batch, gap), int), np.full((batch, 1), symbols + 1)
-    rows = np.concatenate([string, filler, go, string], axis=1)
-    scored = np.zeros(rows.shape, bool)
-    scored[:, length + gap + 1 :] = True
-    return _batch(rows, scored)
-
-
-def _interleave(left: NDArray, right: NDArray) -> NDArray:
-    return np.stack([left, right], axis=-1).reshape(len(left), -1)
-
-
-def _take(rows: NDArray, index: NDArray) -> NDArray:
-    return np.take_along_axis(rows, index, axis=1)
-
-
-def _batch(rows: NDArray, scored: NDArray) -> dict[str, NDArray]:
-    inputs, targets = rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
-    mask, reset = scored[:, 1:].astype(np.float32), np.zeros(inputs.shape, bool)
-    return {"inputs": inputs, "targets": targets, "mask": mask, "reset": reset}
+    shown = np.stack([keys, values], axis=-1)
+    again = np.take_along_axis(shown, asked[..., None], axis=1)
+    rows = np.concatenate([shown, again], axis=1).reshape(batch, -1).astype(np.int32)
+    mask = np.zeros((batch, rows.shape[1] - 1), np.float32)
+    mask[:, 2 * pairs :: 2] = 1
+    return {"inputs": rows[:, :-1], "targets": rows[:, 1:], "mask": mask, "reset": np.zeros(mask.shape, bool)}

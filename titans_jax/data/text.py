@@ -49,8 +49,7 @@ class DataConfig:
       cache_dir: folder for tokens; None is ~/.cache/titans_jax (a folder below the system's temporary one if that
         cannot be written).
 
-    Raises:
-      ValueError: a value is out of its range.
+    Raises ValueError: a value is out of its range.
     """
 
     corpus: str = "moby-dick"
@@ -108,8 +107,7 @@ def split_documents(documents: Sequence[str], held_out: float, split: Split = "t
       held_out: fraction of the characters to hold out, in [0, 1); 0 holds out nothing.
       split: as in `DataConfig`.
 
-    Raises:
-      ValueError: a side would be empty.
+    Raises ValueError: a side would be empty.
 
     >>> split_documents(["one\\ntwo\\n", "six\\n"], 0.6)
     (['one\\n'], ['two\\n', 'six\\n'])
@@ -149,9 +147,8 @@ def _split_hashed(documents: Sequence[str], wanted: int) -> tuple[list[str], lis
 def load_streams(config: DataConfig) -> tuple[TokenStream, TokenStream | None, Tokenizer]:
     """Returns the training stream, the held-out stream (None for held_out = 0) and the tokenizer; cached on disk.
 
-    Raises:
-      ValueError: the corpus or the tokenizer is unknown or empty, the split leaves one side empty, or it is "test" and
-        the corpus has no test part.
+    Raises ValueError: the corpus or the tokenizer is unknown or empty, the split leaves one side empty, or it is "test"
+    and the corpus has no test part.
     """
     tokenizer, cache = load_tokenizer(config.tokenizer), cache_folder(config.cache_dir)
     train, test = load_sides(config)
@@ -193,9 +190,7 @@ def tokenise(
     The file's name is the hash of the text and the tokenizer. It is written in one step, so many processes may ask at
     once, and a killed one leaves no partial file. `on_documents` is called with the number of newly tokenised
     documents.
-
-    Raises:
-      ValueError: there is no document, or the tokenizer made an id outside its vocabulary.
+    Raises ValueError: there is no document, or the tokenizer made an id outside its vocabulary.
     """
     if not documents:
         raise ValueError("no documents to tokenise")

@@ -4,14 +4,13 @@ Both are lossless on any str. Both have the number of bytes that each id stands 
 token into bits per byte for any vocabulary.
 """
 
+import abc
 import difflib
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import tokenizers
@@ -20,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from titans_jax.files import replacing
 
 
-class Tokenizer(Protocol):
-    """The interface of a tokenizer, such as `BYTES` and those of `load_tokenizer`.
+class Tokenizer(abc.ABC):
+    """What every tokenizer has, such as `BYTES` and those of `load_tokenizer`.
 
     Attributes:
       name: identifies the vocabulary: equal names give equal ids.
@@ -30,30 +29,29 @@ class Tokenizer(Protocol):
       byte_lengths: int32 [vocab_size], the bytes of UTF-8 that an id adds to the text; 0 for the separator.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def vocab_size(self) -> int: ...  # noqa: D102
-    @property
-    def separator(self) -> int: ...  # noqa: D102
-    @property
-    def byte_lengths(self) -> NDArray[np.int32]: ...  # noqa: D102
+    name: str
+    vocab_size: int
+    separator: int
+    byte_lengths: NDArray[np.int32]
 
-    def encode(self, text: str) -> NDArray[np.int32]:
-        """Returns the ids of a text, int32 [tokens]."""
-
+    @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Returns the ids of each text; faster than one by one."""
 
+    @abc.abstractmethod
     def to_bytes(self, ids: ArrayLike) -> bytes:
-        """Returns the bytes of ids without separators, for text in parts. Raises ValueError as decode."""
+        """Returns the bytes of ids without separators, for text in parts. Raises ValueError for an unknown id."""
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Returns the ids of a text, int32 [tokens]."""
+        return self.encode_batch([text])[0]
 
     def decode(self, ids: ArrayLike) -> str:
         """Returns the text of ids without separators, broken UTF-8 as U+FFFD. Raises ValueError for an unknown id."""
+        return self.to_bytes(ids).decode(errors="replace")
 
 
-@dataclass(frozen=True)
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """One id per byte of UTF-8, 256 in all.
 
     The separator is 255: the byte 0xFF occurs in no UTF-8 text, so no extra id is needed, and a vocabulary of 256
@@ -63,33 +61,19 @@ class ByteTokenizer:
     ([65, 104, 97, 98], 'Ahab')
     """
 
-    name: str = "bytes"
-    vocab_size: int = 256
-    separator: int = 255
-
-    @property
-    def byte_lengths(self) -> NDArray[np.int32]:
-        """Bytes of text an id stands for, int32 [256]."""
-        lengths = np.ones(self.vocab_size, np.int32)
-        lengths[self.separator] = 0
-        return lengths
-
-    def encode(self, text: str) -> NDArray[np.int32]:
-        """Returns the ids of a text, int32 [bytes]."""
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    name = "bytes"
+    vocab_size = 256
+    separator = 255
+    byte_lengths = np.array([1] * separator + [0], np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Returns the ids of each text."""
-        return [self.encode(text) for text in texts]
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def to_bytes(self, ids: ArrayLike) -> bytes:
         """Returns the bytes of ids without separators. Raises ValueError for an unknown id."""
         array = check_ids(ids, self.vocab_size)
         return array[array != self.separator].astype(np.uint8).tobytes()
-
-    def decode(self, ids: ArrayLike) -> str:
-        """Returns the text of ids without separators, broken UTF-8 as U+FFFD. Raises ValueError for an unknown id."""
-        return self.to_bytes(ids).decode(errors="replace")
 
 
 BYTES = ByteTokenizer()
@@ -100,7 +84,7 @@ _PROBE = "Ab  \u00c5 A\u030a \u2460\t" + "".join(
 )
 
 
-class BPETokenizer:
+class BPETokenizer(Tokenizer):
     """Byte-level BPE by the `tokenizers` library, read from its JSON.
 
     The separator is one more id, the last; the JSON does not have it, so no text can encode to it.
@@ -117,23 +101,19 @@ class BPETokenizer:
         self._model.no_truncation()
         self._model.no_padding()
         vocabulary = self._model.get_vocab()
-        self.separator: int = max(vocabulary.values(), default=-1) + 1
-        self.vocab_size: int = self.separator + 1
+        self.separator = max(vocabulary.values(), default=-1) + 1
+        self.vocab_size = self.separator + 1
         added = {entry["content"] for entry in description.get("added_tokens", [])}
         byte_of = _byte_of_character()
         self._pieces = [b""] * self.vocab_size
         for token, index in vocabulary.items():
             # An added token is stored as its text, all others with one character per byte.
             self._pieces[index] = token.encode() if token in added else bytes(byte_of.get(char, 0) for char in token)
-        self.byte_lengths: NDArray[np.int32] = np.asarray([len(piece) for piece in self._pieces], np.int32)
+        self.byte_lengths = np.asarray([len(piece) for piece in self._pieces], np.int32)
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-        self.name: str = f"bpe-{self.vocab_size}-{digest}"
+        self.name = f"bpe-{self.vocab_size}-{digest}"
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError("not a lossless byte-level tokenizer: decoding the ids of a text does not give the text")
-
-    def encode(self, text: str) -> NDArray[np.int32]:
-        """Returns the ids of a text, int32 [tokens]."""
-        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Returns the ids of each text; faster than one by one."""
@@ -143,10 +123,6 @@ class BPETokenizer:
     def to_bytes(self, ids: ArrayLike) -> bytes:
         """Returns the bytes of ids without separators. Raises ValueError for an unknown id."""
         return b"".join(self._pieces[index] for index in check_ids(ids, self.vocab_size).ravel().tolist())
-
-    def decode(self, ids: ArrayLike) -> str:
-        """Returns the text of ids without separators, broken UTF-8 as U+FFFD. Raises ValueError for an unknown id."""
-        return self.to_bytes(ids).decode(errors="replace")
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -163,8 +139,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
       spec: "bytes"; the path of a byte-level tokenizers JSON, such as `train_bpe` writes; or a folder with a
         `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt` (`encoder.json` and `vocab.bpe` as first published).
 
-    Raises:
-      ValueError: the name or file does not exist, or the file has no byte-level tokenizer.
+    Raises ValueError: the name or file does not exist, or the file has no byte-level tokenizer.
 
     >>> load_tokenizer("bytes").vocab_size
     256
@@ -214,8 +189,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike
       vocab_size: at least 257, with the separator. A small text may give fewer ids.
       path: the JSON file to write, replaced in one step.
 
-    Raises:
-      ValueError: vocab_size is below 257.
+    Raises ValueError: vocab_size is below 257.
     """
     if vocab_size < 257:
         raise ValueError(f"vocab_size={vocab_size}: byte-level BPE needs at least 257 (256 bytes and the separator)")
@@ -234,8 +208,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, path: str | os.PathLike
 def check_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     """Returns the ids as an array, if all are in [0, vocab_size); JAX would silently clamp an id out of range.
 
-    Raises:
-      ValueError: an id is out of range, or they are not integers.
+    Raises ValueError: an id is out of range, or they are not integers.
 
     >>> check_ids([1, 300], 256)
     Traceback (most recent call last):

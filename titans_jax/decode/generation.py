@@ -40,12 +40,10 @@ def generate(
       segment: prompt tokens read at a time.
       slots: how many rows are written at once, at most.
 
-    Returns:
-      the tokens without the prompts: an int32 array [B, length] for an array, -1 after a row's end; a list of B int32
-      arrays for a list.
+    Returns the tokens without the prompts: an int32 array [B, length] for an array, -1 after a row's end; a list of B
+    int32 arrays for a list.
 
-    Raises:
-      ValueError: an empty prompt, a token outside the vocabulary, or sampling options out of range.
+    Raises ValueError: an empty prompt, a token outside the vocabulary, or sampling options out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
     rows: Any = prompt if isinstance(prompt, list | tuple) else np.asarray(prompt)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,12 +90,10 @@ def find_needles(
       samples: rows of each depth; every depth has the same keys and the same hay.
       on_tokens: called with the number of tokens read since the last call.
 
-    Returns:
-      a cell for each depth: exact (share of samples whose greedy answer is right), accuracy (of the answer's tokens,
-      each after the right ones before it), log_likelihood (mean of the answer, nats) and samples.
+    Returns a cell for each depth: exact (share of samples whose greedy answer is right), accuracy (of the answer's
+    tokens, each after the right ones before it), log_likelihood (mean of the answer, nats) and samples.
 
-    Raises:
-      ValueError: needle and question do not fit into the length, or the rows not into full attention.
+    Raises ValueError: needle and question do not fit into the length, or the rows not into full attention.
     """
     rows = []
     for depth in depths:
@@ -105,9 +102,7 @@ def find_needles(
             rows.append(hay.row(needle.filled(rng), length, depth, rng))
     tokens, mask = endings(rows, hay.tokenizer.separator)
     scores = score_targets(model, tokens[:, :-1], tokens[:, 1:], mask, on_tokens=on_tokens)
-    per_depth: list[tuple[Any, ...]] = list(
-        zip(*(np.split(x, len(depths)) for x in (scores.exact, *scores)), strict=True)
-    )
+    by_depth = (x.reshape(len(depths), samples) for x in (scores.exact, *scores))
     return [
         {
             "depth": float(depth),
@@ -116,7 +111,7 @@ def find_needles(
             "log_likelihood": float(likelihood.mean()),
             "samples": samples,
         }
-        for depth, (exact, likelihood, right, counted) in zip(depths, per_depth, strict=True)
+        for depth, exact, likelihood, right, counted in zip(depths, *by_depth, strict=True)
     ]
 
 

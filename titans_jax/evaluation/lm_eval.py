@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from titans_jax import files
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks import question
 from titans_jax.decode import Text, generate
@@ -32,14 +33,13 @@ def write_tasks(folder: Path, names: Sequence[str], *, size: int, count: int, ha
       count: questions per task. Question i has seed (2, i), which no training or held-out row has.
       hay: text to hide the facts in.
 
-    Raises:
-      ValueError: a name is not a text task, or the size is too small.
+    Raises ValueError: a name is not a text task, or the size is too small.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         questions = [question(name, (2, i), size, hay) for i in range(count)]
         lines = [json.dumps({"text": q.context + q.question, "answer": q.answer}) + "\n" for q in questions]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        files.write(folder / f"{name}.jsonl", "".join(lines))
         task = {
             "task": f"titans_{name}",
             "dataset_path": "json",
@@ -51,7 +51,7 @@ def write_tasks(folder: Path, names: Sequence[str], *, size: int, count: int, ha
             "target_delimiter": "",
             "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
         }
-        (folder / f"{name}.yaml").write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+        files.write_json(folder / f"{name}.yaml", task)  # JSON is YAML
     return [f"titans_{name}" for name in names]
 
 

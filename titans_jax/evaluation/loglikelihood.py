@@ -63,8 +63,7 @@ def score_targets(
         shapes.
       on_tokens: called with the number of tokens read since the last call.
 
-    Raises:
-      ValueError: full attention has no room for the rows.
+    Raises ValueError: full attention has no room for the rows.
     """
     inputs, targets = np.asarray(inputs, np.int32), np.asarray(targets, np.int32)
     mask = np.asarray(mask, np.float32)
@@ -94,8 +93,7 @@ def endings(rows: Sequence[tuple[NDArray, int]], filler: int, length: int = 0) -
       filler: the token behind shorter rows.
       length: T is the longest row, or this if it is more.
 
-    Returns:
-      tokens int32 [B, T], and the mask float32 [B, T - 1] of the targets tokens[:, 1:].
+    Returns tokens int32 [B, T], and the mask float32 [B, T - 1] of the targets tokens[:, 1:].
     """
     tokens = np.full((len(rows), max(length, *(len(row) for row, _ in rows))), filler, np.int32)
     mask = np.zeros(tokens.shape, np.float32)

@@ -78,8 +78,7 @@ def score(
       reset: a key of RESETS.
       sharding: of each batch.
 
-    Raises:
-      ValueError: the reset is unknown, or there is no token to score.
+    Raises ValueError: the reset is unknown, or there is no token to score.
     """
     if reset not in RESETS:
         raise ValueError(f"reset is {reset!r}; it must be one of {', '.join(RESETS)}")

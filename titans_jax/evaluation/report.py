@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from titans_jax import plots
+from titans_jax import files, plots
 from titans_jax.data import Tokenizer
 from titans_jax.decode import generate
 from titans_jax.evaluation import statistics
@@ -132,8 +132,7 @@ class Report:
             return
         layers, pieces = list(reading.weights[0]), self._pieces(reading.tokens)
         info, change = jax.tree.map(lambda x: x[layers], (reading.memory.info, reading.memory.change))
-        batched = jax.tree.map(lambda x: x[:, None], info)
-        plots.memory_picture(batched, self.folder / "memory.png", text=pieces)
+        plots.memory_picture(info, self.folder / "memory.png", text=pieces)
         strips = {
             "Surprise: loss before the write": info.surprise,
             "Update: log10 of the norm of what the token changed": np.log10(np.maximum(change, 1e-12)),
@@ -214,8 +213,8 @@ class Report:
         facts = {name: f"{x:.4f}" if isinstance(x, float) else f"{x}" for name, x in self.facts.items()}
         title = f"Report on {self.facts['checkpoint']}"
         write_numbers(self.folder / "report.json", self.numbers)
-        (self.folder / "report.md").write_text(to_markdown(title, facts, self.sections), encoding="utf-8")
-        (self.folder / "report.html").write_text(to_html(title, facts, self.sections, self.folder), encoding="utf-8")
+        files.write(self.folder / "report.md", to_markdown(title, facts, self.sections))
+        files.write(self.folder / "report.html", to_html(title, facts, self.sections, self.folder))
 
     def _add(self, title: str, text: str, pictures: Any = (), samples: Any = (), *, numbers: Any) -> None:
         self.sections.append(Section(title, text, pictures, samples))

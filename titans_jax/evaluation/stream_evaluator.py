@@ -79,9 +79,7 @@ class StreamEvaluator:
           settings: what the scores depend on, as JSON: "segment", tokens read at once; "window", tokens per line of
             metrics.jsonl; "from", the stream that `start` is from, if any; and more.
 
-        Raises:
-          ValueError: the folder has other settings.
-          CheckpointError: its state cannot be used.
+        Raises ValueError: the folder has other settings. Raises CheckpointError: its state cannot be used.
         """
         self.folder, self.model, self.byte_lengths = folder, model, byte_lengths
         self.settings = {**settings, "model": fingerprint(model)}

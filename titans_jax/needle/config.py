@@ -10,7 +10,7 @@ from titans_jax.nn import MemoryConfig, ModelConfig
 
 @dataclass(frozen=True)
 class NeedleConfig:
-    """Titan-Min, its samples, and its training."""
+    """Titan-Min, its samples, and its training. Raises ValueError for a field that is out of its range."""
 
     dim: int = 256
     """model width"""
@@ -59,8 +59,7 @@ class NeedleConfig:
     seed: int = 0
     """seed of the initial weights and of the order of the samples"""
 
-    def check(self) -> None:
-        """Raise ValueError for a field that is out of its range."""
+    def __post_init__(self) -> None:
         counts = ("dim", "heads", "layers", "memory_dim", "memory_heads", "segment_size", "epochs", "batch")
         for name in (*counts, "memory_lr", "learning_rate"):
             if not getattr(self, name) > 0:

@@ -6,7 +6,7 @@ The head `point` scores each token by itself, which needs no memory. The heads `
 token's state alone, so that everything before its segment must come through the memory.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,13 +44,6 @@ class SurpriseGatedMemory(MemoryLayer):
         error = jnp.linalg.norm(self.retrieve(state, k) - v, axis=-1)
         surprising = error >= self.surprise_threshold * jnp.linalg.norm(v, axis=-1)
         return gates._replace(rate=gates.rate * surprising)
-
-
-class Context(NamedTuple):
-    """Keys and values [B, n, H, D] in front of a segment."""
-
-    keys: Array
-    values: Array
 
 
 class TitanBlock(nnx.Module):
@@ -112,20 +105,20 @@ class TitanBlock(nnx.Module):
         y, memory, info, _ = self.memory(self.memory_norm(x), memory, age)
         return memory, (x + y, info)
 
-    def _context(self, memory: Any, batch: int) -> Context:
-        """Keys and values of the learned tokens and of the memory's answers."""
+    def _context(self, memory: Any, batch: int) -> tuple[Array, Array]:
+        """Keys and values [B, n, H, D] of the learned tokens and of the memory's answers."""
         front = jnp.broadcast_to(self.persistent[...], (batch, *self.persistent.shape))
         if memory is not None and self.config.memory_slots:
             questions = jnp.broadcast_to(self.questions[...], (batch, *self.questions.shape))
             answers = self.retrieve(self.retrieve.query(questions), memory.memory, self.memory)
             front = jnp.concatenate([front, answers], 1)
         _, k, v = self.split(self.qkv(self.norm(front)))
-        return Context(k, v)
+        return k, v
 
-    def _attend(self, q: Array, k: Array, v: Array, front: Context) -> Array:
+    def _attend(self, q: Array, k: Array, v: Array, front: tuple[Array, Array]) -> Array:
         """[B, L, H, D] -> [B, L, E]; every token sees the context and the tokens up to itself."""
-        n, L = front.keys.shape[1], q.shape[1]
-        k, v = (jnp.concatenate(pair, 1) for pair in ((front.keys, k), (front.values, v)))
+        n, L = front[0].shape[1], q.shape[1]
+        k, v = (jnp.concatenate(pair, 1) for pair in zip(front, (k, v), strict=True))
         scores = jnp.einsum("bthd,bshd->bhts", q, k) * jnp.exp(self.log_temperature[...])[:, None, None]
         visible = jnp.arange(n + L) <= n + jnp.arange(L)[:, None]
         weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), -1)
@@ -136,7 +129,6 @@ class TitanMin(nnx.Module):
     """Tokens [B, T], padded at the end -> logits [B, T] of the needle's position. All layers are causal."""
 
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
-        config.check()
         self.config = config
         positions = max(config.lengths)
         self.embedding = param(0.02 * jax.random.normal(rngs.params(), (VOCABULARY, config.dim)), "vocab", "embed")

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
 from titans_jax.needle.samples import Batch, epoch
-from titans_jax.training import Diverged, Stopped, loop
+from titans_jax.training import Diverged, Stopped, define, loop
 from titans_jax.training.errors import stop_requested
 from titans_jax.training.model_io import checkpoints_of
 from titans_jax.training.trainer import require_same_run
@@ -36,17 +36,22 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     resume: go on from the newest checkpoint there, if there is one. name: stands at the progress bar.
     The best checkpoint is that of the epoch with the least loss on the samples to validate.
 
-    Raises ValueError for a configuration that cannot work or is not that of the run to go on with; Diverged; Stopped
-    after SIGTERM or SIGINT, once everything is saved.
+    Raises ValueError for a configuration that is not that of the run to go on with; Diverged; Stopped after SIGTERM or
+    SIGINT, once everything is saved.
     """
-    config.check()
     samples, validation, _ = data.needle_splits(config.data_seed, config.samples, config.lengths)
     each = len(epoch(samples, config.batch, seed=config.seed, number=0))
     total = each * config.epochs
     if not resume:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     checkpoints = Checkpoints(folder / "checkpoints")
-    graphdef, arrays, optimizer = _init(config, total)
+    model = define(config, TitanMin)
+    chosen = optim.OptimConfig(
+        name="adamw", peak_rate=config.learning_rate, warmup=min(50, total // 10), weight_decay=0.01
+    )
+    optimizer = optim.build(chosen, total)
+    params = jax.jit(model.init)(jax.random.key(config.seed))
+    arrays = {"params": params, "optimizer": jax.jit(optimizer.init)(params)}
     record: list[dict[str, Any]] = []
     start = 0
     if checkpoints.steps():
@@ -55,7 +60,8 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
         arrays, meta, start = checkpoints.restore(arrays)
         record = meta["record"]
     files.write_json(folder / "config.json", dataclasses.asdict(config))
-    step = make_step(graphdef, optimizer)
+    step = make_step(model.graphdef, optimizer)
+    epochs = (epoch(samples, config.batch, seed=config.seed, number=number) for number in range(config.epochs))
 
     with stop_requested() as stop, metrics.Progress(total, name, initial=start) as bar:
 
@@ -68,7 +74,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
         def pause(n: int, arrays: dict[str, Any], stopping: bool) -> None:
             score_ = None
             if n % each == 0:
-                found = score(predict(nnx.merge(graphdef, arrays["params"]), validation, config.batch))
+                found = score(predict(model.model(arrays["params"]), validation, config.batch))
                 _check(n, "held-out loss", found["loss"])
                 record.append({"step": n, "split": "held_out", **found})
                 score_ = found["loss"]
@@ -81,19 +87,13 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
         loop.train(
             step,
             arrays,
-            itertools.islice(_epochs(samples, config), start, total),
+            itertools.islice(itertools.chain.from_iterable(epochs), start, total),
             start=start,
             record=log,
             due=lambda n: n % each == 0,
             pause=pause,
             stop=stop,
         )
-
-
-def _epochs(samples: data.Needles, config: NeedleConfig) -> Iterator[Batch]:
-    """The batches of every epoch, one after another."""
-    for number in range(config.epochs):
-        yield from epoch(samples, config.batch, seed=config.seed, number=number)
 
 
 def _check(n: int, what: str, loss: float) -> None:
@@ -109,9 +109,9 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
     config = configs.parse(NeedleConfig, checkpoints.meta(step)["config"], "needle")
-    graphdef, arrays, _ = _init(config, 1, abstract=True)
-    params = checkpoints.restore({"params": arrays["params"]}, which=step)[0]["params"]
-    return config, nnx.merge(graphdef, params), step
+    model = define(config, TitanMin)
+    arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
+    return config, model.model(arrays["params"]), step
 
 
 def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
@@ -137,20 +137,3 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Step:
         return arrays, {"loss": loss, "accuracy": accuracy, "length": batch.tokens.shape[1]}
 
     return advance
-
-
-def _init(config: NeedleConfig, steps: int, abstract: bool = False) -> tuple[Any, dict[str, Any], Any]:
-    """The model's graph, its first arrays and its optimizer's (their shapes alone if abstract), the optimizer."""
-    static = []
-
-    def build(key: Array) -> Any:
-        graphdef, params = nnx.split(TitanMin(config, rngs=nnx.Rngs(key)))
-        static.append(graphdef)
-        return nnx.to_pure_dict(params)
-
-    make = jax.eval_shape if abstract else lambda f, x: jax.jit(f)(x)
-    params = make(build, jax.random.key(config.seed))
-    warmup = min(50, steps // 10)
-    chosen = optim.OptimConfig(name="adamw", peak_rate=config.learning_rate, warmup=warmup, weight_decay=0.01)
-    optimizer = optim.build(chosen, steps)
-    return static[0], {"params": params, "optimizer": make(optimizer.init, params)}, optimizer

@@ -75,8 +75,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     rate(t) = peak_rate (t + 1) / (warmup + 1)                             t < warmup
     rate(t) = peak_rate f(u), u = (t - warmup) / (steps - warmup)          t >= warmup, f of SCHEDULES
 
-    Raises:
-        ValueError: steps below 1.
+    Raises ValueError: steps below 1.
 
     >>> rate = learning_rate(OptimConfig(peak_rate=1.0, warmup=1, schedule="linear", final_fraction=0.0), steps=5)
     >>> [float(rate(t)) for t in range(6)]
@@ -100,9 +99,7 @@ def build(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     params -= rate(t) (direction(clip(gradient)) + weight_decay params), with weight decay as `decays` says.
     With accumulation k, every k-th call applies the mean of k gradients, at the rate of the first of them; the other
     calls return zeros. That equals one batch of k times the size if the k batches have equally many tokens.
-
-    Raises:
-        ValueError: steps below 1.
+    Raises ValueError: steps below 1.
     """
     rate = learning_rate(config, steps)
     transformation = optax.chain(

@@ -55,9 +55,7 @@ def follow_the_regularised_leader(rate: optax.ScalarOrSchedule) -> optax.Gradien
 
     That is argmin_W sum_{s<=t} <W, g_s> + |W - W_0|^2 / (2 rate_t). At a constant rate it equals gradient descent; a
     new rate scales all past gradients. Nothing else may change the parameters.
-
-    Raises:
-        ValueError: update without params.
+    Raises ValueError: update without params.
 
     >>> optimizer, w = follow_the_regularised_leader(0.5), jnp.array([2.0])
     >>> optimizer.update(jnp.ones(1), optimizer.init(w), w)[0].tolist()
@@ -88,9 +86,7 @@ def delta_gradient_descent(rate: float) -> optax.GradientTransformationExtraArgs
 
     Call update(g, state, params, inputs=inputs). g is the sum over rows; inputs is a tree like params of the layers'
     inputs [..., rows, in]. If g is the mean, divide the inputs by the root of the number of rows.
-
-    Raises:
-        ValueError: update without params or inputs.
+    Raises ValueError: update without params or inputs.
 
     >>> optimizer, w, x = delta_gradient_descent(1.0), jnp.array([[3.0], [5.0]]), jnp.array([[1.0, 0.0]])
     >>> step, _ = optimizer.update(jnp.zeros((2, 1)), optimizer.init(w), w, inputs=x)
@@ -170,9 +166,7 @@ def scale_by_deep_momentum(
     as printed: m(u) is then equal in all outputs and is no descent direction. Two changes are ours: u is normalised, as
     m(u) would grow with |g|^3; and m decays to m_0, as m(u) would vanish with A. The update is in the gradient's dtype;
     the network is float32.
-
-    Raises:
-        ValueError: an unknown value.
+    Raises ValueError: an unknown value.
 
     >>> transformation = scale_by_deep_momentum()
     >>> g = jax.random.normal(jax.random.key(0), (4, 4))

@@ -66,9 +66,7 @@ def scale_by_m3(
     the update grows with 1 / |g|, and b1, b3 only scale what NS normalises. Adam is ns_steps=0, alpha=0,
     second_moment="gradient", rms=None. Parameters are matrices [..., in, out], with any leading axes (layers, heads);
     use `optax.partition` for others.
-
-    Raises:
-        ValueError: an option out of its range; from init, a parameter with fewer than two axes.
+    Raises ValueError: an option out of its range; from init, a parameter with fewer than two axes.
 
     >>> params = {"kernel": jnp.eye(2)}
     >>> transformation = scale_by_m3()
@@ -136,8 +134,7 @@ def m3(
 ) -> optax.GradientTransformation:
     """M3 for matrices: params -= learning_rate (u + weight_decay params), u and options as in `scale_by_m3`.
 
-    Raises:
-        ValueError: as `scale_by_m3`.
+    Raises ValueError: as `scale_by_m3`.
 
     >>> params = jnp.ones((2, 2))
     >>> optimizer = m3(0.1, weight_decay=1.0)

@@ -1,31 +1,27 @@
 """An animation: what a model attends to, and what its memory does, while it writes."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, figure_of, style, write_numbers
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, write_numbers
+from titans_jax.plots.types import Axes, Figure, Target
 
 COLUMNS = 80
 
 
 def generation(
     pieces: Sequence[str],
-    path: str | os.PathLike[str],
+    path: Target,
     *,
     prompt: int,
     attention: Mapping[str, NDArray] | None,
     memory: Mapping[str, NDArray] | None,
     seconds: float = 0.2,
-) -> "Figure":
+) -> Figure:
     """Draws a GIF with one frame for each written token.
 
     Args:
@@ -34,11 +30,9 @@ def generation(
       memory: [layers, T] by title; nan in layers without; None for no memory.
       seconds: per frame.
 
-    Returns:
-      the last frame's figure. The JSON has, for each frame, the mean weight on every token so far.
+    Returns the last frame's figure. The JSON has, for each frame, the mean weight on every token so far.
 
-    Raises:
-      ValueError: nothing was written, or lengths do not fit.
+    Raises ValueError: nothing was written, or lengths do not fit.
     """
     parts = [*(attention or {}).values(), *(memory or {}).values()]
     if not 0 < prompt < len(pieces) or any(part.shape[-1] != len(pieces) for part in parts):
@@ -52,8 +46,7 @@ def generation(
     means = {name: np.nanmean(weights, (0, 1)) for name, weights in (attention or {}).items()}
     lines = places[-1][0] + 1
     heights = [0.24 * lines + 0.35, *[1.5 if attention else 0.0], *[0.9] * len(memory or {})]
-    figure = figure_of(9, sum(heights) + 0.5)
-    with style():
+    with drawing(9, sum(heights) + 0.5) as figure:
         heights = [height for height in heights if height]
         panels = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         update = [_text(panels[0], pieces, places, prompt, means)]
@@ -86,7 +79,7 @@ def _places(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
     return places
 
 
-def _text(axes: "Axes", pieces: Sequence[str], places: Any, prompt: int, means: Mapping[str, NDArray]) -> Any:
+def _text(axes: Axes, pieces: Sequence[str], places: Any, prompt: int, means: Mapping[str, NDArray]) -> Any:
     """The text so far: blue behind tokens that attention reads, an orange line under those it reads from memory."""
     lines = places[-1][0] + 1
     paper = np.zeros((lines, COLUMNS))
@@ -128,7 +121,7 @@ def _strength(weights: NDArray) -> NDArray:
     return np.sqrt(np.maximum(weights, 0) / max(float(weights.max()), 1e-9))
 
 
-def _attention(axes: "Axes", weights: NDArray) -> Any:
+def _attention(axes: Axes, weights: NDArray) -> Any:
     layers, heads, length, _ = weights.shape
     rows = np.nan_to_num(weights).reshape(layers * heads, length, length)
     shown = axes.imshow(np.zeros((layers * heads, length)), cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -144,7 +137,7 @@ def _attention(axes: "Axes", weights: NDArray) -> Any:
     return update
 
 
-def _memory(axes: "Axes", title: str, values: NDArray, prompt: int) -> Any:
+def _memory(axes: Axes, title: str, values: NDArray, prompt: int) -> Any:
     low, high = np.nanquantile(values, [0.01, 0.99])
     shown = axes.imshow(np.full(values.shape, np.nan), cmap="magma_r", vmin=low, vmax=high, aspect="auto")
     axes.axvline(prompt - 0.5, color=MUTED, lw=0.8, ls=":")

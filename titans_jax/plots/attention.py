@@ -1,24 +1,21 @@
 """Pictures of attention weights, by head and by layer."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import MUTED, drawable, few, figure_of, layer_colours, one_shape, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.legends import layer_colours, layer_labels
+from titans_jax.plots.style import MUTED, drawable, drawing, few, one_shape, write
+from titans_jax.plots.types import Axes, Figure, Target
 
 Maps = Mapping[str, NDArray]
 COLOURS = ("Blues", "Oranges", "Greens")
 SHARES = ("#4f7cc4", "#d9622b", "#b8bcc6")
 
 
-def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
+def attention_maps(maps: Maps, path: Target) -> Figure:
     """Draws every head of every layer: row t, column s is the weight of token t on token s.
 
     maps: by what is read ("tokens", ...), each [layers, heads, T, T], nan in layers without attention. At most eight
@@ -28,8 +25,7 @@ def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
     attending = [i for i in range(layers) if all(np.isfinite(weights[i]).all() for weights in maps.values())]
     rows, columns = [attending[i] for i in few(len(attending), 8)], few(heads, 8 // len(maps))
     width, height = 1.35 * len(columns) * len(maps) + 0.8, 1.35 * len(rows) + 0.9
-    figure = figure_of(max(width, 5), height)
-    with style():
+    with drawing(max(width, 5), height) as figure:
         parts: Any = figure.subfigures(1, len(maps), squeeze=False)
         for part, (name, weights), colours in zip(parts[0], maps.items(), COLOURS, strict=False):
             part.suptitle(f"Weights on {name}", fontsize=10)
@@ -45,7 +41,7 @@ def attention_maps(maps: Maps, path: str | os.PathLike[str]) -> "Figure":
         return write(figure, path, {"share": numbers})
 
 
-def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, layer: int) -> "Figure":
+def head_grid(maps: Maps, text: Sequence[str], path: Target, *, layer: int) -> Figure:
     """Draws the heads of one layer over a short text, large enough to read: each row has the weights of one token.
 
     maps: by what is read, each [heads, T, T]. text: T pieces. At most four heads are drawn. The JSON has the weights.
@@ -56,8 +52,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
         raise ValueError(f"text has {len(text)} pieces for {length} tokens; give one piece for each token")
     columns = few(heads, 4)
     names = [drawable(piece).replace(" ", "␣") for piece in text]
-    figure = figure_of(3.3 * len(columns) + 0.5, 3.3 * len(maps) + 0.5)
-    with style():
+    with drawing(3.3 * len(columns) + 0.5, 3.3 * len(maps) + 0.5) as figure:
         panels = figure.subplots(len(maps), len(columns), squeeze=False)
         for i, ((name, weights), colours) in enumerate(zip(maps.items(), COLOURS, strict=False)):
             for j, head in enumerate(columns):
@@ -73,11 +68,10 @@ def head_grid(maps: Maps, text: Sequence[str], path: str | os.PathLike[str], *, 
         return write(figure, path, {"layer": layer, "text": list(text), "weights": maps})
 
 
-def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
+def head_comparison(numbers: Maps, path: Target) -> Figure:
     """Draws a coloured table for each of `numbers`, [layers, heads] by title. Raises ValueError for other shapes."""
     layers, heads = one_shape(numbers, "layers", "heads")
-    figure = figure_of((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1)
-    with style():
+    with drawing((0.62 * heads + 1.2) * len(numbers), 0.42 * layers + 1.1) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(numbers)))
         for axes, (title, values) in zip(panels, numbers.items(), strict=True):
             axes.imshow(values, cmap="Purples", aspect="auto", vmin=0, vmax=1.7 * max(np.nanmax(values), 1e-9))
@@ -92,7 +86,7 @@ def head_comparison(numbers: Maps, path: str | os.PathLike[str]) -> "Figure":
         return write(figure, path, numbers)
 
 
-def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | os.PathLike[str]) -> "Figure":
+def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: Target) -> Figure:
     """Draws how the layers differ: weight by distance, weight by what is read, and the number of things read at once.
 
     by_distance: [layers, W], mean weight on the token so far back, by what is read.
@@ -101,15 +95,13 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | 
     """
     layers = len(reach)
     colours, lines = layer_colours(layers), ("-", "--")
-    figure = figure_of(12, 3.6)
-    with style():
+    with drawing(12, 3.6) as figure:
         far, what, wide = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
         for weights, line in zip(by_distance.values(), lines, strict=False):
             back = np.arange(1, weights.shape[1] + 1)
-            for layer in range(layers):
-                label = f"layer {layer}" if line == "-" and layer in few(layers, 6) else None
-                far.plot(back, np.where(weights[layer] > 0, weights[layer], np.nan), line, color=colours[layer],
-                         lw=1.3, label=label)  # fmt: skip
+            for row, colour, label in zip(weights, colours, layer_labels(range(layers)), strict=True):
+                shown = label if line == "-" else None
+                far.plot(back, np.where(row > 0, row, np.nan), line, color=colour, lw=1.3, label=shown)
         if len(by_distance) > 1:
             far.plot([], [], "--", color=MUTED, label=f"on {list(by_distance)[1]}")
         far.set(xscale="log", yscale="log", xlabel="tokens back (1 is the token itself)", ylabel="mean weight")
@@ -133,7 +125,7 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: str | 
         return write(figure, path, {"by_distance": by_distance, "shares": shares, "reach": reach})
 
 
-def _map(axes: "Axes", weights: NDArray, colours: str, interpolation: str) -> None:
+def _map(axes: Axes, weights: NDArray, colours: str, interpolation: str) -> None:
     from matplotlib.colors import PowerNorm
 
     norm = PowerNorm(0.4, 0, max(float(np.nanmax(weights, initial=0)), 1e-9))

@@ -1,18 +1,15 @@
 """Pictures of memories over the tokens of a text: surprise, gates, updates and weights."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, few, figure_of, layer_colours, one_shape, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.legends import layer_colours, layer_labels, legend_above
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, few, one_shape, write
+from titans_jax.plots.types import Axes, Figure, Target
 
 _PANELS = {
     "surprise": "Surprise: the memory's loss on each token before it is written",
@@ -22,41 +19,34 @@ _PANELS = {
 }
 
 
-def memory_picture(
-    info: Any, path: str | os.PathLike[str], text: Sequence[str] | None = None, *, row: int = 0, marks: int = 24
-) -> "Figure":
-    """Draws surprise, gradients, momentum and weights of each layer's memory, for one row; means over heads.
+def memory_picture(info: Any, path: Target, text: Sequence[str] | None = None, *, marks: int = 24) -> Figure:
+    """Draws surprise, gradients, momentum and weights of each layer's memory over one text; means over heads.
 
     Args:
-      info: arrays [layers, batch, heads, T] named surprise, grad_norm, momentum_norm, weight_norm and clipped.
+      info: arrays [layers, heads, T] named surprise, grad_norm, momentum_norm, weight_norm and clipped.
       text: the text of each token; the `marks` most surprising ones are written along the x axis, with their context.
-      row: of the batch.
 
-    Raises:
-      ValueError: shapes or lengths do not fit.
+    Raises ValueError: shapes or lengths do not fit.
     """
     arrays = {name: np.asarray(getattr(info, name), np.float32) for name in [*_PANELS, "clipped"]}
-    layers, batch, _, tokens = one_shape(arrays, "layers", "batch", "heads", "T")
+    layers, _, tokens = one_shape(arrays, "layers", "heads", "T")
     if text is not None and len(text) != tokens:
         raise ValueError(f"text has {len(text)} pieces for {tokens} tokens; give one piece for each token")
-    if not 0 <= row < batch:
-        raise ValueError(f"row={row}: expected 0 to {batch - 1}")
-    means = {name: array[:, row].mean(axis=1) for name, array in arrays.items()}
+    means = {name: array.mean(axis=1) for name, array in arrays.items()}
     marked = [] if text is None else _most_surprising(means["surprise"].mean(axis=0), marks)
 
-    figure = figure_of(12, 9.4 if marked else 8.4)
-    with style():
+    with drawing(12, 9.4 if marked else 8.4) as figure:
         panels = figure.subplots(4, 1, sharex=True, height_ratios=[1.5, 1, 1, 1])
         for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
-            _lines(axes, means[name], layer_colours(layers), stepped=name in ("momentum_norm", "weight_norm"))
+            _lines(axes, means[name], stepped=name in ("momentum_norm", "weight_norm"))
             axes.set_title(title)
         _show_clipped(panels[1], means["clipped"])
         panels[-1].set_xlabel("token")
         if layers > 1:
-            _layer_legend(panels[0])
+            legend_above(panels[0])
         if text is not None and marked:
             _write_marks(panels, means["surprise"].max(axis=0), text, marked)
-    numbers: dict[str, Any] = {name: mean.tolist() for name, mean in means.items()}
+    numbers: dict[str, Any] = dict(means)
     if text is not None:
         numbers["marked"] = [
             {"token": i, "text": text[i], "surprise": float(means["surprise"][:, i].mean())} for i in marked
@@ -64,18 +54,18 @@ def memory_picture(
     return write(figure, path, numbers)
 
 
-def _lines(axes: "Axes", values: np.ndarray, colours: Sequence[Any], *, stepped: bool) -> None:
-    crowded = len(colours) > 4
+def _lines(axes: Axes, values: np.ndarray, *, stepped: bool) -> None:
+    layers, crowded = len(values), len(values) > 4
     drawstyle: Any = "steps-mid" if stepped else "default"
-    for layer, colour in enumerate(colours):
-        axes.plot(values[layer], color=colour, lw=0.7 if crowded else 1.0, ds=drawstyle, label=f"layer {layer}")
+    for line, colour, label in zip(values, layer_colours(layers), layer_labels(range(layers)), strict=True):
+        axes.plot(line, color=colour, lw=0.7 if crowded else 1.0, ds=drawstyle, label=label)
     if crowded:
         axes.plot(values.mean(axis=0), color=INK, lw=1.8, ds=drawstyle, label="mean")
     axes.set_xlim(-0.5, values.shape[1] - 0.5)
     axes.margins(y=0.08)
 
 
-def _show_clipped(axes: "Axes", clipped: np.ndarray) -> None:
+def _show_clipped(axes: Axes, clipped: np.ndarray) -> None:
     anywhere = clipped.max(axis=0) > 0
     if anywhere.any():
         where = np.arange(clipped.shape[1])
@@ -83,14 +73,6 @@ def _show_clipped(axes: "Axes", clipped: np.ndarray) -> None:
             where, 0, 0.04, where=anywhere, step="mid", transform=axes.get_xaxis_transform(), color="#c0392b", lw=0
         )
         axes.set_title(axes.get_title(loc="left") + " (red: the chunk's sum was clipped)")
-
-
-def _layer_legend(axes: "Axes") -> None:
-    lines, names = axes.get_legend_handles_labels()
-    if len(lines) > 8:  # the last is their mean
-        chosen = [0, len(lines) // 2 - 1, len(lines) - 2, len(lines) - 1]
-        lines, names = [lines[i] for i in chosen], [names[i] for i in chosen]
-    axes.legend(lines, names, ncols=len(lines), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 def _most_surprising(surprise: np.ndarray, marks: int) -> list[int]:
@@ -103,7 +85,7 @@ def _most_surprising(surprise: np.ndarray, marks: int) -> list[int]:
     return sorted(chosen)
 
 
-def _write_marks(panels: Sequence["Axes"], surprise: np.ndarray, text: Sequence[str], marked: Sequence[int]) -> None:
+def _write_marks(panels: Sequence[Axes], surprise: np.ndarray, text: Sequence[str], marked: Sequence[int]) -> None:
     names = []
     for position in marked:
         before = "".join(text[max(0, position - 12) : position])[-12:]
@@ -118,9 +100,7 @@ def _write_marks(panels: Sequence["Axes"], surprise: np.ndarray, text: Sequence[
     panels[0].plot(marked, surprise[marked], "v", color=ORANGE, ms=4)
 
 
-def memory_activity(
-    values: Mapping[str, NDArray], path: str | os.PathLike[str], *, names: Sequence[int] | None = None
-) -> "Figure":
+def memory_activity(values: Mapping[str, NDArray], path: Target, *, names: Sequence[int] | None = None) -> Figure:
     """Draws a coloured strip for each of `values`, [layers, heads, T] by title: rows are heads, columns tokens.
 
     names: the layers' numbers, if they are not 0, 1, .... At most six layers and four heads are drawn. The JSON has
@@ -129,8 +109,7 @@ def memory_activity(
     layers, count, tokens = one_shape(values, "layers", "heads", "T")
     rows, heads = few(layers, 6), few(count, 4)
     numbers = list(names or range(layers))
-    figure = figure_of(12, len(values) * (0.16 * len(rows) * len(heads) + 0.55) + 0.4)
-    with style():
+    with drawing(12, len(values) * (0.16 * len(rows) * len(heads) + 0.55) + 0.4) as figure:
         panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, array) in zip(panels, values.items(), strict=True):
             strip = array[np.ix_(rows, heads)].reshape(-1, tokens)
@@ -156,8 +135,8 @@ def memory_updates(
     change: NDArray,
     ends: Sequence[int],
     learned: Mapping[str, Mapping[int, NDArray]],
-    path: str | os.PathLike[str],
-) -> "Figure":
+    path: Target,
+) -> Figure:
     """Draws the sizes of the writes, their correlation with surprise, and how the weights change.
 
     surprise, change: [layers, T], means over heads; change is the norm of a token's change. ends: tokens read at each
@@ -166,12 +145,10 @@ def memory_updates(
     """
     layers = list(learned["rank"])
     colours = layer_colours(len(layers))
-    figure = figure_of(12, 6.6)
     correlations = [_rank_correlation(x, y) for x, y in zip(surprise, change, strict=True)]
-    with style():
+    with drawing(12, 6.6) as figure:
         panels = figure.subplots(2, 3).ravel()
-        for row, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
-            label = f"layer {layer}"
+        for row, (layer, colour, label) in enumerate(zip(layers, colours, layer_labels(layers), strict=True)):
             sizes = np.sort(change[row][change[row] > 0])
             panels[0].plot(sizes, np.linspace(0, 1, len(sizes)), color=colour, label=label)
             panels[1].plot(surprise[row], change[row], ".", ms=3, alpha=0.6, color=colour)
@@ -192,16 +169,10 @@ def memory_updates(
         panels[5].bar([str(layer) for layer in layers], correlations, color=colours, width=0.6)
         panels[5].axhline(0, color=MUTED, lw=0.8)
         panels[5].set(xlabel="layer", ylabel="Spearman's rho", ylim=(-1, 1), title="Surprise and change, rank by rank")
-        _legend(panels[0], len(layers))
-        numbers: dict[str, Any] = {"surprise": surprise, "change": change, "ends": list(ends)}
+        panels[0].legend(fontsize=7)
+        numbers: dict[str, Any] = {"surprise": surprise, "change": change, "ends": ends}
         numbers |= {name: {str(layer): x for layer, x in values.items()} for name, values in learned.items()}
         return write(figure, path, numbers | {"correlation": correlations})
-
-
-def _legend(axes: "Axes", layers: int) -> None:
-    lines, names = axes.get_legend_handles_labels()
-    shown = few(layers, 6)
-    axes.legend([lines[i] for i in shown], [names[i] for i in shown], fontsize=7, labelcolor=INK)
 
 
 def _rank_correlation(x: NDArray, y: NDArray) -> float:

@@ -1,21 +1,18 @@
 """Pictures of needles: Titan-Min's answers, memory and ablations, and needles in haystacks of language models."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, figure_of, layer_colours, matplotlib, short, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.legends import layer_colours, legend_above
+from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, matplotlib, short, write
+from titans_jax.plots.types import Axes, Figure, Target
 
 _TITLES = {"exact": "whole answer", "accuracy": "answer's tokens"}
 
 
-def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.PathLike[str]) -> "Figure":
+def needle_answers(length: Any, position: Any, predicted: Any, path: Target) -> Figure:
     """Draws predicted against true positions, and the accuracy by length and by tenth of the sequence.
 
     length, position, predicted: int [samples].
@@ -25,8 +22,7 @@ def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.Pa
     tenth = position * 10 // length
     by_length = [float(right[length == L].mean()) for L in lengths]
     by_tenth = [float(right[tenth == i].mean()) if (tenth == i).any() else float("nan") for i in range(10)]
-    figure = figure_of(12, 4.2)
-    with style():
+    with drawing(12, 4.2) as figure:
         left, middle, answers = figure.subplots(1, 3, width_ratios=[1, 1.6, 1.6])
         _shares(left, [str(L) for L in lengths], by_length)
         left.set(title="Found, by length", xlabel="tokens of the sequence", ylabel="share of needles found")
@@ -38,17 +34,11 @@ def needle_answers(length: Any, position: Any, predicted: Any, path: str | os.Pa
             answers.plot(position[of], predicted[of], ".", color=colour, ms=4, alpha=0.6, label=f"{L} tokens")
         answers.set(title="Every answer", xlabel="where the needle is", ylabel="the model's answer")
         answers.legend(loc="upper left", markerscale=2)
-    numbers = {
-        "lengths": lengths.tolist(),
-        "by_length": by_length,
-        "by_tenth": by_tenth,
-        "position": position.tolist(),
-        "predicted": predicted.tolist(),
-    }
-    return write(figure, path, numbers)
+        numbers = {"lengths": lengths, "by_length": by_length, "by_tenth": by_tenth}
+        return write(figure, path, numbers | {"position": position, "predicted": predicted})
 
 
-def _shares(axes: "Axes", names: Sequence[str], values: Sequence[float], size: float = 9) -> None:
+def _shares(axes: Axes, names: Sequence[str], values: Sequence[float], size: float = 9) -> None:
     bars = axes.bar(names, values, color=BLUE, width=0.7)
     axes.bar_label(bars, [f"{100 * value:.3g}%" for value in values], size=size, padding=2, color=INK)
     axes.set_ylim(0, 1.08)
@@ -56,14 +46,13 @@ def _shares(axes: "Axes", names: Sequence[str], values: Sequence[float], size: f
     axes.grid(axis="x", visible=False)
 
 
-def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: str | os.PathLike[str]) -> "Figure":
+def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: Target) -> Figure:
     """Draws each token's surprise in each layer's memory, and the rate with which it was written.
 
     surprise, rate: [layers, T], means over heads. needle: its position. segment: its length; starts are marked.
     """
     panels = {"Surprise: the memory's loss on each token": surprise, "Rate of each token's write": rate}
-    figure = figure_of(12, 5)
-    with style():
+    with drawing(12, 5) as figure:
         axes = figure.subplots(2, 1, sharex=True)
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
             values = np.asarray(values, float)
@@ -75,20 +64,18 @@ def needle_memory(surprise: Any, rate: Any, needle: int, segment: int, path: str
             axis.set_title(title)
             axis.set_xlim(-0.5, values.shape[1] - 0.5)
         axes[0].text(needle, 1.0, " needle", color=ORANGE, transform=axes[0].get_xaxis_transform(), va="top")
-        axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(values), borderaxespad=0.2)
+        legend_above(axes[0])
         axes[-1].set_xlabel("token (dotted: start of a segment)")
-    numbers = {"surprise": np.asarray(surprise).tolist(), "rate": np.asarray(rate).tolist(), "needle": int(needle)}
-    return write(figure, path, numbers)
+        return write(figure, path, {"surprise": np.asarray(surprise), "rate": np.asarray(rate), "needle": needle})
 
 
-def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str]) -> "Figure":
+def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: Target) -> Figure:
     """Draws the accuracy by length of a model, and of the model without each of its parts.
 
     rows: {variant: {length: accuracy}}, from top to bottom.
     """
     lengths = list(next(iter(rows.values())))
-    figure = figure_of(8, 1.2 + 0.3 * len(rows) * len(lengths))
-    with style():
+    with drawing(8, 1.2 + 0.3 * len(rows) * len(lengths)) as figure:
         axes = figure.subplots()
         height = 0.8 / len(lengths)
         for i, (length, colour) in enumerate(zip(lengths, layer_colours(len(lengths)), strict=True)):
@@ -101,16 +88,16 @@ def needle_ablations(rows: Mapping[str, Mapping[str, float]], path: str | os.Pat
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set(xlim=(0, 1.1), xlabel="share of needles found", title="Without each part")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(lengths), borderaxespad=0.2)
-    return write(figure, path, {variant: dict(row) for variant, row in rows.items()})
+        legend_above(axes)
+        return write(figure, path, rows)
 
 
 def haystack_picture(
     grids: Mapping[str, Mapping[str, Any]],
     lengths: Sequence[int],
     depths: Sequence[float],
-    path: str | os.PathLike[str],
-) -> "Figure":
+    path: Target,
+) -> Figure:
     """Draws a column of heatmaps for each model: the share of whole answers, and of their tokens, that were right.
 
     grids: for each model "exact" and "accuracy", [depths, lengths] from 0 to 1; None, drawn hatched, where a text did
@@ -124,8 +111,7 @@ def haystack_picture(
     for name, grid in values.items():
         if any(array.shape != shape for array in grid.values()):
             raise ValueError(f"{name}: expected grids of [depths, lengths] = {list(shape)}")
-    figure = figure_of(1.2 + max(3.0, 0.46 * len(lengths)) * len(grids), 2 * (1.1 + 0.32 * len(depths)))
-    with style():
+    with drawing(1.2 + max(3.0, 0.46 * len(lengths)) * len(grids), 2 * (1.1 + 0.32 * len(depths))) as figure:
         panels = figure.subplots(2, len(grids), sharex=True, sharey=True, squeeze=False)
         for column, (name, grid) in enumerate(values.items()):
             for line, (kind, array) in enumerate(grid.items()):
@@ -140,15 +126,10 @@ def haystack_picture(
             axes.set_xlabel("length in tokens")
         bar = figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, ticks=[0, 0.5, 1], format="{x:.0%}")
         bar.outline.set_visible(False)
-    numbers = {
-        "lengths": list(lengths),
-        "depths": list(depths),
-        **{name: {kind: array.tolist() for kind, array in grid.items()} for name, grid in values.items()},
-    }
-    return write(figure, path, numbers)
+        return write(figure, path, {"lengths": lengths, "depths": depths, **values})
 
 
-def _heatmap(axes: "Axes", values: np.ndarray) -> Any:
+def _heatmap(axes: Axes, values: np.ndarray) -> Any:
     colours = matplotlib().colormaps["YlGnBu"]
     image = axes.imshow(values, vmin=0, vmax=1, cmap=colours, aspect="auto")
     axes.set_facecolor("#f3f4f6")

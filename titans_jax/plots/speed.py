@@ -1,14 +1,11 @@
 """Pictures of speed: the cost of tokens, and how it grows with the length."""
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from titans_jax.plots.style import BLUE, INK, ORANGE, figure_of, matplotlib, short, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.legends import legend_below
+from titans_jax.plots.style import BLUE, INK, ORANGE, drawing, short, write
+from titans_jax.plots.types import Figure, Target
 
 _LINES = {
     "cpu_ms": ("CPU-ms of 1,000 tokens", 1),
@@ -19,7 +16,7 @@ _COLOURS = (BLUE, ORANGE, INK)
 _BARS = {"cpu_s": "CPU-seconds", "cpu_ms": "CPU-ms of 1,000 tokens", "share": "share of the machine's matmul rate"}
 
 
-def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     """Draws the cost of 1,000 tokens for each subject, and its share of the matmul rate where FLOPs were counted.
 
     rows: cpu_ms, or cpu_s for a subject without tokens; perhaps share; and the ends of each whisker, such as
@@ -29,8 +26,7 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[st
     if not shown:
         raise ValueError("there is nothing to draw: no row has cpu_ms")
     fields = [field for field in _BARS if any(field in row for row in shown.values())]
-    figure = figure_of(5 + 4.5 * len(fields), 1.1 + 0.3 * len(shown))
-    with style():
+    with drawing(5 + 4.5 * len(fields), 1.1 + 0.3 * len(shown)) as figure:
         panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
         for axes, field, colour in zip(panels, fields, (BLUE, ORANGE), strict=False):
             here = {name: row for name, row in shown.items() if field in row}
@@ -47,14 +43,14 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[st
             axes.set(title=_BARS[field])
             axes.grid(axis="y", visible=False)
             if field == "share":
-                axes.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1, decimals=0))
+                axes.xaxis.set_major_formatter("{x:.0%}")
             elif max(values) > 50 * min(values):
                 axes.set_xscale("log")
         panels[0].invert_yaxis()  # they share it
-        return write(figure, path, {name: dict(row) for name, row in shown.items()})
+        return write(figure, path, shown)
 
 
-def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     """Draws the cost of a token, and the memory where it was measured, against the number of tokens.
 
     rows: pass, which names the line; tokens; cpu_ms with cpu_ms_least and cpu_ms_most; perhaps peak_bytes and
@@ -64,8 +60,7 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[s
     if not shown:
         raise ValueError("there is nothing to draw: no row has cpu_ms")
     fields = [field for field in _LINES if any(field in row for row in shown.values())]
-    figure = figure_of(1 + 4.6 * len(fields), 4)
-    with style():
+    with drawing(1 + 4.6 * len(fields), 4) as figure:
         panels = figure.subplots(1, len(fields), squeeze=False)[0]
         for axes, field in zip(panels, fields, strict=True):
             title, unit = _LINES[field]
@@ -78,13 +73,8 @@ def speed_lines(rows: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[s
                     axes.fill_between(tokens, *ends, color=colour, alpha=0.15, lw=0)
             axes.set(title=title, xlabel="tokens", xscale="log")
             axes.set_ylim(bottom=0)
-            _lengths(axes, [row["tokens"] for row in shown.values()])
-        lines, names = panels[0].get_legend_handles_labels()
-        figure.legend(lines, names, ncols=len(lines), loc="outside lower center")
-        return write(figure, path, {name: dict(row) for name, row in shown.items()})
-
-
-def _lengths(axes: "Axes", tokens: list[int]) -> None:
-    at = sorted(set(tokens))
-    axes.set_xticks(at, [short(n) for n in at])
-    axes.xaxis.set_minor_locator(matplotlib().ticker.NullLocator())
+            at = sorted({row["tokens"] for row in shown.values()})
+            axes.set_xticks(at, [short(n) for n in at])
+            axes.minorticks_off()
+        legend_below(figure, panels[0])
+        return write(figure, path, shown)

@@ -1,24 +1,21 @@
 """Pictures of a model's state: the memories' weights, norms of keys, and the cost of removing parts."""
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.plots.style import BLUE, MUTED, ORANGE, few, figure_of, layer_colours, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.legends import layer_colours
+from titans_jax.plots.style import BLUE, MUTED, ORANGE, drawing, few, write
+from titans_jax.plots.types import Axes, Figure, Target
 
 Layers = Mapping[int, Mapping[str, NDArray]]
 NEGLIGIBLE = 5e-4  # nats per token, drawn as 0
 _CUTS = (ORANGE, BLUE, "#7a9e4d", "#8b6bb1")
 
 
-def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "Figure":
+def memory_state(first: Layers, last: Layers, path: Target) -> Figure:
     """Draws the matrices of every layer's memory at the end, and beside them their change by the text.
 
     first, last: by layer the fast weights {name: [heads, in, out]}. At most eight layers, two heads and two matrices
@@ -31,8 +28,7 @@ def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "
     names = [list(stacks)[i] for i in few(len(stacks), 2)]
     heads = few(min(len(stack) for stack in stacks.values()), 2)
     columns = [(name, head) for head in heads for name in names]
-    figure = figure_of(3.0 * len(columns) + 0.6, 1.25 * len(layers) + 0.9)
-    with style():
+    with drawing(3.0 * len(columns) + 0.6, 1.25 * len(layers) + 0.9) as figure:
         parts: Any = figure.subfigures(1, 2)
         changes = {layer: {n: last[layer][n] - first[layer][n] for n in last[layer]} for layer in last}
         for part, title, values in zip(parts, ("at the end", "changed by the text"), (last, changes), strict=True):
@@ -55,14 +51,13 @@ def memory_state(first: Layers, last: Layers, path: str | os.PathLike[str]) -> "
         return write(figure, path, {"norm": _norms(last), "norm_of_change": _norms(changes)})
 
 
-def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figure":
+def norms(values: Mapping[str, NDArray], path: Target) -> Figure:
     """Draws box plots over the tokens for each of `values`, [layers, heads, T] by title, such as norms of keys.
 
     Whiskers end at 5% and 95%. Layers that are all nan are left out; at most twelve are drawn. The JSON has medians
     [layers][heads].
     """
-    figure = figure_of(4.1 * len(values), 3.4)
-    with style():
+    with drawing(4.1 * len(values), 3.4) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(values)))
         for axes, (title, array) in zip(panels, values.items(), strict=True):
             layers = [i for i in few(len(array), 12) if np.isfinite(array[i]).any()]
@@ -88,17 +83,16 @@ def norms(values: Mapping[str, NDArray], path: str | os.PathLike[str]) -> "Figur
         return write(figure, path, {"median": medians})
 
 
-def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: str | os.PathLike[str]) -> "Figure":
+def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: Target) -> Figure:
     """Draws the cost of removing each part of each layer, as from `evaluation.ablate`.
 
     Costs below NEGLIGIBLE are drawn as 0; the JSON has the numbers themselves.
     """
-    figure = figure_of(12, 3.6)
     panels = {
         "divergence": "Change of the predictions: KL, nats per token",
         "loss": "Increase of the loss, nats per token",
     }
-    with style():
+    with drawing(12, 3.6) as figure:
         for axes, (name, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
             _bars(axes, {cut: values[name] for cut, values in found.items()})
             axes.set(xlabel="layer", title=title)
@@ -107,7 +101,7 @@ def ablation_bars(found: Mapping[str, Mapping[str, list[float | None]]], path: s
         return write(figure, path, found)
 
 
-def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
+def _bars(axes: Axes, rows: Mapping[str, list[float | None]]) -> None:
     width = 0.8 / len(rows)
     for i, (cut, values) in enumerate(rows.items()):
         places = np.arange(len(values)) + width * (i + 0.5) - 0.4
@@ -120,11 +114,10 @@ def _bars(axes: "Axes", rows: Mapping[str, list[float | None]]) -> None:
     axes.set_xticks(few(len(values), 12))
 
 
-def positions_curve(found: Mapping[str, list[float | None]], path: str | os.PathLike[str]) -> "Figure":
+def positions_curve(found: Mapping[str, list[float | None]], path: Target) -> Figure:
     """Draws loss and accuracy by position, as from `evaluation.by_position`."""
-    figure = figure_of(12, 3.4)
     middle = (np.array(found["first"], float) + np.array(found["last"], float)) / 2
-    with style():
+    with drawing(12, 3.4) as figure:
         loss, accuracy = figure.subplots(1, 2)
         values, error = (np.array(found[name], float) for name in ("loss", "standard_error"))
         loss.fill_between(middle, values - 2 * error, values + 2 * error, color=ORANGE, alpha=0.2, lw=0)

@@ -1,19 +1,17 @@
 """Shared by all pictures: a figure without a window, one style, numbers as JSON beside each picture."""
 
+import contextlib
 import importlib.util
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from titans_jax import files
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from titans_jax.plots.types import Figure, Target
 
 INK, MUTED, GRID = "#1d2433", "#6b7280", "#e5e7eb"
 BLUE, ORANGE = "#4f7cc4", "#d9622b"
@@ -37,9 +35,10 @@ _STYLE = {
 }
 
 
-def figure_of(width: float, height: float) -> "Figure":
-    """An empty figure without a window; sizes in inches."""
-    matplotlib()
+@contextlib.contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure without a window, in our style; sizes in inches. Nothing outside the context changes."""
+    library = matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -47,7 +46,8 @@ def figure_of(width: float, height: float) -> "Figure":
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     figure = Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
-    return figure
+    with library.rc_context(_STYLE):
+        yield figure
 
 
 def available() -> bool:
@@ -62,18 +62,6 @@ def matplotlib() -> Any:
     except ImportError:
         raise ImportError("pictures need matplotlib: pip install titans-jax[plot]") from None
     return matplotlib
-
-
-def style() -> Any:
-    """A context with our style; nothing outside it changes."""
-    return matplotlib().rc_context(_STYLE)
-
-
-def layer_colours(layers: int) -> list[Any]:
-    """A colour for each layer, from the first to the last."""
-    if layers == 1:
-        return [BLUE]
-    return list(matplotlib().colormaps["plasma"](np.linspace(0.08, 0.85, layers)))
 
 
 def few(count: int, most: int) -> list[int]:
@@ -115,7 +103,7 @@ def drawable(text: str) -> str:
     return "".join(letter if ord(letter) in letters else "□" for letter in text)
 
 
-def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> "Figure":
+def write(figure: Figure, path: Target, numbers: Mapping[str, Any]) -> Figure:
     """Write the picture, and its numbers beside it with the ending .json; returns the figure."""
     path = Path(path)
     with files.replacing(path) as file:
@@ -124,7 +112,7 @@ def write(figure: "Figure", path: str | os.PathLike[str], numbers: Mapping[str, 
     return figure
 
 
-def write_numbers(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> None:
+def write_numbers(path: Target, numbers: Mapping[str, Any]) -> None:
     """Write the numbers of a picture beside it, six digits of each; arrays as lists."""
     text = json.dumps(_rounded(numbers)) + "\n"
     files.write(Path(path).with_suffix(".json"), text)
@@ -135,7 +123,7 @@ def _rounded(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, Mapping):
         return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_rounded(part) for part in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,17 +1,14 @@
 """Pictures of a memory that reads a series: a dashboard, a memory that learns, and readings side by side."""
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, figure_of, matplotlib, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.legends import legend_above
+from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, matplotlib, write
+from titans_jax.plots.types import Axes, Figure, Target
 
 RED = "#c0392b"
 SHOWN_WEIGHTS = 12
@@ -20,12 +17,12 @@ SHOWN_WEIGHTS = 12
 def surprise_dashboard(
     series: ArrayLike,
     record: Any,
-    path: str | os.PathLike[str],
+    path: Target,
     *,
     mask: ArrayLike | None = None,
     title: str = "",
     mark: str = "anomaly",
-) -> "Figure":
+) -> Figure:
     """Draws a series, its surprise, the momentum of surprise, what each step wrote, and the memory's size.
 
     Panel 4 has |W_t - W_{t-1}| of the first 12 weights of the first layer, panel 5 the sum of the layers' norms.
@@ -36,8 +33,7 @@ def surprise_dashboard(
         such as `series.SeriesRecord` with snapshots.
       mask: [T] bool, the steps to mark; mark is what they are.
 
-    Raises:
-      ValueError: lengths differ, or there are no weights.
+    Raises ValueError: lengths differ, or there are no weights.
     """
     values, surprise, momentum = (np.asarray(x, np.float32) for x in (series, record.surprise, record.momentum))
     T = len(values)
@@ -50,8 +46,7 @@ def surprise_dashboard(
     changes = np.abs(np.diff(layers[0][:, :SHOWN_WEIGHTS], axis=0)).T
     norms = np.sum([np.linalg.norm(layer, axis=1) for layer in layers], axis=0)
 
-    figure = figure_of(14, 10)
-    with style():
+    with drawing(14, 10) as figure:
         grid = figure.add_gridspec(3, 2)
         places = (grid[0, :], grid[1, 0], grid[1, 1], grid[2, 0], grid[2, 1])
         panels = [figure.add_subplot(place) for place in places]
@@ -64,12 +59,10 @@ def surprise_dashboard(
         _line(panels[4], norms, marked, "Memory Weight Norm", "sum of the layers' norms", colour=INK)
         figure.suptitle(title, fontsize=14, fontweight="bold")
         numbers = {"series": values, "surprise": surprise, "momentum": momentum, "weight_norm": norms}
-        return write(figure, path, {n: x.tolist() for n, x in numbers.items()} | {"marked": marked.tolist()})
+        return write(figure, path, numbers | {"marked": marked})
 
 
-def learning_picture(
-    series: ArrayLike, prediction: ArrayLike, surprise: ArrayLike, shift: int, path: str | os.PathLike[str]
-) -> "Figure":
+def learning_picture(series: ArrayLike, prediction: ArrayLike, surprise: ArrayLike, shift: int, path: Target) -> Figure:
     """Draws a memory that learns a wave, is surprised when the wave changes, and learns the new one.
 
     series: [T]. prediction: [T], of each value, made before it was read. surprise: [T]. shift: the step of the change.
@@ -77,8 +70,7 @@ def learning_picture(
     series, prediction, surprise = (np.asarray(x, np.float32) for x in (series, prediction, surprise))
     T, window = len(series), 10
     mean = np.convolve(surprise, np.ones(window) / window, mode="valid")  # of the last `window` values
-    figure = figure_of(6.4, 3.8)
-    with style(), matplotlib().rc_context({"font.size": 10, "axes.titlesize": 11}):
+    with drawing(6.4, 3.8) as figure, matplotlib().rc_context({"font.size": 10, "axes.titlesize": 11}):
         top, bottom = figure.subplots(2, 1, sharex=True)
         top.plot(series, color=MUTED, lw=4, alpha=0.4, label="the series")
         top.plot(prediction, color=BLUE, lw=1.6, label="the memory's prediction of each value")
@@ -103,12 +95,12 @@ def learning_picture(
 
 def surprise_grid(
     readings: Mapping[str, ArrayLike],
-    path: str | os.PathLike[str],
+    path: Target,
     *,
     mask: ArrayLike | None = None,
     title: str = "",
     ylabel: str = "",
-) -> "Figure":
+) -> Figure:
     """Draws several readings [T] of one series on one scale, two in a row.
 
     readings: by name. mask: [T] bool, the steps to mark. Raises ValueError without readings, or if lengths differ.
@@ -119,15 +111,14 @@ def surprise_grid(
         raise ValueError(f"readings: of {len(lines)} names with lengths {sorted(lengths)}; expected one length")
     marked = _marked(mask, lengths.pop())
     rows = -(-len(lines) // 2)
-    figure = figure_of(12, 1 + 3.2 * rows)
-    with style():
+    with drawing(12, 1 + 3.2 * rows) as figure:
         panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, (name, line) in zip(panels, lines.items(), strict=False):
             _line(axes, line, marked, name, ylabel, colour=BLUE)
         for axes in panels[len(lines) :]:
             axes.set_visible(False)
         figure.suptitle(title, fontsize=13, fontweight="bold")
-        return write(figure, path, {n: x.tolist() for n, x in lines.items()} | {"marked": marked.tolist()})
+        return write(figure, path, lines | {"marked": marked})
 
 
 def _marked(mask: ArrayLike | None, length: int) -> NDArray[np.int64]:
@@ -137,7 +128,7 @@ def _marked(mask: ArrayLike | None, length: int) -> NDArray[np.int64]:
     return np.flatnonzero(found)
 
 
-def _series(axes: "Axes", values: np.ndarray, marked: np.ndarray, mark: str) -> None:
+def _series(axes: Axes, values: np.ndarray, marked: np.ndarray, mark: str) -> None:
     axes.plot(values, color=BLUE if values.ndim == 1 else None, lw=1.2)
     channels = values.reshape(len(values), -1)
     where = np.repeat(marked, channels.shape[1])
@@ -145,11 +136,11 @@ def _series(axes: "Axes", values: np.ndarray, marked: np.ndarray, mark: str) -> 
     axes.set(title="Input Sequence", xlabel="Timestep", ylabel="value")
     axes.set_xlim(-0.5, len(values) - 0.5)
     if len(marked):
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+        legend_above(axes)
 
 
 def _line(
-    axes: "Axes", line: np.ndarray, marked: np.ndarray, title: str, ylabel: str, *, colour: str, log: bool = False
+    axes: Axes, line: np.ndarray, marked: np.ndarray, title: str, ylabel: str, *, colour: str, log: bool = False
 ) -> None:
     for step in marked:
         axes.axvline(step, color=RED, lw=0.8, alpha=0.4, zorder=1.5)
@@ -162,7 +153,7 @@ def _line(
         axes.set_ylim(bottom=0)
 
 
-def _heatmap(axes: "Axes", changes: np.ndarray) -> None:
+def _heatmap(axes: Axes, changes: np.ndarray) -> None:
     weights, steps = changes.shape
     image = axes.imshow(changes, aspect="auto", cmap="YlOrRd", interpolation="nearest",
                         extent=(0.5, steps + 0.5, weights - 0.5, -0.5))  # fmt: skip

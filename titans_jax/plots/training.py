@@ -1,20 +1,17 @@
 """Curves: the losses of a run, and bits per byte and surprise along a stream."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from titans_jax.plots.style import BLUE, ORANGE, few, figure_of, layer_colours, style, write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from titans_jax.plots.legends import layer_colours, layer_labels, legend_above
+from titans_jax.plots.style import BLUE, ORANGE, drawing, write
+from titans_jax.plots.types import Axes, Figure, Target
 
 
-def loss_curve(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> "Figure":
+def loss_curve(records: Iterable[Mapping[str, Any]], path: Target) -> Figure:
     """Draws training and held-out bits per byte against the step; the loss, where a record lacks bits per byte.
 
     records: as from `metrics.read_records`. Raises ValueError if no record has a loss.
@@ -30,8 +27,7 @@ def loss_curve(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[str
                 name: [r[name] for r in chosen if r["split"] == split]}
         for split in ("train", "held_out")
     }  # fmt: skip
-    figure = figure_of(7.5, 4.2)
-    with style():
+    with drawing(7.5, 4.2) as figure:
         axes = figure.subplots()
         steps, values = (np.asarray(numbers["train"][key], float) for key in ("step", name))
         if len(steps):
@@ -61,7 +57,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _mark_lowest(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
+def _mark_lowest(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     if not np.isfinite(values).any():
         return
     at = int(np.nanargmin(values))
@@ -77,7 +73,7 @@ def _mark_lowest(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
     )
 
 
-def _crop_start(axes: "Axes", values: np.ndarray) -> None:
+def _crop_start(axes: Axes, values: np.ndarray) -> None:
     """Crops the highest values, those of the first steps of a long run, so that the others stay distinguishable."""
     finite = values[np.isfinite(values)]
     if len(finite) > 40:
@@ -86,7 +82,7 @@ def _crop_start(axes: "Axes", values: np.ndarray) -> None:
             axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
 
 
-def stream_picture(curves: Mapping[str, Sequence[Any]], path: str | os.PathLike[str]) -> "Figure":
+def stream_picture(curves: Mapping[str, Sequence[Any]], path: Target) -> Figure:
     """Draws bits per byte and, below, the surprise of every layer that has a memory, over the tokens read.
 
     curves: "tokens", where each stretch of the stream ends, "bits_per_byte", "layer_0/surprise" and so on, all of one
@@ -97,24 +93,22 @@ def stream_picture(curves: Mapping[str, Sequence[Any]], path: str | os.PathLike[
     if len({len(line) for line in lines.values()}) != 1 or not len(lines["tokens"]):
         sizes = {name: len(line) for name, line in lines.items()}
         raise ValueError(f"curves: of lengths {sizes}; expected one length, above 0")
-    figure = figure_of(9, 5.6 if layers else 3.4)
-    with style():
+    with drawing(9, 5.6 if layers else 3.4) as figure:
         panels = figure.subplots(2 if layers else 1, 1, sharex=True, squeeze=False)[:, 0]
         tokens = lines["tokens"]
         panels[0].plot(tokens, lines["bits_per_byte"], color=BLUE, lw=1.2)
         panels[0].set(title="Bits per byte, of tokens before the model learns from them", ylabel="bits per byte")
         if layers:
-            named = few(len(layers), 6)
-            for i, (name, colour) in enumerate(zip(layers, layer_colours(len(layers)), strict=True)):
-                label = name.partition("/")[0].replace("_", " ") if i in named else None
+            labels = layer_labels([int(name[6:-9]) for name in layers])
+            for name, colour, label in zip(layers, layer_colours(len(layers)), labels, strict=True):
                 panels[1].plot(tokens, lines[name], color=colour, lw=1.2, label=label)
             panels[1].set(title="Surprise: loss before the write", ylabel="mean loss")
-            panels[1].legend(ncols=len(named), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+            legend_above(panels[1])
             if _decades([lines[name] for name in layers]) > 1:
                 panels[1].set_yscale("log")
         panels[-1].set_xlabel("tokens read")
         panels[-1].xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        return write(figure, path, {name: line.tolist() for name, line in lines.items()})
+        return write(figure, path, lines)
 
 
 def _decades(lines: Sequence[np.ndarray]) -> float:

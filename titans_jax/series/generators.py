@@ -15,9 +15,7 @@ def generate_repeating_with_anomalies(
     """Repeat a pattern and replace some of its values by an anomaly.
 
     Returns the series [T], and a mask [T] of the anomalies.
-
-    Raises:
-      ValueError: an empty pattern, repeats below 1, or an index outside the series.
+    Raises ValueError: an empty pattern, repeats below 1, or an index outside the series.
 
     >>> series, mask = generate_repeating_with_anomalies([1, 2], 2, [1], 9)
     >>> series.tolist(), mask.tolist()
@@ -40,9 +38,7 @@ def generate_frequency_shift(
 
     Frequencies are in cycles per step. The phase is continuous, so no single value reveals the shift.
     Returns the series [length], and the step of the shift [1].
-
-    Raises:
-      ValueError: not 0 < shift_at < length.
+    Raises ValueError: not 0 < shift_at < length.
 
     >>> series, shifts = generate_frequency_shift(6, 0.25, 0.5, shift_at=3)
     >>> np.abs(series).round(3).tolist(), shifts.tolist()

@@ -107,13 +107,11 @@ def series_memory(
       chunk: steps between anchors; 1 is the papers' recurrence, longer chunks run faster and learn more slowly.
       clip: as in `miras`.
 
-    Returns:
-      SeriesMemory(init, process). process is jitted and causal; a split series gives the same record and state.
-      With snapshots it keeps the weights of every step, T times the size of the memory.
+    Returns SeriesMemory(init, process). process is jitted and causal; a split series gives the same record and state.
+    With snapshots it keeps the weights of every step, T times the size of the memory.
 
-    Raises:
-      ValueError: input_dim below 1 or not below memory_dim, a context below 1, a scale not above 0; from process, a
-        series not [T, D].
+    Raises ValueError: input_dim below 1 or not below memory_dim, a context below 1, a scale not above 0; from process,
+    a series not [T, D].
 
     >>> memory = series_memory(series_rule(), input_dim=1)
     >>> pattern = jnp.tile(jnp.array([1.0, 2.0, 3.0]), 20)[:, None]

@@ -94,11 +94,9 @@ def draw_reading(
       memory: None for one of `series_rule()`.
       seed: of the memory's first weights.
 
-    Returns:
-      the record of the reading.
+    Returns the record of the reading.
 
-    Raises:
-      ValueError: as `series_memory` and `plots.surprise_dashboard`.
+    Raises ValueError: as `series_memory` and `plots.surprise_dashboard`.
     """
     values = np.asarray(series, np.float32)
     columns = values.reshape(len(values), -1)
@@ -130,8 +128,7 @@ def run_scenario(
       least_anomaly, the least surprise of an anomaly,
       percentile_99 and largest_other, of the surprise of the other steps.
 
-    Raises:
-      ValueError: the name is unknown.
+    Raises ValueError: the name is unknown.
     """
     if name not in SCENARIOS:
         raise ValueError(f"scenario: {name!r}; it must be one of {', '.join(SCENARIOS)}")

@@ -17,11 +17,9 @@ def anomaly_scores(surprise: ArrayLike, *, window: int = 20, recent: int = 5) ->
       surprise: [T], 0 or more.
       window, recent: steps.
 
-    Returns:
-      scores [T]; the first one is 0.
+    Returns scores [T]; the first one is 0.
 
-    Raises:
-      ValueError: surprise is not [T] or somewhere negative, or not 1 <= recent <= window.
+    Raises ValueError: surprise is not [T] or somewhere negative, or not 1 <= recent <= window.
 
     >>> anomaly_scores([1, 1, 2, 1, 90, 9, 1, 1], window=3, recent=2).round(1).tolist()
     [0.0, 1.0, 2.0, 0.5, 45.0, 0.1, 0.0, 0.0]

@@ -10,7 +10,12 @@ from titans_jax.checkpoint import CheckpointError
 from titans_jax.training.errors import Diverged, Stopped
 from titans_jax.training.trainer import run as train
 
-EXITS = {ValueError: 2, OSError: 2, MemoryError: 2, CheckpointError: 3, Diverged: 4, FloatingPointError: 4, Stopped: 75}
+EXITS: dict[type[Exception], int] = {
+    **dict.fromkeys((ValueError, OSError, MemoryError, ImportError), 2),
+    CheckpointError: 3,
+    **dict.fromkeys((Diverged, FloatingPointError), 4),
+    Stopped: 75,
+}
 
 
 def command(arguments: Sequence[str], prog: str) -> int:

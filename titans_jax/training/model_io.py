@@ -21,7 +21,7 @@ import safetensors.numpy
 from flax import nnx
 
 from titans_jax import config, data, files
-from titans_jax.checkpoint import CheckpointError, Checkpoints
+from titans_jax.checkpoint import CheckpointError, Checkpoints, by_name, kind, require_same
 from titans_jax.config import Experiment
 from titans_jax.nn import LM
 from titans_jax.training.step import define
@@ -55,7 +55,7 @@ def checkpoints_of(folder: str | Path) -> Checkpoints:
 
 def named_parameters(model: LM) -> dict[str, jax.Array]:
     """Every parameter by name, such as "blocks/0/memory/qkv/kernel" [layers, in, out]."""
-    return _named(nnx.to_pure_dict(nnx.split(model)[1]))
+    return by_name(nnx.to_pure_dict(nnx.split(model)[1]), "model")
 
 
 def facts(folder: str | Path, step: int) -> dict[str, Any]:
@@ -76,44 +76,29 @@ def save_model(
     record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
     record["experiment"] = config.to_json(experiment)
     files.write(path / WEIGHTS, weights)
-    save_tokenizer(path, experiment)
-    files.write_json(path / "config.json", record)
-
-
-def save_tokenizer(folder: Path, experiment: Experiment) -> None:
-    """Write the tokenizer's JSON beside a model, if it has one."""
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     if isinstance(tokenizer, data.BPETokenizer):
-        files.write(folder / "tokenizer.json", tokenizer.json)
+        files.write(path / "tokenizer.json", tokenizer.json)
+    files.write_json(path / "config.json", record)
 
 
 def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
     try:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        experiment, step, wanted = config.from_json(record["experiment"]), int(record["step"]), record["sha256"]
+        experiment, step, written = config.from_json(record["experiment"]), int(record["step"]), record["sha256"]
         raw = (folder / WEIGHTS).read_bytes()
         found = safetensors.numpy.load(raw)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}") from None
-    if hashlib.sha256(raw).hexdigest() != wanted:
+    if hashlib.sha256(raw).hexdigest() != written:
         raise CheckpointError(f"{folder}: {WEIGHTS} is not what was written: its sha256 is not the one of config.json")
     if (folder / "tokenizer.json").is_file():
         tokenizer = str(folder / "tokenizer.json")
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, tokenizer=tokenizer))
     definition = define(experiment.model)
     abstract = jax.eval_shape(definition.init, jax.random.key(0))
-    _require_same(folder, _named(abstract), found)
-    arrays = [jnp.asarray(found[name]) for name in _named(abstract)]
+    wanted = by_name(abstract, WEIGHTS)
+    kinds = {name: kind(array) for name, array in found.items()}
+    require_same(f"{folder} does not fit its config.json: {WEIGHTS}", wanted, kinds)
+    arrays = [jnp.asarray(found[name]) for name in wanted]
     return experiment, definition.model(jax.tree.unflatten(jax.tree.structure(abstract), arrays)), step
-
-
-def _require_same(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    for name in dict.fromkeys([*wanted, *found]):
-        there, here = (f"{x[name].dtype}{list(x[name].shape)}" if name in x else "missing" for x in (found, wanted))
-        if there != here:
-            raise CheckpointError(f"{folder} does not fit its config.json: {name} is {there} there, {here} here")
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

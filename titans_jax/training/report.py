@@ -61,9 +61,9 @@ def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[
 
 @jax.jit(static_argnums=0)
 def _memory_info(graphdef: Any, params: Any, tokens: jax.Array) -> Any:
-    """The memory's info on tokens [1, T]."""
+    """The memory's info on tokens [1, T], without the axis of the batch."""
     model = nnx.merge(graphdef, params)
-    return model(tokens, model.init_state(1), aligned=True)[2]
+    return jax.tree.map(lambda x: x[:, 0], model(tokens, model.init_state(1), aligned=True)[2])
 
 
 def _summary(experiment: Experiment, result: dict[str, Any], sample: str, files: list[str]) -> str:

@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """A model before it has arrays: `model(init(key))` is an LM.
+    """A model before it has arrays: `model(init(key))` is the model.
 
     init: key -> params, which may be compiled. axes: the logical axes of each parameter, for `sharding`.
     """
@@ -41,32 +41,30 @@ class Definition(NamedTuple):
     init: Callable[[Array], Any]
     axes: Any
 
-    def model(self, params: Any) -> LM:
+    def model(self, params: Any) -> Any:
         """The model with these parameters."""
         return nnx.merge(self.graphdef, params)
 
 
-def define(config: ModelConfig) -> Definition:
-    """The model that a configuration describes, at no cost: nothing is computed."""
+def define(config: Any, kind: Callable[..., nnx.Module] | None = None) -> Definition:
+    """The model that a configuration describes, at no cost: nothing is computed.
+
+    kind: kind(config, rngs=rngs) makes the model; None for the language model of a ModelConfig.
+    """
     static = []
-    make = InnerLoop if config.learns_inside else LM
+    make = kind or (InnerLoop if config.learns_inside else LM)
 
     def build(key: Array) -> Any:
         graphdef, params = nnx.split(make(config, rngs=nnx.Rngs(key)))
-        static.append((graphdef, jax.tree.map(_axes, params, is_leaf=_is_variable)))
+        axes = jax.tree.map(
+            lambda x: x.get_metadata().get("axes", ()), params, is_leaf=lambda x: isinstance(x, nnx.Variable)
+        )
+        static.append((graphdef, axes))
         return nnx.to_pure_dict(params)
 
     jax.eval_shape(build, jax.random.key(0))
     graphdef, axes = static[0]
     return Definition(graphdef, build, nnx.to_pure_dict(axes))
-
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
-
-
-def _axes(variable: nnx.Variable[Any]) -> tuple[str | None, ...]:
-    return variable.get_metadata().get("axes", ())
 
 
 def optimizer_of(model: ModelConfig, config: optim.OptimConfig, steps: int) -> optax.GradientTransformation:

@@ -8,6 +8,8 @@
 `data.task` selects one for training: rows of `data.sequence` targets, of which only the answer's count.
 """
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,10 +21,10 @@ from titans_jax.data.tokenizer import Tokenizer
 
 TEXT_TASKS: dict[str, TextTask] = {
     "passkey": passkey,
-    "niah_single": ruler.single,
-    "niah_multikey": ruler.multikey,
-    "niah_multivalue": ruler.multivalue,
-    "niah_multiquery": ruler.multiquery,
+    "niah_single": ruler.numbers,
+    "niah_multikey": partial(ruler.numbers, keys=4),
+    "niah_multivalue": partial(ruler.numbers, values=3),
+    "niah_multiquery": partial(ruler.numbers, keys=4, queries=2),
     "variables": ruler.variables,
     "babilong_person": babilong.person,
     "babilong_thing": babilong.thing,
@@ -30,12 +32,12 @@ TEXT_TASKS: dict[str, TextTask] = {
 TOKEN_TASKS: dict[str, TokenTask] = {
     "mqar": recall.mqar,
     "in_context_recall": recall.in_context,
-    "noisy_recall": recall.noisy,
+    "noisy_recall": partial(recall.in_context, noise=1 / 3),
     "selective_copy": recall.selective_copy,
     "memorisation": recall.memorised,
     "parity": formal.parity,
-    "even": formal.even,
-    "abab": formal.abab,
+    "even": partial(formal.repeated, word=b"aa"),
+    "abab": partial(formal.repeated, word=b"abab"),
     "counted": formal.counted,
     "modular": formal.modular,
 }
@@ -54,8 +56,7 @@ def check_task(name: str) -> str:
 def question(name: str, seed: int | tuple[int, ...], size: int, hay: str = "") -> Question:
     """Returns a question of a text task, of at most `size` characters.
 
-    Raises:
-      ValueError: the name is not a text task, or the task does not fit.
+    Raises ValueError: the name is not a text task, or the task does not fit.
 
     >>> asked = question("niah_single", 0, 120, hay="the sea and the sky ")
     >>> asked.question, asked.answer
@@ -69,8 +70,7 @@ def question(name: str, seed: int | tuple[int, ...], size: int, hay: str = "") -
 def row(name: str, seed: int | tuple[int, ...], length: int, tokenizer: Tokenizer, hay: str = "") -> Row:
     """Returns a row of a task, `length` tokens long; a text gets shorter until its tokens fit.
 
-    Raises:
-      ValueError: the task is unknown, or does not fit.
+    Raises ValueError: the task is unknown, or does not fit.
     """
     if check_task(name) in TOKEN_TASKS:
         return TOKEN_TASKS[name](np.random.default_rng(seed), length)

@@ -5,7 +5,7 @@ These are its first two kinds of question, in our own sentences; the hay is the 
 
 import numpy as np
 
-from titans_jax.data.tasks.base import Question, hidden
+from titans_jax.data.tasks.base import Question, asked
 
 PEOPLE = ("Daniel", "Emma", "Jacob", "Lucy", "Peter", "Sophie")
 PLACES = ("attic", "cellar", "garden", "kitchen", "library", "stable")
@@ -17,7 +17,7 @@ def person(rng: np.random.Generator, size: int, hay: str) -> Question:
     walks = [(PEOPLE[i], PLACES[j]) for i, j in zip(rng.integers(6, size=4), rng.integers(6, size=4), strict=True)]
     who, _ = walks[int(rng.integers(4))]
     answer = [place for person, place in walks if person == who][-1]
-    return _asked(rng, size, hay, [f"{a} walked to the {b}." for a, b in walks], f"Where is {who}?", answer)
+    return asked(rng, size, hay, [f"{a} walked to the {b}." for a, b in walks], f"Where is {who}?", f" {answer}.")
 
 
 def thing(rng: np.random.Generator, size: int, hay: str) -> Question:
@@ -27,9 +27,4 @@ def thing(rng: np.random.Generator, size: int, hay: str) -> Question:
     before, after, elsewhere = (PLACES[i] for i in rng.permutation(6)[:3])
     facts = [f"{who} walked to the {before}.", f"{who} took the {what}.", f"{who} walked to the {after}."]
     facts.insert(int(rng.integers(4)), f"{other} walked to the {elsewhere}.")
-    return _asked(rng, size, hay, facts, f"Where is the {what}?", after)
-
-
-def _asked(rng: np.random.Generator, size: int, hay: str, facts: list[str], question: str, answer: str) -> Question:
-    answer = f" {answer}."
-    return Question(hidden(rng, facts, size - len(question) - len(answer), hay), question, answer)
+    return asked(rng, size, hay, facts, f"Where is the {what}?", f" {after}.")

@@ -32,20 +32,20 @@ TokenTask = Callable[[np.random.Generator, int], Row]
 """(rng, length) -> a row of `length` tokens, ids below 255."""
 
 
-def hidden(rng: np.random.Generator, facts: list[str], room: int, hay: str) -> str:
-    """Hides facts at random positions between the words of a text, in their order; returns `room` characters.
+def asked(rng: np.random.Generator, size: int, hay: str, facts: list[str], question: str, answer: str) -> Question:
+    """Hides facts at random positions between the words of a text, in their order, and asks for them at its end.
 
     Args:
       rng: decides where in the hay the text starts, and where the facts go.
-      facts: sentences.
-      room: characters, with the facts and a newline at the end.
+      size: characters of all, question and answer included.
       hay: the text around the facts; after its end it repeats.
+      facts: sentences.
 
-    Raises:
-      ValueError: the facts are longer than the room, or there is no hay.
+    Raises ValueError: the facts are longer than the room, or there is no hay.
     """
     if not hay:
         raise ValueError("there is no hay: the task needs a text to hide its facts in")
+    room = size - len(question) - len(answer)  # of the facts, the text between them and a newline at the end
     size = room - 1 - sum(len(fact) + 1 for fact in facts)
     if size < 0:
         raise ValueError(f"the task's facts do not fit into {room} characters; raise data.sequence by {-size}")
@@ -57,7 +57,7 @@ def hidden(rng: np.random.Generator, facts: list[str], room: int, hay: str) -> s
         cut = max(end, text.rfind(" ", 0, int(position) + 1) + 1)  # after a word
         parts += [text[end:cut], fact, " "]
         end = cut
-    return "".join([*parts, text[end:], "\n"])
+    return Question("".join([*parts, text[end:], "\n"]), question, answer)
 
 
 def text_row(question: Question, tokenizer: Tokenizer, length: int) -> Row | None:

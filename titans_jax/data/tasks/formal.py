@@ -23,18 +23,12 @@ def parity(rng: np.random.Generator, length: int) -> Row:
     return _row(A + ones, np.cumsum(ones) % 2)
 
 
-def even(rng: np.random.Generator, length: int) -> Row:
-    """(aa)*: the label is 1 after an even number of a's, and always 0 after a b, which half of the rows have."""
-    return _repeated(rng, length, np.array([A, A]))
+def repeated(rng: np.random.Generator, length: int, word: bytes) -> Row:
+    """(word)*: the label is 1 after whole copies of the word, and always 0 after a wrong letter.
 
-
-def abab(rng: np.random.Generator, length: int) -> Row:
-    """(abab)*: the label is 1 after whole copies of abab, and always 0 after the first wrong letter."""
-    return _repeated(rng, length, np.array([A, B, A, B]))
-
-
-def _repeated(rng: np.random.Generator, length: int, word: NDArray) -> Row:
-    right = np.resize(word, length)
+    Half of the rows have one.
+    """
+    right = np.resize(np.frombuffer(word, np.uint8), length).astype(int)
     letters = right.copy()
     if rng.integers(2):
         wrong = rng.integers(length)

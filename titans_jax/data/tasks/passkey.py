@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from titans_jax.data.tasks.base import Question, hidden
+from titans_jax.data.tasks.base import Question, asked
 
 NOISE = "Hay lay in the barn. Rain fell on the road. A cat slept all day. Time went by and nothing came of it. "
 NEEDLE = "The pass key is {key}. Keep it in mind: {key} is the pass key."
@@ -30,4 +30,4 @@ def passkey(rng: np.random.Generator, size: int, hay: str) -> Question:
     key = random_key(rng)
     answer = ANSWER.format(key=key)
     facts = [NEEDLE.format(key=key), *[QUESTION + answer] * (ASKED - 1)]
-    return Question(hidden(rng, facts, size - len(QUESTION) - len(answer), NOISE), QUESTION, answer)
+    return asked(rng, size, NOISE, facts, QUESTION, answer)

@@ -25,7 +25,10 @@ def mqar(rng: np.random.Generator, length: int) -> Row:
 
 
 def in_context(rng: np.random.Generator, length: int, noise: float = 0.0) -> Row:
-    """Random pairs of a key and its value; a value counts where its key was shown before."""
+    """Random pairs of a key and its value; a value counts where its key was shown before.
+
+    noise: the share of pairs, about, that are noise, from ids of their own.
+    """
     count = length // 2 + 1
     keys = rng.integers(1, 17, count)
     values = rng.integers(SYMBOLS + 1, SYMBOLS + 17, 17)[keys]
@@ -35,11 +38,6 @@ def in_context(rng: np.random.Generator, length: int, noise: float = 0.0) -> Row
     seen = np.array([key in keys[:i][~noisy[:i]] for i, key in enumerate(keys)]) & ~noisy
     tokens, counts = pairs.ravel(), np.stack([np.zeros(count, bool), seen], 1).ravel()
     return _next(tokens[: length + 1], counts[: length + 1])
-
-
-def noisy(rng: np.random.Generator, length: int) -> Row:
-    """`in_context` where a third of the pairs are noise, from ids of their own."""
-    return in_context(rng, length, noise=1 / 3)
 
 
 def selective_copy(rng: np.random.Generator, length: int) -> Row:

@@ -5,7 +5,7 @@ These are its kinds of task, in our own sentences; the hay is the corpus.
 
 import numpy as np
 
-from titans_jax.data.tasks.base import Question, hidden
+from titans_jax.data.tasks.base import Question, asked
 from titans_jax.data.tasks.passkey import random_key
 
 NAMES = (
@@ -14,35 +14,21 @@ NAMES = (
 )
 
 
-def single(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """One name with one number."""
-    return _numbers(rng, size, hay, keys=1, values=1, queries=1)
+def numbers(
+    rng: np.random.Generator, size: int, hay: str, keys: int = 1, values: int = 1, queries: int = 1
+) -> Question:
+    """So many names (`keys`) with so many numbers each (`values`); the question is for some of the names (`queries`).
 
-
-def multikey(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Four names with a number each; the question is for one of them."""
-    return _numbers(rng, size, hay, keys=4, values=1, queries=1)
-
-
-def multivalue(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """One name with three numbers; the question is for all of them, in the order of the text."""
-    return _numbers(rng, size, hay, keys=1, values=3, queries=1)
-
-
-def multiquery(rng: np.random.Generator, size: int, hay: str) -> Question:
-    """Four names with a number each; the question is for two of them."""
-    return _numbers(rng, size, hay, keys=4, values=1, queries=2)
-
-
-def _numbers(rng: np.random.Generator, size: int, hay: str, keys: int, values: int, queries: int) -> Question:
+    The answer has the numbers of a name in the order of the text.
+    """
     names = [NAMES[i] for i in rng.permutation(len(NAMES))[:keys]]
     pairs = [(name, random_key(rng, 4)) for name in names for _ in range(values)]
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    asked = [names[i] for i in rng.permutation(keys)[:queries]]
-    answer = "".join(f" {number}" for name in asked for other, number in pairs if other == name) + "."
-    question = f"Which number has {' and '.join(asked)}?"
+    chosen = [names[i] for i in rng.permutation(keys)[:queries]]
+    answer = "".join(f" {number}" for name in chosen for other, number in pairs if other == name) + "."
+    question = f"Which number has {' and '.join(chosen)}?"
     facts = [f"The number of {name} is {number}." for name, number in pairs]
-    return Question(hidden(rng, facts, size - len(question) - len(answer), hay), question, answer)
+    return asked(rng, size, hay, facts, question, answer)
 
 
 def variables(rng: np.random.Generator, size: int, hay: str) -> Question:
@@ -53,4 +39,4 @@ def variables(rng: np.random.Generator, size: int, hay: str) -> Question:
     facts = [steps[chain].pop(0) for chain in rng.permutation([0, 0, 0, 1, 1, 1])]
     value, chain = chains[int(rng.integers(2))]
     question, answer = f"Which letters are {value}?", " " + " ".join(chain) + "."
-    return Question(hidden(rng, facts, size - len(question) - len(answer), hay), question, answer)
+    return asked(rng, size, hay, facts, question, answer)
