@@ -1,7 +1,7 @@
 """Functional memories: networks that learn while they read. Imports jax alone."""
 
 from titans_jax.memory import architecture, bias, features, functional, learner, presets, retention
-from titans_jax.memory.api import IMPLEMENTATIONS, miras, unit_rate
+from titans_jax.memory.api import IMPLEMENTATIONS, miras, unit_clip, unit_rate
 from titans_jax.memory.presets import PRESETS
 from titans_jax.memory.types import (
     Architecture,
@@ -39,5 +39,6 @@ __all__ = [
     "miras",
     "presets",
     "retention",
+    "unit_clip",
     "unit_rate",
 ]

@@ -23,6 +23,7 @@ from titans_jax.memory.types import (
     State,
     Weights,
     current,
+    initial_read,
     initial_state,
 )
 from titans_jax.memory.unroll import unroll
@@ -88,7 +89,8 @@ def miras(
         return initial_state(rule, rule.retention.lift(weights))
 
     def read(state: State, q: Array) -> Array:
-        return rule.architecture.apply(current(rule, state), q.astype(_dtype(state))).astype(q.dtype)
+        x = q.astype(_dtype(state))
+        return (rule.architecture.apply(current(rule, state), x) - initial_read(rule, state, x)).astype(q.dtype)
 
     def update(
         state: State,
@@ -104,7 +106,7 @@ def miras(
         _check_call(learner, q, k, v, gates, chunk, valid, residual)
         tokens = prepared(rule, jax.tree.map(lambda x: x.astype(_dtype(state)), Tokens(q, k, v, gates)))
         (y, info), state, anchors = run(state, tokens, valid, reset, residual)
-        return y.astype(q.dtype), state, info._replace(anchors=anchors)
+        return (y - initial_read(rule, state, tokens.q)).astype(q.dtype), state, info._replace(anchors=anchors)
 
     return Memory(init, read, update)
 
@@ -133,6 +135,18 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
         ones = jnp.ones(b)
         grads = unroll(learner, Gates(ones, momentum * ones, ones), None).last_grad[0]
         return 1 / (max(rule.bias.curvature, 1.0) * gain * float(jnp.abs(grads).sum()))
+
+
+def unit_clip(rule: Rule, chunk: int, dim: int) -> float:
+    """The norm of the change that writes a chunk of distinct tokens in full: sqrt(chunk dim / gain).
+
+    Their keys are orthonormal, and the output changes by a vector of norm sqrt(dim) at each.
+
+    >>> from titans_jax.memory import presets, unit_clip
+    >>> unit_clip(presets.deltanet(64), chunk=16, dim=64), unit_clip(presets.titans(64), chunk=32, dim=64)
+    (32.0, 2.0)
+    """
+    return (chunk * dim / rule.architecture.gain) ** 0.5
 
 
 def _dtype(state: State) -> jnp.dtype:

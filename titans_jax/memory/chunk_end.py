@@ -52,7 +52,8 @@ def new_stream(rule: Rule, state: State) -> State:
     if state.origin is not None:
         zeros = jax.tree.map(jnp.zeros_like, state.dual)
         state = state._replace(origin=from_origin(state), dual=zeros)
-    return chunk_start(rule, state)._replace(step=jnp.zeros((), jnp.int32))
+    state = chunk_start(rule, state)._replace(step=jnp.zeros((), jnp.int32))
+    return state._replace(initial=rule.retention.link(state.anchor)) if rule.relative else state
 
 
 def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:

@@ -84,12 +84,12 @@ def with_reset(reset: Reset | None, here: Array, state: State) -> State:
     """The reset state where `here` is true, else the state. Step and origin are those of the stream."""
     if reset is None:
         return state
-    step, origin = state.step, state.origin
+    step, origin, initial = state.step, state.origin, state.initial
     if origin is not None:  # the weights of the reset state, relative to the stream's origin
         dual = jax.tree.map(jnp.subtract, from_origin(reset.state), origin)
         reset = reset._replace(state=reset.state._replace(dual=dual))
-    new, old = (each._replace(step=jnp.int32(0), origin=None) for each in (reset.state, state))
-    return select(here, new, old)._replace(step=step, origin=origin)
+    new, old = (each._replace(step=jnp.int32(0), origin=None, initial=None) for each in (reset.state, state))
+    return select(here, new, old)._replace(step=step, origin=origin, initial=initial)
 
 
 GROUP = 32
@@ -165,16 +165,16 @@ def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> St
         """valid: [chunks, size], or None where the rows are tokens of one chunk that do not reach its end."""
         at_start = valid is not None and all_valid(valid)
         touched = valid is None or isinstance(valid, np.ndarray) and bool(valid.any(1).all())
-        rows, origin = None if all_valid(valid) else jnp.asarray(valid), state.origin
+        rows, origin, initial = None if all_valid(valid) else jnp.asarray(valid), state.origin, state.initial
         state = state._replace(step=jnp.asarray(state.step))
 
         def carried(state: State) -> State:
             """Drop fields that are constant or can be rebuilt at a chunk start."""
-            state = state._replace(origin=None)
+            state = state._replace(origin=None, initial=None)
             return state._replace(anchor={}, weights=None) if at_start else state
 
         def rebuilt(state: State) -> State:
-            state = state._replace(origin=origin)
+            state = state._replace(origin=origin, initial=initial)
             return chunk_start(rule, state) if at_start else state
 
         def body(state: State, xs: tuple[Any, ...]) -> tuple[State, Any]:

@@ -111,7 +111,8 @@ def tnt(
         return _at_start(rule, state, local, jnp.zeros((len(first),) * 2, first.dtype))
 
     def read(state: TNTState, q: Array) -> Array:
-        y = main.read(State(state.global_memory.anchor, (), {}, state.step), q)
+        main_state = state.global_memory
+        y = main.read(State(main_state.anchor, (), {}, state.step, initial=main_state.initial), q)
         x = q @ state.pi.astype(q.dtype)
         return functools.reduce(
             jnp.add, (part.read(s, x) for part, s in zip(parts, state.local_memories, strict=True)), y
@@ -124,7 +125,7 @@ def tnt(
             zeros = jax.tree.map(jnp.zeros_like, local)
             dual = zeros.dual if dual is None else dual
             anchor = dual if local.origin is None else local.origin
-            return zeros._replace(dual=dual, anchor=anchor, origin=local.origin)
+            return zeros._replace(dual=dual, anchor=anchor, origin=local.origin, initial=local.initial)
 
         start = state.start_dual or (None,) * len(parts)
         return state._replace(local_memories=tuple(map(one, state.local_memories, start)), pi=state.start_pi)

@@ -65,6 +65,7 @@ class State(NamedTuple):
     origin: the dual at the stream's start where forgetting returns to it, or None for an origin of zero.
     weights: W, where the link acts at chunk ends only, or None where W = link(origin + dual).
     window: the last tokens, for a learner with a window, or None.
+    initial: W_0, for a rule with relative reads, or None.
     """
 
     dual: Weights
@@ -74,6 +75,7 @@ class State(NamedTuple):
     origin: Weights | None = None
     weights: Weights | None = None
     window: Window | None = None
+    initial: Weights | None = None
 
 
 def state_axes(axes: Any, step: Any = None) -> State:
@@ -199,12 +201,16 @@ class Learner(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """MIRAS' four choices: what the memory is, what it minimises, how it forgets, how it learns."""
+    """MIRAS' four choices: what the memory is, what it minimises, how it forgets, how it learns.
+
+    relative: whether reads are of what was learned, y_t = M(W_t; q_t) - M(W_0; q_t), in place of y_t = M(W_t; q_t).
+    """
 
     architecture: Architecture
     bias: Bias
     retention: Retention
     learner: Learner
+    relative: bool = False
 
 
 class Memory(NamedTuple):
@@ -237,7 +243,8 @@ def initial_state(rule: Rule, dual: Weights) -> State:
     traces = tuple(jax.tree.map(jax.numpy.zeros_like, dual) for _ in range(rule.learner.traces))
     weights = rule.retention.link(dual) if rule.retention.carries_weights else None
     step: Any = np.int32(0)
-    return State(dual, traces, anchor, step, origin, weights, _empty_window(rule, dual))
+    initial = rule.retention.link(jax.tree.map(lambda x: x + 0, anchor)) if rule.relative else None
+    return State(dual, traces, anchor, step, origin, weights, _empty_window(rule, dual), initial)
 
 
 def _empty_window(rule: Rule, like: Weights) -> Window | None:
@@ -269,6 +276,11 @@ def current(rule: Rule, state: State) -> Linear:
     if (origin := state.origin) is None:
         return dense(current_weights(rule, state))
     return lambda name, x: x @ origin[name] + x @ state.dual[name]
+
+
+def initial_read(rule: Rule, state: State, q: Array) -> Array | float:
+    """M(W_0; q) [T, D], which relative reads subtract; 0 for other reads."""
+    return 0.0 if state.initial is None else rule.architecture.apply(dense(state.initial), q)
 
 
 def losses(rule: Rule, linear: Linear, tokens: Window) -> Array:
