@@ -17,7 +17,7 @@ def get_config() -> Experiment:
             head_dim=16,
             attention="full",
             context=512,
-            memory=MemoryConfig(rule="dgd_linear", chunk=8, max_rate=16.0, clip=8.0, heads=2, head_dim=16, conv=0),
+            memory=MemoryConfig(rule="dgd_linear", chunk=8, max_rate=2.0, clip=0.7, heads=2, head_dim=16, conv=0),
             cms=CMSConfig(periods=(0,)),
         ),
         data=DataConfig(task="parity", sequence=32, batch=32),

@@ -93,7 +93,7 @@ def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
 @pytest.mark.parametrize(
     "row",
     [
-        dict(block="hope", rule="dgd", max_rate=0.2, cms=dict(rate=0.1)),
+        dict(block="hope", rule="dgd", max_rate=0.02, cms=dict(rate=0.1)),
         dict(block="hope_attention", attention="sliding", cms=dict(rate=0.1, variant="nested")),
         dict(block="mag", rule="titans", chunk=16, shard=8, local_chunks=(4,)),
     ],

@@ -28,7 +28,7 @@ from titans_jax.nn.cms import CMS
 from titans_jax.nn.layers import SwiGLU
 
 CMS_STATIC = CMSConfig(periods=(8, 16), rate=0.0)
-HOPE = dict(block="hope", rule="dgd", chunk=SEGMENT // 2, conv=4)
+HOPE = dict(block="hope", rule="dgd", chunk=SEGMENT // 2, conv=4, max_rate=0.25)
 ROWS = [
     HOPE,
     dict(block="hope,hope_attention", rule="titans", attention="sliding", residual="value", conv=0),

@@ -86,6 +86,9 @@ class NeedleConfig:
             chunk=self.segment_size,
             expansion=2 if network else None,
             conv=4 if self.dsconv else 0,
+            clip=0.25,
+            relative_read=False,  # the surprise is the error of M(k) itself
+            sized_values=False,
         )
         return ModelConfig(
             dim=self.dim,

@@ -205,14 +205,11 @@ class MAG(LMM):
 
 
 class Gating(nnx.Module):
-    """The gate of Titans Eq 25 and 28: sigmoid(RMSNorm(y)) * RMSNorm(m). Each norm has its own gain.
-
-    The gain of m starts at 0.1. Embeddings start at 0.02, and an untrained memory must not drown them.
-    """
+    """The gate of Titans Eq 25 and 28: sigmoid(RMSNorm(y)) * RMSNorm(m). Each norm has its own gain."""
 
     def __init__(self, dim: int) -> None:
         self.gate = RMSNorm(dim)
-        self.value = RMSNorm(dim, scale=0.1)
+        self.value = RMSNorm(dim)
 
     def __call__(self, y: Array, m: Array) -> Array:
         """y, m: [B, T, E]."""

@@ -5,7 +5,7 @@ import functools
 import inspect
 from typing import Any, Literal
 
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras, unit_clip
 from titans_jax.memory.presets import GATES, GateStyle
 from titans_jax.memory.tnt import tnt
 
@@ -34,7 +34,8 @@ class MemoryConfig:
     chunk: int = 64
     """tokens of a chunk: gradients are taken at the weights of its start, so it is part of the mathematics"""
     clip: float | None = 1.0
-    """the largest change of a head's memory in one chunk; None for no limit, as in the papers"""
+    """the largest change of a head's memory in one chunk, in units of titans_jax.memory.unit_clip; None for no limit,
+    as in the papers"""
     heads: int = 4
     """memories of a layer, one for each head"""
     head_dim: int = 64
@@ -43,8 +44,12 @@ class MemoryConfig:
     """width of the causal convolution on queries, keys and values; 0 for none"""
     channel_keep: bool | None = None
     """one decay for each channel, intended for chunk 16; None follows the rule's paper"""
+    relative_read: bool = True
+    """read what was learned, M(W_t; q) - M(W_0; q); false is the paper's read, M(W_t; q)"""
+    sized_values: bool = True
+    """give values the norm sqrt(head_dim), that of a normed memory's output; false leaves them as projected"""
     max_rate: float = 1.0
-    """the largest test-time rate, in units of titans_jax.memory.unit_rate; rates start at half of it"""
+    """the largest test-time rate, in units of titans_jax.memory.unit_rate of one token; rates start at half of it"""
     momentum: float = 0.5
     """initial value of the momentum gates"""
     forget: float = 1 / 256
@@ -116,14 +121,20 @@ def rule_of(config: MemoryConfig) -> Rule:
             known = ", ".join(takes) or "none"
             raise ValueError(f"model.memory.{name}: {config.rule} has no such option; its options: {known}")
     defaults = {"to_origin": True} if "to_origin" in takes else {}
-    return preset(config.head_dim, **defaults | config.options)
+    return preset(config.head_dim, **defaults | config.options)._replace(relative=config.relative_read)
 
 
 def memory_of(config: MemoryConfig) -> Memory:
     """The pure functions of a layer's memory, for one sequence and one head. Raises what `miras` and `tnt` raise."""
     c = config
     make = functools.partial(tnt, local_chunks=c.local_chunks, shard=c.shard) if c.local_chunks else miras
-    return make(rule_of(c), chunk=c.chunk, clip=c.clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
+    clip = clip_of(c)
+    return make(rule_of(c), chunk=c.chunk, clip=clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
+
+
+def clip_of(config: MemoryConfig) -> float | None:
+    """The largest Frobenius norm of a chunk's change, or None."""
+    return None if config.clip is None else config.clip * unit_clip(rule_of(config), config.chunk, config.head_dim)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from titans_jax.memory.self_modifying import MEMORIES, Readout, SelfModifying, s
 from titans_jax.memory.types import state_axes
 from titans_jax.nn.blocks import Activations, Block, Transformer
 from titans_jax.nn.cms import CMS, CMSState
-from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.nn.config import ModelConfig, clip_of, rule_of
 from titans_jax.nn.introspect import Introspection, memory_change
 from titans_jax.nn.layers import (
     Conv,
@@ -41,10 +41,10 @@ class SelfModifyingLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         c = config.memory
         self.config, self.dtype = c, config.dtype
-        self.max_rate = c.max_rate * unit_rate(rule_of(c), c.chunk, c.momentum)
+        self.max_rate = c.max_rate * unit_rate(rule_of(c), 1)
         size = c.heads * c.head_dim
         self.inputs = Linear(config.dim, 2 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
-        self.conv = Conv(c.conv, 2 * size) if c.conv else None
+        self.conv = Conv(c.conv, 2 * size, rngs=rngs) if c.conv else None
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         self.momentum = gate(c.heads, bias=logit(c.momentum))
         self.rate = GateReadout(c.heads, c.head_dim, 0.0, rngs=rngs)
@@ -65,7 +65,7 @@ class SelfModifyingLayer(nnx.Module):
             rule_of(c),
             chunk=c.chunk,
             max_rate=self.max_rate,
-            clip=c.clip,
+            clip=clip_of(c),
             implementation=c.implementation,
             matmul_dtype=c.matmul_dtype,
             frozen=c.frozen,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from titans_jax import sharding
 from titans_jax.memory import Weights
@@ -86,8 +87,8 @@ def broadcast_batch(x: Array, batch: int, *axes: str | None) -> Array:
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + 1e-6) * scale over the last axis, in float32."""
 
-    def __init__(self, size: int, scale: float = 1.0) -> None:
-        self.scale = param(jnp.full(size, scale), None)
+    def __init__(self, size: int) -> None:
+        self.scale = param(jnp.ones(size), None)
 
     def __call__(self, x: Array) -> Array:
         """x: [..., size] -> the same, of x's dtype."""
@@ -115,14 +116,18 @@ class SwiGLU(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """Causal depthwise convolution over time: y_t = sum_i taps_i x_{t-i}, initialised as the identity.
+    """Causal depthwise convolution over time: y_t = sum_i taps_i x_{t-i}.
+
+    Channels where mixes [channels] is true start with random taps, which keep the variance; the others as the identity.
 
     Together with the projection before it, the depthwise-separable convolution of Titans (section 4.4). The state is
     the last width - 1 inputs, [B, width - 1, channels].
     """
 
-    def __init__(self, width: int, channels: int) -> None:
-        self.taps = param(jnp.zeros((width, channels)).at[0].set(1.0), None, None)
+    def __init__(self, width: int, channels: int, *, mixes: ArrayLike = False, rngs: nnx.Rngs) -> None:
+        bound = (3 / width) ** 0.5
+        random = jax.random.uniform(rngs.params(), (width, channels), minval=-bound, maxval=bound)
+        self.taps = param(jnp.where(mixes, random, jnp.zeros((width, channels)).at[0].set(1.0)), None, None)
         self.width = width
 
     def init_state(self, batch: int, dtype: str) -> Array:

@@ -20,7 +20,8 @@ from titans_jax.sharding import BATCH_HEADS
 class MemoryLayer(nnx.Module):
     """y = W_O(RMSNorm(M_t(q_t)) * silu(x W_g)). M_t is M_{t-1} after the write of (k_t, v_t).
 
-    q and k are l2-normalised. The memory's initial weights are parameters, stored as duals (see `Retention.lift`).
+    q and k are l2-normalised, and v has the norm sqrt(D) (`sized_values`). Reads are of what was learned,
+    M_t(q) - M_0(q) (`relative_read`). The memory's initial weights are parameters, stored as duals (`Retention.lift`).
     A memory with persistent tokens reads them before a stream's first token (Titans Eq 28-29).
     """
 
@@ -108,6 +109,7 @@ class MemoryLayer(nnx.Module):
         """
         (q, k, v), conv = self.qkv(x, state.conv, age, valid)
         q, k = l2_normalise(q), l2_normalise(k)
+        v = self.config.head_dim**0.5 * l2_normalise(v) if self.config.sized_values else v
         gates = self.modulate_gates(self.gates(x), state.memory, k, v)
         reads, memory, info = self._update(state.memory, (q, k, v, gates), valid, reset, residual)
         rate, keep = (gate.mean(-1) if gate.ndim == 4 else gate for gate in (gates.rate, gates.keep))

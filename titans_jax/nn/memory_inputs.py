@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -14,7 +15,11 @@ from titans_jax.nn.layers import Conv, Linear, Valid, logit, param, split_heads
 
 
 class QKV(nnx.Module):
-    """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with one k and v for each write of a token."""
+    """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with one k and v for each write of a token.
+
+    The convolution of queries and keys starts as a random mix of the last tokens: a value is then stored under the
+    tokens before it from the first step on. That of values starts as the identity.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         c = config.memory
@@ -22,7 +27,8 @@ class QKV(nnx.Module):
         self.writes = rule_of(c).learner.writes_per_token
         channels = (1 + 2 * self.writes) * c.heads * c.head_dim
         self.linear = Linear(config.dim, channels, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
-        self.conv = Conv(c.conv, channels) if c.conv else None
+        is_value = np.arange(channels) % (channels // c.heads) >= (1 + self.writes) * c.head_dim
+        self.conv = Conv(c.conv, channels, mixes=~is_value, rngs=rngs) if c.conv else None
 
     def init_state(self, batch: int) -> Array | None:
         """The convolution's inputs before the first token."""
@@ -63,7 +69,7 @@ class WriteGates(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         c, rule = config.memory, rule_of(config.memory)
         self.config = c
-        self.max_rate = c.max_rate * unit_rate(rule, c.chunk, c.momentum)
+        self.max_rate = c.max_rate * unit_rate(rule, 1)
         self.writes = rule.learner.writes_per_token
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         channels = {"scalar": c.heads, "channel": c.heads * c.head_dim}.get(c.gates.keep)

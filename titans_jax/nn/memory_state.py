@@ -71,12 +71,12 @@ def readable(state: Any) -> Any:
             global_memory=readable(state.global_memory), local_memories=local, start_dual=(), start_pi=state.pi
         )
     dual = from_origin(state)
-    return State(dual, (), dual, state.step)
+    return State(dual, (), dual, state.step, initial=state.initial)
 
 
 def at_chunk_start(state: State) -> State:
     """The part of a state that a read needs, with the weights at the chunk's start."""
-    return State(state.anchor, (), state.anchor, state.step)
+    return State(state.anchor, (), state.anchor, state.step, initial=state.initial)
 
 
 def as_tuple(weights: Any) -> Any:

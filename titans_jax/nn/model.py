@@ -68,7 +68,7 @@ class LM(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         config.check()
         self.config = config
-        embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.dim)) * 0.02
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, config.dim)) * config.dim**-0.5
         self.embedding = param(embedding, "vocab", "embed")
         self.positions = positions_of(config.positions, config.dim, config.segment, config.context, rngs)
 
