@@ -41,7 +41,7 @@ FORMAL_MODELS: dict[str, tuple[str, ...]] = {
 """The changes of each to the experiment that is compared.
 
 To count modulo 2, a write must change the sign of what a memory holds under its key, which it multiplies by
-keep - rate. The rate may reach 2 in deltanet-flip and in hope (16 times the unit rate of a chunk of 8). Where it
+keep - rate. The rate may reach 2 in deltanet-flip and in hope. Where it
 reaches 1, deltanet can still do it, with a keep of 0.
 HOPE writes with one key and rate to the memories that give keys and rates; in hope-frozen these are not written.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from titans_jax import config, files, plots, results, training
-from titans_jax.bench import comparisons, interleave, memory, steps
+from titans_jax.bench import comparisons, interleave, memory, recall, steps
 from titans_jax.bench.interleave import MATMUL, Plan
 from titans_jax.bench.report import Report, Rows
 from titans_jax.cli.options import first_line, names, positive, positives, rates, stopped
@@ -28,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     kind("--optimizers", "adamw,muon,m3", names, f"some of {', '.join(OPTIMIZERS)}")
     kind("--rates", "1e-3,3e-3,1e-2,3e-2", rates, "learning rates to try")
     kind("--seeds", 3, positive, "seeds at the best rate")
+    kind = _kind(kinds, bench_recall, trainings, config="recall", steps=300)
+    kind("--models", ",".join(recall.MODELS), names, "models: BLOCK:RULE, or a block without a memory")
+    kind("--seeds", 10, positive, "seeds of each training")
     kind = _kind(kinds, bench_formal, trainings, config="formal", steps=500)
     models = ",".join(comparisons.FORMAL_MODELS)
     kind("--models", models, names, "models")
@@ -145,6 +148,11 @@ def bench_rules(options: argparse.Namespace, base: config.Experiment, rows: Rows
 def bench_optimizers(options: argparse.Namespace, base: config.Experiment, rows: Rows) -> Report:
     """Tune each optimizer over the same learning rates; compare losses over seeds and the cost of a step."""
     return comparisons.optimizers(base, options.optimizers, options.rates, options.seeds, rows)
+
+
+def bench_recall(options: argparse.Namespace, base: config.Experiment, rows: Rows) -> Report:
+    """Train models to recall facts from beyond attention's window: steps to learn and accuracy over seeds."""
+    return recall.recall(base, options.models, options.seeds, rows)
 
 
 def bench_formal(options: argparse.Namespace, base: config.Experiment, rows: Rows) -> Report:

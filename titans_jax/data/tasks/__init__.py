@@ -2,8 +2,8 @@
 
 - text, hidden in the corpus: passkey; RULER-style niah_single, niah_multikey, niah_multivalue,
   niah_multiquery and variables; BABILong-style babilong_person and babilong_thing.
-- tokens: mqar; MAD-style in_context_recall, noisy_recall, selective_copy and memorisation; the formal languages parity,
-  even ((aa)*), abab ((abab)*), counted (a^n b^n) and modular.
+- tokens: mqar, and mqar_16 with 16 keys and values; MAD-style in_context_recall, noisy_recall, selective_copy and
+  memorisation; the formal languages parity, even ((aa)*), abab ((abab)*), counted (a^n b^n) and modular.
 
 `data.task` selects one for training: rows of `data.sequence` targets, of which only the answer's count.
 """
@@ -31,6 +31,7 @@ TEXT_TASKS: dict[str, TextTask] = {
 }
 TOKEN_TASKS: dict[str, TokenTask] = {
     "mqar": recall.mqar,
+    "mqar_16": partial(recall.mqar, symbols=16),
     "in_context_recall": recall.in_context,
     "noisy_recall": partial(recall.in_context, noise=1 / 3),
     "selective_copy": recall.selective_copy,

@@ -12,10 +12,10 @@ SYMBOLS = 64
 MARK = 2 * SYMBOLS + 1
 
 
-def mqar(rng: np.random.Generator, length: int) -> Row:
+def mqar(rng: np.random.Generator, length: int, symbols: int = SYMBOLS) -> Row:
     """`synthetic.recall`: a quarter of the row shows pairs, a quarter asks for each; filler (0) between."""
-    pairs = max(1, min(length // 8, SYMBOLS))
-    made = recall(int(rng.integers(2**32)), 1, pairs=pairs, queries=pairs, symbols=SYMBOLS)
+    pairs = max(1, min(length // 8, symbols))
+    made = recall(int(rng.integers(2**32)), 1, pairs=pairs, queries=pairs, symbols=symbols)
     inputs, targets = np.zeros(length, np.int32), np.zeros(length, np.int32)
     mask = np.zeros(length, np.float32)
     shown, asked = slice(0, 2 * pairs), slice(length - 2 * pairs + 1, length)
