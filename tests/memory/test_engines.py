@@ -12,7 +12,7 @@ import pytest
 
 from tests.compiling import QUICK
 from tests.jaxprs import equations
-from tests.laws import MEMBERS, RULES, SAME, close, in_fast_lane, same
+from tests.laws import MEMBERS, RULES, SAME, close, same
 from tests.memory.situations import CHUNK, Case, absolute, fixed_weights, row, situations
 from titans_jax.memory import PRESETS, Gates, Reset, State, miras
 from titans_jax.memory.stream import GROUP
@@ -28,6 +28,7 @@ def _float64() -> Iterator[None]:
         yield
 
 
+@functools.cache
 def update(name: str, implementation: str) -> Any:
     return jax.jit(miras(BY_NAME[name].rule, chunk=CHUNK, implementation=implementation).update, compiler_options=QUICK)
 
@@ -131,10 +132,20 @@ def test_many_chunks_go_by_groups(name: str, aligned: bool) -> None:
     close(results(None), results("recurrent"), 1e-9)
 
 
-FRESH = [*ENGINES, ("titans_to_origin", "chunked"), ("atlas", "chunked"), ("dgd_linear", "delta")]
+FRESH = [
+    pytest.param(*pair, id="-".join(pair), marks=() if fast else pytest.mark.slow)
+    for pair, fast in {
+        ("titans", "chunked"): True,
+        ("titans-channel", "recurrent"): False,
+        ("gated_deltanet-channel", "exact"): True,
+        ("titans_to_origin", "chunked"): False,
+        ("atlas", "chunked"): False,
+        ("dgd_linear", "delta"): True,
+    }.items()
+]
 
 
-def from_init(name: str, implementation: str, lengths: tuple[int, ...], traced: bool, channel: bool) -> Any:
+def from_init(name: str, implementation: str, lengths: tuple[int, ...], traced: bool) -> Any:
     """Calls of these lengths one after the other from `memory.init`, whose step is a constant or is not."""
     rule = BY_NAME[name].rule
     memory = miras(rule, chunk=CHUNK, implementation=implementation)
@@ -155,20 +166,21 @@ def from_init(name: str, implementation: str, lengths: tuple[int, ...], traced: 
     return jax.grad(loss, argnums=(0, 1), has_aux=True)
 
 
-@pytest.mark.parametrize("name, implementation", FRESH, ids=["-".join(pair) for pair in FRESH])
+@pytest.mark.parametrize("name, implementation", FRESH)
 def test_a_fresh_state_needs_no_alignment(name: str, implementation: str) -> None:
     """Its step is known while tracing: values and gradients are those of a traced step, without a branch a chunk."""
     member = BY_NAME[name]
     tokens = 2 * CHUNK + 2
     arguments = (member.rule.architecture.init(jax.random.key(0)), tuple(row(situations(member, tokens=tokens), 0))[1:])
     arguments = jax.device_get((*arguments, np.int32(0)))
-    known, traced = (from_init(name, implementation, (tokens,), t, member.channel) for t in (False, True))
-    got, want = (jax.device_get(jax.jit(f, compiler_options=QUICK)(*arguments)) for f in (known, traced))
+    runs = (from_init(name, implementation, (tokens,), traced) for traced in (False, True))
+    known, traced = (jax.jit(run).trace(*arguments) for run in runs)
+    got, want = (jax.device_get(t.lower().compile(QUICK)(*arguments)) for t in (known, traced))
     close(got, want, 1e-12)
     assert got[1][1].step == tokens
 
     def branches(run: Any) -> int:
-        return sum(e.primitive.name == "cond" for e in equations(jax.make_jaxpr(run)(*arguments).jaxpr))
+        return sum(e.primitive.name == "cond" for e in equations(run.jaxpr.jaxpr))
 
     if implementation != "recurrent":  # which ends a chunk after any token
         assert branches(known) == 0 and branches(traced) > 0
@@ -176,10 +188,10 @@ def test_a_fresh_state_needs_no_alignment(name: str, implementation: str) -> Non
 
 def test_a_second_call_from_a_fresh_state_starts_where_the_first_stopped() -> None:
     """5 tokens of a chunk of 4 leave a step that is traced: the calls are those of one."""
-    member = BY_NAME["titans"]
+    member = BY_NAME["titans_linear"]
     arguments = (member.rule.architecture.init(jax.random.key(0)), tuple(row(situations(member), 0))[1:], np.int32(0))
     arguments = jax.device_get(arguments)
-    runs = (from_init("titans", "chunked", lengths, False, False) for lengths in ((5, 1, 8), (14,)))
+    runs = (from_init("titans_linear", "chunked", lengths, False) for lengths in ((5, 1, 8), (14,)))
     got, want = (jax.device_get(jax.jit(run, compiler_options=QUICK)(*arguments)) for run in runs)
     close((got[0], got[1][:2]), (want[0], want[1][:2]), 1e-9)
 
@@ -247,8 +259,9 @@ def largest_of(
     return largest(jaxpr.jaxpr), min(w.size for n, w in weights.items() if w.shape[0] > 1)
 
 
+FAST = ("titans", "gated_deltanet-channel", "ttt_linear", "swla", "dgd_linear")  # each engine, averages, windows
 MATMULS = [
-    pytest.param(m.row, m.channel, i, id=f"{m.name}-{i}", marks=() if in_fast_lane(m) else pytest.mark.slow)
+    pytest.param(m.row, m.channel, i, id=f"{m.name}-{i}", marks=() if m.name in FAST else pytest.mark.slow)
     for m in MEMBERS
     for i in m.implementations
     if m.preset and m.row not in SAME and i != "recurrent"

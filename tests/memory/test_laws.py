@@ -23,18 +23,25 @@ SERVED = [(member, name) for member in MEMBERS if member.row not in SAME for nam
 MATMULS = [(member, name) for member, name in SERVED if name != "recurrent"]
 
 
-def quick(law: Any, member: Member) -> bool:
-    """Whether it is in the fast lane; of the law that compiles anew, for other lengths, the presets alone."""
-    return in_fast_lane(member) and (law is not any_split or (member.preset and not member.channel))
+# Of the law that compiles anew, for other lengths, the fast lane has each engine, link and window once.
+QUICK_SPLITS = {"titans": ("chunked", "recurrent"), "swla": ("chunked", "recurrent"), "gated_deltanet": ("exact",)}
+QUICK_SPLITS |= {"ttt_linear": ("chunked",), "memora": ("chunked",), "dgd_linear": ("delta",)}
+
+
+def quick(law: Any, member: Member, implementation: str) -> bool:
+    """Whether it is in the fast lane."""
+    if law is any_split:
+        return implementation in QUICK_SPLITS.get(member.name, ())
+    return in_fast_lane(member)
 
 
 def params(pairs: Any, law: Any = None) -> list[Any]:
-    def marks(member: Member) -> Any:
-        return () if law and quick(law, member) else pytest.mark.slow
+    def marks(member: Member, implementation: str) -> Any:
+        return () if law and quick(law, member, implementation) else pytest.mark.slow
 
     name = law.__name__ + "-" if law else ""
     first = (law,) if law else ()
-    return [pytest.param(*first, m, i, id=f"{name}{m.name}-{i}", marks=marks(m)) for m, i in pairs]
+    return [pytest.param(*first, m, i, id=f"{name}{m.name}-{i}", marks=marks(m, i)) for m, i in pairs]
 
 
 @pytest.fixture(autouse=True)

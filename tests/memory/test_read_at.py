@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.compiling import QUICK
-from tests.laws import MEMBERS, close, equal_to_recurrent, in_fast_lane
+from tests.laws import MEMBERS, close, equal_to_recurrent
 from tests.memory.situations import CHUNK, DIM, TOKENS, Member, row, situations
 from tests.oracles import delta, recurrences
 from titans_jax.memory import Rule, miras, presets
@@ -40,14 +40,17 @@ RULES: dict[str, tuple[Rule, Any, Callable[..., np.ndarray]]] = {
     "dgd_linear": (presets.dgd_linear(DIM), delta.dgd_linear, product),
     "dgd": (presets.dgd(DIM, expansion=2), delta.dgd, delta.network),
 }
-FAST = ("titans", "titans_to_origin", "deltanet", "dgd")
-NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in RULES]
-SPLITS = ([TOKENS], [5, 5, 1, 1, 1, 1], [1, 2, 1, 6, 4])
+FAST = {"titans": (None, "recurrent"), "deltanet": (None,), "dgd": (None,)}  # a rule for each implementation
+READS = [
+    pytest.param(name, i, id=f"{name}-{i or 'chunks'}", marks=() if i in FAST.get(name, ()) else pytest.mark.slow)
+    for name in RULES
+    for i in (None, "recurrent")
+]
+SPLITS = ([TOKENS], [5, 5, 1, 1, 1, 1], [1, 5, 1, 1, 5, 1])  # each length is a program of its own
 
 
-@pytest.mark.parametrize("implementation", [None, "recurrent"], ids=["chunks", "recurrent"])
 @pytest.mark.parametrize("read_at", ["before", "chunk_start"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name, implementation", READS)
 def test_reads_are_those_of_the_recurrence(name: str, read_at: str, implementation: str | None) -> None:
     """The oracle's weights after the tokens before t, or before t's chunk; also where the clip binds, in any split."""
     rule, oracle, network = RULES[name]
@@ -77,7 +80,7 @@ def test_reads_are_those_of_the_recurrence(name: str, read_at: str, implementati
 ROWS = ("titans", "gated_deltanet", "memora", "swla", "ttt_linear", "titans_order2", "dgd_linear", "lact")
 ROWS += ("titans_to_origin", "dgd_to_origin")
 SERVED = [
-    pytest.param(m, i, marks=() if in_fast_lane(m) and m.row in ("gated_deltanet", "swla") else pytest.mark.slow)
+    pytest.param(m, i, marks=() if m.name in ("gated_deltanet", "swla") else pytest.mark.slow)
     for m in MEMBERS
     for i in m.implementations
     if m.row in ROWS and i != "recurrent"

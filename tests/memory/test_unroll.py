@@ -108,8 +108,19 @@ def test_steps_are_linear(name: str) -> None:
 unrolled = jax.jit(unroll, static_argnums=0, compiler_options=QUICK)
 
 
-@pytest.mark.parametrize("rows, window", [(1, 1), (6, 1), (8, 1), (6, 3)])
-@pytest.mark.parametrize("name", ["gradient_descent", "momentum3", "large_chunk", "averaged_offsets"])
+UNROLLED = [
+    pytest.param(*case, id="-".join(map(str, case)), marks=() if fast else pytest.mark.slow)
+    for name in ("gradient_descent", "momentum3", "large_chunk", "averaged_offsets")
+    for case, fast in (
+        ((name, 1, 1), name == "momentum3"),
+        ((name, 6, 1), True),
+        ((name, 8, 1), name == "averaged_offsets"),
+        ((name, 6, 3), name != "large_chunk"),
+    )
+]
+
+
+@pytest.mark.parametrize("name, rows, window", UNROLLED)
 def test_unrolled_steps_are_the_steps_one_by_one(name: str, rows: int, window: int) -> None:
     """z_0 and every gradient, also where rows in front and behind are no tokens; and the dual before a row's step."""
     made, printed = PRINTED[name]

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from tests.jaxprs import equations
-from tests.nn.members import config_of, subject
-from tests.nn.test_laws import TOKENS, in_pieces, read, same, tokens
+from tests.nn.members import BATCH, SEGMENT, TOKENS, abstract, config_of, subject
+from tests.nn.test_laws import in_pieces, read, same, tokens
+from titans_jax.nn import LM
 
 LAYERS = {
     "lmm": dict(block="lmm"),
@@ -26,19 +27,23 @@ def rounds(jaxpr):
 @pytest.mark.parametrize("row", LAYERS.values(), ids=LAYERS)
 def test_every_kind_of_layer_rounds_to_bfloat16(row):
     for dtype in ("float32", "bfloat16"):
-        model = subject(config_of(row | {"matmul_dtype": dtype}))
-        read = lambda params, model=model: nnx.merge(model.graphdef, params)(tokens(), model.start)[0]
-        jaxpr = jax.make_jaxpr(read)(model.params).jaxpr
-        assert rounds(jaxpr) == (dtype != "float32")
+        graphdef, shapes = abstract(LM, config_of(row | {"matmul_dtype": dtype}, depth=1))
+
+        def read(params, graphdef=graphdef):
+            model = nnx.merge(graphdef, params)
+            return model(tokens(length=2 * SEGMENT), model.init_state(BATCH), aligned=True)[0]
+
+        assert rounds(jax.make_jaxpr(read)(shapes).jaxpr) == (dtype != "float32")
 
 
 def test_causal_exactly_and_streamed_within_rounding():
-    model, text, changed = subject(config_of(LAYERS["lmm"] | {"matmul_dtype": "bfloat16"})), tokens(), tokens()
+    config = config_of(LAYERS["lmm"] | {"matmul_dtype": "bfloat16"}, depth=1)
+    model, text, changed = subject(config), tokens(), tokens()
     changed[:, 21:] = tokens(seed=2)[:, 21:]
     (logits, _), (other, _) = read(model, text), read(model, changed)
     same(other[:, :21], logits[:, :21])
-    pieces, _ = in_pieces(model, text, [13, 1, TOKENS - 14])
-    exact, _ = read(subject(config_of(LAYERS["lmm"])), text)
+    pieces, _ = in_pieces(model, text, [13, 13, 13, 1])
+    exact, _ = read(subject(config_of(LAYERS["lmm"], depth=1)), text)
     for got in (pieces, exact):
         assert np.abs(got - logits).mean() < 0.05 * np.abs(exact).mean()
     assert not np.array_equal(logits, exact)

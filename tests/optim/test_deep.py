@@ -47,8 +47,9 @@ def run(transformation, gradients, start=None):
 def minimiser(objective, at):
     """The minimiser of a quadratic, by one Newton step."""
     flat = lambda x: objective(x.reshape(at.shape))
-    x = jnp.ravel(at)
-    return np.asarray(x - jnp.linalg.solve(jax.hessian(flat)(x), jax.grad(flat)(x))).reshape(at.shape)
+    x = np.ravel(at)
+    slope, curvature = jax.jit(lambda x: (jax.grad(flat)(x), jax.hessian(flat)(x)))(x)
+    return (x - np.linalg.solve(curvature, slope)).reshape(at.shape)
 
 
 def test_equations_1_2_and_3_agree_at_a_constant_rate():

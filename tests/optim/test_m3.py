@@ -133,7 +133,7 @@ def test_the_defaults_are_ema_update_and_rms():
 @pytest.mark.parametrize("second_moment", [None, "gradient"])
 def test_momentum_coefficients_change_nothing_in_literal_mode(second_moment):
     options = PRINTED | dict(second_moment=second_moment, alpha=0.5, chunk=2)
-    gradients = trees(5)
+    gradients = [{"wide": g["wide"]} for g in trees(5)]
     [one, _], [other, _] = (run(scale_by_m3(b1, 0.9, b3, **options), gradients) for b1, b3 in [(1.0, 1.0), (0.1, 7.0)])
     # Newton-Schulz multiplies roundings by up to 3.4^5: 3e-5, and 6e-5 was seen on ten seeds
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), one, other)
@@ -170,11 +170,13 @@ def test_without_second_moment_and_slow_momentum_it_has_muons_direction():
 
 @pytest.mark.parametrize("mode", ["ema", "literal"])
 def test_the_slow_direction_is_constant_inside_a_chunk_and_one_chunk_late(mode):
-    gradients = trees(2 * CHUNK + 1)
-    changed = [*gradients[: CHUNK - 1], *trees(1, seed=9), *gradients[CHUNK:]]  # the first chunk's last gradient
+    wide = lambda *how, **more: [{"wide": g["wide"]} for g in trees(*how, **more)]
+    gradients = wide(2 * CHUNK + 1)
+    changed = [*gradients[: CHUNK - 1], *wide(1, seed=9), *gradients[CHUNK:]]  # the first chunk's last gradient
     options = dict(chunk=CHUNK, mode=mode, second_moment=None, rms=None, alpha=1.0)
-    updates, states = run(scale_by_m3(**options), gradients)
-    _, others = run(scale_by_m3(**options), changed)
+    transformation = scale_by_m3(**options)
+    updates, states = run(transformation, gradients)
+    _, others = run(transformation, changed)
     fast, _ = run(scale_by_m3(**options | dict(alpha=0.0)), gradients)
     used = [np.asarray(u["wide"] - f["wide"]) for u, f in zip(updates, fast, strict=True)]
     slow = [np.zeros((3, 5)), *(np.asarray(s.o2["wide"]) for s in states)]
@@ -200,12 +202,13 @@ def test_a_stack_of_matrices_equals_separate_matrices():
 
 @pytest.mark.parametrize("options", [{}, PRINTED, dict(second_moment="gradient"), dict(second_moment=None)], ids=str)
 def test_zero_gradients_give_zero_updates_and_a_finite_state(options):
-    [one] = trees(1)
-    zero = jax.tree.map(jnp.zeros_like, one)
-    updates, states = run(scale_by_m3(chunk=2, **options), [zero] * 5)
+    one = {name: trees(1)[0][name] for name in ("wide", "stack")}
+    zero = jax.tree.map(np.zeros_like, one)
+    transformation = scale_by_m3(chunk=2, **options)
+    updates, states = run(transformation, [zero] * 5)
     assert not any(np.any(u) for u in jax.tree.leaves(updates))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(states))
-    updates, _ = run(scale_by_m3(chunk=2, **options), [one] + [zero] * 4)
+    updates, _ = run(transformation, [one] + [zero] * 4)
     assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))
 
 
@@ -273,8 +276,9 @@ def test_the_options_of_m3_are_config_fields(change, options):
     transformation = build(config, steps=10)
     state, params = transformation.init(gradients[0]), jax.tree.map(jnp.zeros_like, gradients[0])
     wanted, _ = run(scale_by_m3(**options), gradients)
+    update = jax.jit(transformation.update)
     for gradient, want in zip(gradients, wanted, strict=True):
-        updates, state = transformation.update(gradient, state, params)
+        updates, state = update(gradient, state, params)
         np.testing.assert_allclose(updates["kernel"], -0.1 * want["kernel"], rtol=1e-3, atol=1e-5)
 
 
