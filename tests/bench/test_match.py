@@ -57,7 +57,8 @@ def test_least_flops_of_a_memory_by_hand_leave_out_what_is_computed_again():
     layer = 16 * (5 * size + 3 * 2 + 3 * hidden)  # query, key, value, gate and out, three gates a head, MLP
     W, W1 = 2 * 16 * 64, 16 * 64  # as in test_counts, and one more source of reads: the origin
     memories = 2 * (2 * W + 2 * (W - W1) + 6 * W + 2 * 8 * 2 * (16 + 64) + 4 * W)
-    forward = 2 * (2 * layer + 16 * 256) + 2 * memories
+    first_reads = 2 * 2 * W  # M(W_0; q)
+    forward = 2 * (2 * layer + 16 * 256) + 2 * (memories + first_reads)
     least, run = (counts.flops_per_token(lmm, 16, least=least) for least in (True, False))
     assert least == pytest.approx(3 * forward, rel=0.01)  # beside it are the products of a chunk's decays
     assert least + 2 * memories == pytest.approx(run, rel=0.01)

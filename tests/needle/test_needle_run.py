@@ -58,7 +58,7 @@ def test_an_epoch_reads_every_sample_once_without_padding():
 
 @pytest.mark.parametrize(("samples", "where"), [(32, "step 2: the loss"), (16, "step 1: the held-out loss")])
 def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, samples, where):
-    options = ["--samples", str(samples), "20", "30", "--learning_rate", "1e30", "--out", str(tmp_path)]
+    options = ["--samples", str(samples), "20", "30", "--learning_rate", "1e38", "--out", str(tmp_path)]
     assert cli.main(["needle", "train", *OPTIONS, *options]) == 4
     error = capsys.readouterr().err
     assert f"diverged at {where} is " in error and "a lower --learning-rate may help" in error

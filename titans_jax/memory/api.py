@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from titans_jax.memory.chunk_end import initial_state
 from titans_jax.memory.chunked import chunked
 from titans_jax.memory.engine import Engine, Tokens
 from titans_jax.memory.matmul import MATMULS
@@ -24,7 +25,6 @@ from titans_jax.memory.types import (
     Weights,
     current,
     initial_read,
-    initial_state,
 )
 from titans_jax.memory.unroll import unroll
 

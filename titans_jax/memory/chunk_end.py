@@ -1,10 +1,14 @@
-"""What happens once a chunk: an orthogonalised step, the clip, the retention's end, a new anchor."""
+"""What happens once a stream or a chunk: the first state; an orthogonalised step, the clip, the retention's end."""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from titans_jax.memory.types import Gates, Rule, State, Weights, from_origin, norm
+from titans_jax.memory.types import Gates, Rule, State, Weights, Window, from_origin, norm
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Jordan's quintic (Muon, 2024)."""
@@ -45,6 +49,31 @@ def chunk_start(rule: Rule, state: State) -> State:
     """The state at a chunk's start: anchor and weights follow from the dual."""
     weights = rule.retention.link(state.dual) if rule.retention.carries_weights else None
     return state._replace(anchor=from_origin(state), weights=weights)
+
+
+def initial_state(rule: Rule, dual: Weights) -> State:
+    """The state of a stream that starts with this dual. Each leaf is its own array, so that all may be donated.
+
+    Its step is a constant while tracing: an update from it needs no alignment.
+    """
+    dual = {name: jax.lax.stop_gradient(w) if name in rule.architecture.frozen else w for name, w in dual.items()}
+    origin, anchor = None, jax.tree.map(lambda x: x + 0, dual)
+    if rule.retention.to_origin:
+        dual, origin = jax.tree.map(jnp.zeros_like, dual), dual
+    traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
+    weights = rule.retention.link(dual) if rule.retention.carries_weights else None
+    step: Any = np.int32(0)
+    initial = rule.retention.link(jax.tree.map(lambda x: x + 0, anchor)) if rule.relative else None
+    return State(dual, traces, anchor, step, origin, weights, _empty_window(rule, dual), initial)
+
+
+def _empty_window(rule: Rule, like: Weights) -> Window | None:
+    count, dim = rule.learner.window - 1, rule.architecture.dim
+    if count == 0:
+        return None
+    assert dim is not None
+    zeros = functools.partial(jnp.zeros, dtype=jax.tree.leaves(like)[0].dtype)
+    return Window(zeros((count, dim)), zeros((count, dim)), zeros((count, 1)))
 
 
 def new_stream(rule: Rule, state: State) -> State:

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import Array
 
 Weights = dict[str, Array]
@@ -229,31 +228,6 @@ class Memory(NamedTuple):
     init: Callable[[Any], Any]
     read: Callable[[Any, Array], Array]
     update: Callable[..., tuple[Array, Any, Info]]
-
-
-def initial_state(rule: Rule, dual: Weights) -> State:
-    """The state of a stream that starts with this dual. Each leaf is its own array, so that all may be donated.
-
-    Its step is a constant while tracing: an update from it needs no alignment.
-    """
-    dual = {name: jax.lax.stop_gradient(w) if name in rule.architecture.frozen else w for name, w in dual.items()}
-    origin, anchor = None, jax.tree.map(lambda x: x + 0, dual)
-    if rule.retention.to_origin:
-        dual, origin = jax.tree.map(jax.numpy.zeros_like, dual), dual
-    traces = tuple(jax.tree.map(jax.numpy.zeros_like, dual) for _ in range(rule.learner.traces))
-    weights = rule.retention.link(dual) if rule.retention.carries_weights else None
-    step: Any = np.int32(0)
-    initial = rule.retention.link(jax.tree.map(lambda x: x + 0, anchor)) if rule.relative else None
-    return State(dual, traces, anchor, step, origin, weights, _empty_window(rule, dual), initial)
-
-
-def _empty_window(rule: Rule, like: Weights) -> Window | None:
-    count, dim = rule.learner.window - 1, rule.architecture.dim
-    if count == 0:
-        return None
-    assert dim is not None
-    zeros = functools.partial(jax.numpy.zeros, dtype=jax.tree.leaves(like)[0].dtype)
-    return Window(zeros((count, dim)), zeros((count, dim)), zeros((count, 1)))
 
 
 def from_origin(state: State) -> Weights:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from titans_jax.memory.chunk_end import new_stream
+from titans_jax.memory.chunk_end import initial_state, new_stream
 from titans_jax.memory.tnt import TNTState, TNTWeights, tnt_axes, tnt_new_stream, tnt_weights
-from titans_jax.memory.types import State, from_origin, initial_state, state_axes
+from titans_jax.memory.types import State, from_origin, state_axes
 from titans_jax.nn.config import MemoryConfig, memory_of, rule_of
 
 
