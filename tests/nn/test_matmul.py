@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.jaxprs import equations
-from tests.nn.members import BATCH, SEGMENT, TOKENS, abstract, config_of, subject
+from tests.nn.members import BATCH, SEGMENT, abstract, config_of, subject
 from tests.nn.test_laws import in_pieces, read, same, tokens
 from titans_jax.nn import LM
 
