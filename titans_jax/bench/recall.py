@@ -30,8 +30,8 @@ LEARNED, MEAN_OF, LAST = 0.5, 10, 20
 def recall(base: Experiment, names: Sequence[str], seeds: int, rows: Rows) -> Report:
     """Each model trained on seeds 0, 1, ... of base, all seeds in one program.
 
-    learned: the first step at which the mean loss of ten steps is under 0.5 nats; accuracy: of the last twenty steps,
-    whose rows are new. Raises ValueError or NotImplementedError for a model that cannot be trained.
+    learned: the first step at which the mean loss of ten steps is under 0.5 nats; loss and accuracy: of the last twenty
+    steps, whose rows are new. Raises ValueError or NotImplementedError for a model that cannot be trained.
     """
     experiments = {}
     for name in names:
@@ -39,12 +39,14 @@ def recall(base: Experiment, names: Sequence[str], seeds: int, rows: Rows) -> Re
         memory = replace(base.model.memory, rule=rule) if rule else base.model.memory
         experiments[name] = replace(base, model=replace(base.model, block=block, memory=memory))
         check(experiments[name])
+    found = {}
     with metrics.Progress(base.train.steps * len(names), "training") as bar:
         for name, experiment in experiments.items():
-            if name in rows.rows:
+            title = f"{name}, {seeds} seeds"
+            if title in rows.rows:
                 bar.advance(base.train.steps)
-            rows.get(name, partial(_train, experiment, seeds, bar))
-    return Report({name: _shown(rows.rows[name]) for name in names})
+            found[name] = _shown(rows.get(title, partial(_train, experiment, seeds, bar)))
+    return Report(found)
 
 
 def _train(experiment: Experiment, seeds: int, bar: metrics.Progress) -> Row:
@@ -64,8 +66,9 @@ def _train(experiment: Experiment, seeds: int, bar: metrics.Progress) -> Row:
     learned = [int(np.argmax(mean < LEARNED)) + MEAN_OF if (mean < LEARNED).any() else None for mean in means.T]
     return {
         "learned": learned,
+        "loss": np.mean(losses[-LAST:], 0).tolist(),
         "accuracy": np.mean(accuracies[-LAST:], 0).tolist(),
-        "parameters": metrics.count(params),
+        "parameters": metrics.count(params) // seeds,
     }
 
 
@@ -81,6 +84,7 @@ def _shown(row: Row) -> Row:
     return {
         "learned": f"{sum(step is not None for step in learned)} of {len(learned)}",
         "each": ", ".join("-" if step is None else str(step) for step in learned),
+        **over_seeds("loss", row["loss"]),
         **over_seeds("accuracy", row["accuracy"]),
         "parameters": row["parameters"],
     }
