@@ -117,8 +117,8 @@ def test_rules_command_trains_reports_and_weighs_the_state(tmp_path, capsys):
     assert cli.main([*arguments, *SMALL, "--model.block", "lmm"]) == 0
     row = json.loads((tmp_path / "measurements.json").read_text())["found"]["linear_attention"]
     assert row["finite"] == "yes" and 5 < row["first_loss"] < 7
-    # float32: two heads of a 4 x 4 dual and anchor; the memory's step, the document's age
-    assert row["state_bytes"] == 4 * (2 * 2 * 4 * 4 + 2)
+    # float32: two heads of a 4 x 4 dual, anchor and first weights; the memory's step, the document's age
+    assert row["state_bytes"] == 4 * (2 * 3 * 4 * 4 + 2)
 
 
 def test_every_rule_and_the_configs_that_are_more_than_a_rule_are_compared_by_default(tmp_path, monkeypatch):

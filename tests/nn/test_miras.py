@@ -13,8 +13,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "moneta-mal": dict(block="mal", rule="moneta", channel_keep=True, chunk=4, persistent=0),
     "yaad-mag": dict(block="mag", rule="yaad", chunk=8, persistent=3),
 }
-# columns of one sum have most of their digits in common, and the layer norm behind them takes those away
-TOLERANCE = {"memora": 2e-3}
+# A relative read is the difference of two reads that have most of their digits in common, and the norm behind it
+# magnifies their rounding; memora's columns of one sum have most of theirs in common too. Three times what is seen.
+TOLERANCE = {"memora": 8e-3, "yaad": 5e-4}
 
 
 def streams(member: laws.Member) -> None:

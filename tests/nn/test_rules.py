@@ -18,7 +18,7 @@ def test_any_split_agrees_and_every_gate_has_a_gradient(rule: str) -> None:
     text = tokens()
     want, state = read(model, text)
     got, carried = in_pieces(model, text, [13, 13, TOKENS - 26])
-    close((got, carried), (want, state), 1e-4)
+    close((got, carried), (want, state), 6e-4)  # three times what is seen, by atlas: see TOLERANCE in test_miras
 
     @jit
     def gradient(params):
