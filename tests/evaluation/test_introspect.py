@@ -111,7 +111,7 @@ def test_weights_are_the_softmax_by_hand(seen):
 
         @jit
         def give(block, x, weights):
-            state = State(weights, (), weights, jnp.int32(0), initial=block.memory.init_state(1).memory.initial)
+            state = State(weights, (), weights, jnp.int32(0), initial=block.memory.init_state(1).memory.origin)
             h = block.retrieve(block.retrieve.query(x), state, block.memory)
             return block.projections.split(block.projections.key(h))[0]
 

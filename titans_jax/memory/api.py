@@ -14,18 +14,7 @@ from titans_jax.memory.matmul import MATMULS
 from titans_jax.memory.recurrent import recurrent
 from titans_jax.memory.stream import Stream, Valid, streaming
 from titans_jax.memory.triangular import delta, exact
-from titans_jax.memory.types import (
-    Gates,
-    Info,
-    Learner,
-    Memory,
-    Reset,
-    Rule,
-    State,
-    Weights,
-    current,
-    initial_read,
-)
+from titans_jax.memory.types import Gates, Info, Learner, Memory, Reset, Rule, State, Weights, current, initial_read
 from titans_jax.memory.unroll import unroll
 
 IMPLEMENTATIONS = {"exact": exact, "delta": delta, "chunked": chunked, "recurrent": recurrent}  # tried in this order

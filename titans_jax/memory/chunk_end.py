@@ -63,7 +63,8 @@ def initial_state(rule: Rule, dual: Weights) -> State:
     traces = tuple(jax.tree.map(jnp.zeros_like, dual) for _ in range(rule.learner.traces))
     weights = rule.retention.link(dual) if rule.retention.carries_weights else None
     step: Any = np.int32(0)
-    initial = rule.retention.link(jax.tree.map(lambda x: x + 0, anchor)) if rule.relative else None
+    own = jax.tree.map(lambda x: x + 0, anchor)
+    initial = rule.retention.link(own) if rule.relative and origin is None else None
     return State(dual, traces, anchor, step, origin, weights, _empty_window(rule, dual), initial)
 
 
@@ -82,7 +83,7 @@ def new_stream(rule: Rule, state: State) -> State:
         zeros = jax.tree.map(jnp.zeros_like, state.dual)
         state = state._replace(origin=from_origin(state), dual=zeros)
     state = chunk_start(rule, state)._replace(step=jnp.zeros((), jnp.int32))
-    return state._replace(initial=rule.retention.link(state.anchor)) if rule.relative else state
+    return state if state.initial is None else state._replace(initial=rule.retention.link(state.anchor))
 
 
 def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:

@@ -18,17 +18,7 @@ from jax import Array
 from titans_jax.memory.chunk_end import chunk_end
 from titans_jax.memory.engine import Engine, Tokens, with_window
 from titans_jax.memory.matmul import MATMULS, Matmul
-from titans_jax.memory.types import (
-    Info,
-    Rule,
-    State,
-    Weights,
-    Window,
-    dense,
-    losses,
-    norms,
-    select,
-)
+from titans_jax.memory.types import Info, Rule, State, Weights, Window, dense, losses, norms, select
 from titans_jax.memory.unroll import Coefficients, coefficients
 
 # -> per weight the inputs a and cotangents delta [c-1 + b, .] of every token, and the surprise [c-1 + b]

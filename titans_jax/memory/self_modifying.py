@@ -68,6 +68,7 @@ def self_modifying(
     """
     if rule.learner.writes_per_token > 1:
         raise NotImplementedError("self_modifying: the memories make one key and value a token")
+    rule = rule._replace(relative=False)  # y_t = M_memory(q_t), the whole read (Eq 83)
     inner = engines(rule, chunk, implementation, clip, matmul_dtype, "before")
     memory = miras(rule, chunk=chunk, clip=clip, implementation=implementation, matmul_dtype=matmul_dtype)
 

@@ -19,7 +19,7 @@ from jax import Array
 from titans_jax.memory.api import miras
 from titans_jax.memory.chunk_end import new_stream
 from titans_jax.memory.stream import Grid, Valid, all_valid, grid_of
-from titans_jax.memory.types import Gates, Info, Memory, Reset, Rule, State, Weights, select, state_axes
+from titans_jax.memory.types import Gates, Info, Memory, Reset, Rule, State, Weights, readable, select, state_axes
 
 
 class TNTWeights(NamedTuple):
@@ -111,8 +111,7 @@ def tnt(
         return _at_start(rule, state, local, jnp.zeros((len(first),) * 2, first.dtype))
 
     def read(state: TNTState, q: Array) -> Array:
-        main_state = state.global_memory
-        y = main.read(State(main_state.anchor, (), {}, state.step, initial=main_state.initial), q)
+        y = main.read(readable(rule, state.global_memory, state.global_memory.anchor), q)
         x = q @ state.pi.astype(q.dtype)
         return functools.reduce(
             jnp.add, (part.read(s, x) for part, s in zip(parts, state.local_memories, strict=True)), y

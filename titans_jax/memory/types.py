@@ -64,7 +64,7 @@ class State(NamedTuple):
     origin: the dual at the stream's start where forgetting returns to it, or None for an origin of zero.
     weights: W, where the link acts at chunk ends only, or None where W = link(origin + dual).
     window: the last tokens, for a learner with a window, or None.
-    initial: W_0, for a rule with relative reads, or None.
+    initial: W_0, for a rule with relative reads whose origin is zero, or None.
     """
 
     dual: Weights
@@ -252,9 +252,20 @@ def current(rule: Rule, state: State) -> Linear:
     return lambda name, x: x @ origin[name] + x @ state.dual[name]
 
 
+def initial_weights(rule: Rule, state: State) -> Weights | None:
+    """W_0 for a rule with relative reads, else None. An origin is W_0, since its link is the identity."""
+    return (state.origin or state.initial) if rule.relative else None
+
+
 def initial_read(rule: Rule, state: State, q: Array) -> Array | float:
     """M(W_0; q) [T, D], which relative reads subtract; 0 for other reads."""
-    return 0.0 if state.initial is None else rule.architecture.apply(dense(state.initial), q)
+    weights = initial_weights(rule, state)
+    return 0.0 if weights is None else rule.architecture.apply(dense(weights), q)
+
+
+def readable(rule: Rule, state: State, dual: Weights) -> State:
+    """The part of a state that a read needs, with this dual, relative to zero, in place of origin + dual."""
+    return State(dual, (), dual, state.step, initial=initial_weights(rule, state))
 
 
 def losses(rule: Rule, linear: Linear, tokens: Window) -> Array:

@@ -45,7 +45,7 @@ class MemoryConfig:
     channel_keep: bool | None = None
     """one decay for each channel, intended for chunk 16; None follows the rule's paper"""
     relative_read: bool = True
-    """read what was learned, M(W_t; q) - M(W_0; q); false is the paper's read, M(W_t; q)"""
+    """read what was learned, M(W_t; q) - M(W_0; q); false is the paper's read, M(W_t; q), which hope has always"""
     sized_values: bool = True
     """give values the norm sqrt(head_dim), that of a normed memory's output; false leaves them as projected"""
     max_rate: float = 1.0

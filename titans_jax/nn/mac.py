@@ -23,14 +23,14 @@ from jax import Array, lax
 
 from titans_jax.memory import Weights
 from titans_jax.memory.stream import Grid, Valid, all_valid, grid_of, where_any
-from titans_jax.memory.types import select
+from titans_jax.memory.types import readable, select
 from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty
 from titans_jax.nn.blocks import Activations, Block, Gating
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.introspect import Attended, Introspection, by_distance, norms, read_weights, remembered
 from titans_jax.nn.layers import RMSNorm
 from titans_jax.nn.memory import MemoryLayer, Retrieve
-from titans_jax.nn.memory_state import LayerInfo, MemoryState, at_chunk_start, readable
+from titans_jax.nn.memory_state import LayerInfo, MemoryState, take_snapshot
 
 
 class MACState(NamedTuple):
@@ -71,7 +71,7 @@ class MAC(Block):
         """The initial memory and an empty segment."""
         memory, c = self.memory.init_state(batch), self.config
         one_chunk = c.segment == c.memory.chunk and not c.memory.local_chunks
-        snapshot = None if one_chunk else jax.tree.map(lambda x: x + 0, readable(memory.memory))
+        snapshot = None if one_chunk else jax.tree.map(lambda x: x + 0, take_snapshot(self.memory.rule, memory.memory))
         return MACState(memory, snapshot, empty(c, batch, 2 * c.segment))
 
     def mix(self, stream: Activations, state: MACState) -> tuple[Activations, MACState, LayerInfo]:
@@ -142,9 +142,9 @@ class MAC(Block):
         if snapshot is not None:
             is_whole_segment = valid is not None and all_valid(valid)
             at_start = memory.memory.step % self.config.segment == 0
-            now = readable(memory.memory)
+            now = take_snapshot(self.memory.rule, memory.memory)
             snapshot = now if is_whole_segment else select(at_start, now, snapshot)
-        start = at_chunk_start(memory.memory) if snapshot is None else snapshot
+        start = readable(self.memory.rule, memory.memory, memory.memory.anchor) if snapshot is None else snapshot
         h = self.retrieve(tokens.retrieval, start, self.memory)  # Eq 21
         split = self.projections.split
         position = row + jnp.arange(tokens.age.shape[1])

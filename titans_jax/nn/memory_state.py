@@ -9,7 +9,7 @@ from jax import Array
 
 from titans_jax.memory.chunk_end import initial_state, new_stream
 from titans_jax.memory.tnt import TNTState, TNTWeights, tnt_axes, tnt_new_stream, tnt_weights
-from titans_jax.memory.types import State, from_origin, state_axes
+from titans_jax.memory.types import Rule, from_origin, readable, state_axes
 from titans_jax.nn.config import MemoryConfig, memory_of, rule_of
 
 
@@ -63,20 +63,12 @@ def restarted(config: MemoryConfig, state: Any) -> Any:
     return (tnt_new_stream if config.local_chunks else new_stream)(rule_of(config), state)
 
 
-def readable(state: Any) -> Any:
+def take_snapshot(rule: Rule, state: Any) -> Any:
     """The part of a state that a read needs, with the current weights."""
     if isinstance(state, TNTState):
-        local = tuple(map(readable, state.local_memories))
-        return state._replace(
-            global_memory=readable(state.global_memory), local_memories=local, start_dual=(), start_pi=state.pi
-        )
-    dual = from_origin(state)
-    return State(dual, (), dual, state.step, initial=state.initial)
-
-
-def at_chunk_start(state: State) -> State:
-    """The part of a state that a read needs, with the weights at the chunk's start."""
-    return State(state.anchor, (), state.anchor, state.step, initial=state.initial)
+        main, *local = (take_snapshot(rule, each) for each in (state.global_memory, *state.local_memories))
+        return TNTState(main, tuple(local), state.pi, (), state.pi)
+    return readable(rule, state, from_origin(state))
 
 
 def as_tuple(weights: Any) -> Any:
