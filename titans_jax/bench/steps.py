@@ -135,7 +135,7 @@ def peers(python: str, batch: int) -> Plan:
     """
     libraries = _version(python)
     here, tokens, long = sys.executable, 1024 * batch, {"length": 1024, "batch": batch}
-    plain = {"conv": 0, "to_origin": False, **long}
+    plain = {"conv": 0, "to_origin": False, "relative_read": False, "sized_values": False, **long}
     exact, coarse = {"chunk": 1, "length": 256, "batch": batch}, {"chunk": 64, **long}
     subjects = {
         "memory as our models have it": Subject(memory_layer, long, tokens, python=here),
