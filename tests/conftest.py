@@ -32,21 +32,16 @@ gc.set_threshold(100_000, 20, 50)  # tracing makes millions of objects that live
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
-QUICK_FLAGS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"  # as tests.compiling
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """The fast lane compiles without optimisation, in its workers and processes too; the slow one as users do.
 
-    XLA aborts at a flag that it does not know, so another process tries the second.
+    Another process finds out which flags XLA knows: here the flags must be set before XLA starts.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if config.option.markexpr == "not slow" and QUICK_FLAGS[0] not in flags:
-        for chosen in (QUICK_FLAGS, QUICK_FLAGS[:1]):
-            os.environ["XLA_FLAGS"] = " ".join([flags, *chosen]).strip()
-            tried = [sys.executable, "-c", "import jax; jax.devices()"]
-            if chosen == QUICK_FLAGS[:1] or subprocess.run(tried, capture_output=True).returncode == 0:
-                break
+    if config.option.markexpr == "not slow" and "--xla_backend_optimization_level" not in flags:
+        say = [sys.executable, "-c", "from tests.compiling import QUICK_FLAGS; print(QUICK_FLAGS)"]
+        quick = subprocess.run(say, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks in the same hook

@@ -86,7 +86,7 @@ class NeedleConfig:
             chunk=self.segment_size,
             expansion=2 if network else None,
             conv=4 if self.dsconv else 0,
-            clip=0.25,
+            clip=0.25,  # a norm of 1 at the default sizes
             relative_read=False,  # the surprise is the error of M(k) itself
             sized_values=False,
         )

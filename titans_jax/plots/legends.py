@@ -23,12 +23,12 @@ def layer_labels(layers: Sequence[int]) -> list[str | None]:
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend in one line, above the panel's right end."""
+    """Draws the panel's legend in one row, above the panel on the right."""
     columns = len(axes.get_legend_handles_labels()[0])
     axes.legend(ncols=columns, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 def legend_below(figure: Figure, axes: Axes, title: str | None = None) -> None:
-    """A legend in one line below all panels, of what is drawn in one of them."""
+    """Draws the legend of one panel's lines in one row, below all panels of the figure."""
     lines, names = axes.get_legend_handles_labels()
     figure.legend(lines, names, ncols=len(lines), loc="outside lower center", title=title, title_fontsize=8)
