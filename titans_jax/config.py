@@ -55,6 +55,8 @@ class TrainConfig:
     """Prompt of the sample at the end."""
     sample: int = 256
     """Tokens of the sample at the end; 0 for none."""
+    baseline: str = ""
+    """Block of a model of as many parameters that is trained too, for the figures of data.facts; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,10 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
         raise ValueError(f"train.eval_batches is {train.eval_batches}; give at least 1, or None for all held-out text")
     if train.sample < 0:
         raise ValueError(f"train.sample is {train.sample}; it must be 0 or more tokens")
+    if train.baseline and not data.facts:
+        raise ValueError("train.baseline: its figures are of data.facts, which is 0; set --data.facts 0.25")
+    if train.baseline:
+        dataclasses.replace(model, block=train.baseline).check()
     if not 0 <= train.label_smoothing < 1:
         raise ValueError(f"train.label_smoothing is {train.label_smoothing}; it must be in [0, 1)")
     if vocabulary > model.vocab_size:

@@ -12,7 +12,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean cross-entropy of unmasked tokens, and sums for evaluation.
+    """The weighted mean cross-entropy of unmasked tokens, and sums for evaluation.
 
     With log Z = logsumexp(logits) and s = label_smoothing (Szegedy et al. 2016, section 7):
         loss = mean(log Z - (1 - s) logits[target] - s mean(logits) + z_loss (log Z)^2)
@@ -21,7 +21,7 @@ def cross_entropy(
     Args:
         logits: [..., vocab], any float dtype; computed in float32 (float64 for float64 logits).
         targets: int [...]. An unmasked id outside the vocabulary gives NaN; masked ids may be anything.
-        mask: [...], 1 for tokens that count, 0 for others.
+        mask: [...], a token's weight in the loss, mostly 1; 0 for tokens that do not count.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
         z_loss: weight of (log Z)^2, 0 or more.
 
@@ -68,4 +68,6 @@ def cross_entropy(
         "correct": jnp.sum(counts & (jnp.argmax(logits, axis=-1) == targets), dtype=logits.dtype),
         "tokens": tokens,
     }
-    return jnp.sum(jnp.where(counts, token_loss, 0)) / jnp.maximum(tokens, 1), sums
+    weights = mask.astype(logits.dtype)
+    loss = jnp.sum(weights * jnp.where(counts, token_loss, 0)) / jnp.where(tokens > 0, jnp.sum(weights), 1)
+    return loss, sums

@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from titans_jax import config, data, training
+from titans_jax import config, data, metrics, training
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
 from titans_jax.evaluation import evaluate
@@ -261,3 +262,29 @@ def test_a_run_in_float16_goes_on_with_its_loss_scale(tmp_path):
     assert len(train[0]) == 6 and train[0] == train[1]
     scales = [r["loss_scale"] for r in read_records(tmp_path / "broken") if "loss_scale" in r]
     assert scales == [2.0**15] * 6
+
+
+@pytest.mark.slow
+def test_facts_are_asked_of_the_memory_of_it_frozen_and_of_a_baseline_of_the_same_size(tmp_path, capsys):
+    base = experiment(tmp_path, steps=2, eval_every=2, baseline="transformer")
+    memory = MemoryConfig(rule="deltanet", heads=1, head_dim=8, chunk=16)
+    model = replace(base.model, block="mac", segment=16, memory=memory)
+    base = replace(base, model=model, data=replace(base.data, sequence=64, facts=0.5))
+    result = training.run(base)
+    _, baseline, step = training.load(tmp_path / "transformer", "last")
+    assert step == 2 and baseline.config.block == "transformer" and baseline.config.persistent == model.persistent
+    sizes = [metrics.count(nnx.split(each)[1]) for each in (baseline, training.load(tmp_path)[1])]
+    a_width = metrics.count(nnx.split(baseline.blocks[0].mlp)[1]) / (baseline.config.ff_mult * 2)
+    assert abs(sizes[0] - sizes[1]) <= a_width  # a step of the hidden width, 8 of dim 16
+    names = ("memory", "memory_frozen", "transformer")
+    assert all(f"{name}_{length}_recalled" in result for name in names for length in (64, 256, 1024))
+    assert result["memory_bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-6)
+    assert len({result[f"{name}_bits_per_byte"] for name in names}) == 3
+    printed = capsys.readouterr().out
+    assert "facts recalled after" in printed and (tmp_path / "recall.png").is_file()
+    assert training.run(base) == result | {"compile_seconds": 0.0}  # nothing is trained again
+
+
+def test_a_baseline_without_facts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train.baseline: its figures are of data.facts, which is 0"):
+        training.run(experiment(tmp_path, baseline="transformer"))

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from titans_jax import training
 from titans_jax.cli import (
+    audit,
     bench,
     compare,
     data,
@@ -23,6 +24,7 @@ from titans_jax.cli import (
 from titans_jax.cli.options import first_line
 
 COMMANDS: dict[str, ModuleType] = {
+    "audit": audit,
     "bench": bench,
     "compare": compare,
     "data": data,

@@ -10,7 +10,7 @@ from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
 from titans_jax.bench.report import Rows
-from titans_jax.cli.options import positive, positives, run_folder, stopped, which
+from titans_jax.cli.options import needle_of, needle_options, positive, positives, run_folder, stopped, which
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
 from titans_jax.evaluation.loglikelihood import no_room
@@ -24,12 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     checkpoint = "a run's output folder; repeatable, for several heatmaps"
     parser.add_argument("--checkpoint", type=Path, required=True, action="append", metavar="DIR", help=checkpoint)
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
-    default = Needle()
-    key = "{key} stands for random digits, the same in needle, question and answer"
-    parser.add_argument("--needle", default=default.text, help=f"the hidden text; {key} (default: %(default)s)")
-    parser.add_argument("--question", default=default.question, help="the end of the prompt (default: %(default)s)")
-    parser.add_argument("--answer", default=default.answer, help="the right continuation, with its first space")
-    parser.add_argument("--digits", type=positive, default=default.digits, help="digits of a key (default %(default)s)")
+    needle_options(parser)
     hay = "folder or file of texts, or a corpus by name (default: the noise of the passkey task)"
     parser.add_argument("--haystack-dir", metavar="DIR", help=hay)
     parser.add_argument("--lengths", type=positives, default=LENGTHS, help="in tokens (default %(default)s)")
@@ -44,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Hide a needle in long texts and ask checkpoints for it; finished lengths are kept on disk."""
-    needle = Needle(options.needle, options.question, options.answer, options.digits)
+    needle = needle_of(options, Needle())
     settings = {"needle": vars(needle), "haystack": options.haystack_dir or "noise", "context": options.context}
     settings |= {name: getattr(options, name) for name in ("depths", "samples", "seed")}
     rows = Rows(options.output_dir, settings)

@@ -5,12 +5,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from titans_jax.evaluation.haystack import Needle
+
 
 def checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint, --which and --output-dir."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's output folder")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     parser.add_argument("--output-dir", type=Path, help="output folder (default: a folder in the checkpoint's run)")
+
+
+def needle_options(parser: argparse.ArgumentParser) -> None:
+    """Add --needle, --question, --answer and --digits; see `needle_of`."""
+    key, default = "{key} stands for random digits, the same in needle, question and answer", Needle()
+    parser.add_argument("--needle", help=f"the hidden text; {key} (default: {default.text})")
+    parser.add_argument("--question", help=f"the end of the prompt (default: {default.question})")
+    parser.add_argument("--answer", help="the right continuation, with its first space")
+    parser.add_argument("--digits", type=positive, default=default.digits, help="digits of a key (default %(default)s)")
+
+
+def needle_of(options: argparse.Namespace, default: Needle) -> Needle:
+    """The needle of the options; the default's where they are not given."""
+    text, question, answer = options.needle, options.question, options.answer
+    return Needle(text or default.text, question or default.question, answer or default.answer, options.digits)
 
 
 def which(text: str) -> str | int:

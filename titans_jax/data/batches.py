@@ -12,9 +12,10 @@ import numpy as np
 from absl import flags
 from numpy.typing import ArrayLike, NDArray
 
+from titans_jax.data.facts import tell
 from titans_jax.data.tasks import TaskRows
 from titans_jax.data.text import DataConfig, TokenStream, held_out_stream, load_sides, load_streams
-from titans_jax.data.tokenizer import load_tokenizer
+from titans_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 _OPEN_ROWS = 256
 
@@ -84,10 +85,11 @@ class Loader:
 
     Args:
       stream: the tokens.
-      config: sequence, packing and align.
+      config: sequence, packing, align and facts.
+      tokenizer: None for rows as they are; else config.facts of the rows tell a fact.
     """
 
-    def __init__(self, stream: TokenStream, config: DataConfig) -> None:
+    def __init__(self, stream: TokenStream, config: DataConfig, tokenizer: Tokenizer | None = None) -> None:
         """Lays out the rows."""
         self.stream, self.sequence, self.resets = stream, config.sequence, config.packing == "documents"
         if self.resets:
@@ -95,12 +97,14 @@ class Loader:
         else:
             self.layout = stream_layout(len(stream.tokens) - 1, config.sequence)
         self.rows = self.layout.rows
+        self.facts, self.tokenizer = config.facts, tokenizer
 
     def load(self, rows: ArrayLike) -> Batch:
         """Returns the batch of these rows; a row number past the last one gives padding.
 
-        Returns: inputs, targets int32 [b, T]; mask float32 [b, T], 0 on padding (whose tokens are separators); reset
-        bool [b, T], True where a packed document (or a piece of one) starts.
+        Returns: inputs, targets int32 [b, T]; mask float32 [b, T], 0 on padding (whose tokens are separators), 1
+        elsewhere, and `facts.WEIGHT` on what a row has told before; reset bool [b, T], True where a packed document (or
+        a piece of one) starts.
         """
         rows = np.asarray(rows)
         shape = (len(rows), self.sequence)
@@ -114,6 +118,11 @@ class Loader:
                 tokens, span = self.stream.tokens[begin : begin + length + 1], slice(column, column + length)
                 inputs[i, span], targets[i, span], mask[i, span] = tokens[:-1], tokens[1:], 1
                 reset[i, column] = self.resets
+            rng = np.random.default_rng((row, 1))
+            is_whole = self.layout.length[self.layout.first[row]] == self.sequence
+            if self.tokenizer is not None and is_whole and rng.uniform() < self.facts:
+                tokens, mask[i] = tell(np.append(inputs[i], targets[i, -1]), self.tokenizer, rng)
+                inputs[i], targets[i] = tokens[:-1], tokens[1:]
         return {"inputs": inputs, "targets": targets, "mask": mask, "reset": reset}
 
 
@@ -191,4 +200,4 @@ def _loader(config: DataConfig, *, held_out: bool) -> Loader | TaskRows:
     stream = held_out_stream(config) if held_out else load_streams(config)[0]
     if stream is None:
         raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
-    return Loader(stream, config)
+    return Loader(stream, config, None if held_out else load_tokenizer(config.tokenizer))

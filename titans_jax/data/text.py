@@ -34,6 +34,8 @@ class DataConfig:
     Attributes:
       corpus: "moby-dick", "python", the path of a text file or a folder, hf:NAME or tfds:NAME; see `corpus`.
       task: a made-up task in place of the corpus, see `tasks`; text tasks hide their facts in the corpus.
+      facts: the share of rows of training text that tell a fact and mention it again, see `facts`; of rows that are
+        one piece of text.
       tokenizer: "bytes", the path of a BPE tokenizer's JSON (see `train_bpe`), or a folder with GPT-2's vocabulary.
       sequence: targets per row.
       batch: rows per step, over all hosts.
@@ -54,6 +56,7 @@ class DataConfig:
 
     corpus: str = "moby-dick"
     task: str = ""
+    facts: float = 0.0
     tokenizer: str = "bytes"
     sequence: int = 512
     batch: int = 8
@@ -73,6 +76,8 @@ class DataConfig:
         for name, least in (("sequence", 1), ("batch", 1), ("align", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least {least}")
+        if not 0 <= self.facts <= 1:
+            raise ValueError(f"data.facts={self.facts} must be a share, from 0 to 1")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"data.held_out={self.held_out} must be in [0, 1)")
         if self.packing == "documents" and self.sequence % self.align:

@@ -73,8 +73,10 @@ def check_tokens(tokens: NDArray[np.int32], vocabulary: int) -> None:
         raise ValueError(f"the prompt has token {wrong}, outside the model's vocabulary of {vocabulary}")
 
 
-def prefill(model: LM, tokens: ArrayLike, *, segment: int = 64) -> tuple[Array, Any]:
+def prefill(model: LM, tokens: ArrayLike, *, segment: int = 64, state: Any = None) -> tuple[Array, Any]:
     """Read prompts of one length, int32 [B, T]; returns the next token's logits [B, V], and the state.
+
+    state: one before any token, which is used up; None for the model's own.
 
     The prompts are read `segment` tokens at a time and the remainder one by one, so prompts of every length share two
     compiled shapes. Raises ValueError for a prompt that is empty or has a token outside the vocabulary.
@@ -84,7 +86,7 @@ def prefill(model: LM, tokens: ArrayLike, *, segment: int = 64) -> tuple[Array, 
         raise ValueError(f"prompts have shape {tokens.shape}; they must be [B, T] with at least one row and one token")
     check_tokens(tokens, model.config.vocab_size)
     graphdef, params = nnx.split(model)
-    state = first_state(graphdef, params, len(tokens))
+    state = first_state(graphdef, params, len(tokens)) if state is None else state
     whole = tokens.shape[1] // segment * segment
     widths = [segment] * (whole // segment) + [1] * (tokens.shape[1] - whole)
     for end, width in zip(np.cumsum(widths), widths, strict=True):

@@ -125,11 +125,10 @@ def _inputs(texts: list[_Text | None]) -> tuple[NDArray[np.int32], NDArray[np.in
     )
 
 
-def _axes(graphdef: Any, params: Any) -> Any:
-    """For each leaf of a text's state, where the state of all slots has the axis of slots.
+def batch_axes(graphdef: Any, params: Any) -> Any:
+    """The batch axis of each leaf of a model's state; -1 for leaves without one, such as the count of tokens.
 
-    It is in front of the batch axis, so that an axis of layers stays first; or -1, the last axis, for leaves without a
-    batch axis, such as the count of tokens.
+    The state of all slots has its axis of slots there, so that an axis of layers stays first.
     """
     model = nnx.merge(graphdef, params)
     one, two = (jax.eval_shape(lambda rows=rows: model.init_state(rows)) for rows in (1, 2))
@@ -144,7 +143,7 @@ def _empty(graphdef: Any, params: Any, slots: int) -> tuple[Any, Array, Array]:
     def every(axis: int, x: Array) -> Array:
         return jnp.repeat(jnp.expand_dims(x, axis), slots, axis)
 
-    states = jax.tree.map(every, _axes(graphdef, params), model.init_state(1))
+    states = jax.tree.map(every, batch_axes(graphdef, params), model.init_state(1))
     return states, jax.random.split(jax.random.key(0), slots), jnp.zeros((slots, model.config.vocab_size))
 
 
@@ -158,7 +157,7 @@ def _put(
         own = jnp.expand_dims(own, axis)
         return lax.dynamic_update_slice_in_dim(every, own, slot, axis % every.ndim)
 
-    return jax.tree.map(one, _axes(graphdef, params), states, state), keys.at[slot].set(key)
+    return jax.tree.map(one, batch_axes(graphdef, params), states, state), keys.at[slot].set(key)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
@@ -168,7 +167,7 @@ def _step(
     """Advance every slot by one token, from its prompt or drawn from its logits: tokens, states, logits."""
     drawn = draw(logits, jax.vmap(jax.random.fold_in)(keys, index), rules)
     tokens = jnp.where(forced >= 0, forced, drawn)
-    model, axes = nnx.merge(graphdef, params), _axes(graphdef, params)
+    model, axes = nnx.merge(graphdef, params), batch_axes(graphdef, params)
 
     def one(state: Any, token: Array) -> tuple[Any, Array]:
         logits, state, _ = model(token[None, None], state)

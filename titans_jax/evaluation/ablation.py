@@ -76,6 +76,15 @@ def without(params: Any, cut: str, layer: int, pattern: tuple[str, ...]) -> Any 
     return changed if hits else None
 
 
+def frozen(model: LM) -> LM:
+    """The model whose memories do not learn: "learning" cut in all layers."""
+    graphdef, params = nnx.split(model)
+    for layer in range(model.config.depth):
+        changed = without(params, "learning", layer, model.config.pattern)
+        params = params if changed is None else changed
+    return nnx.merge(graphdef, params)
+
+
 @partial(jax.jit, static_argnums=0)
 def _log_probabilities(graphdef: Any, params: Any, whole: Any, tokens: Array) -> Array:
     state = nnx.merge(graphdef, whole).init_state(len(tokens))

@@ -13,7 +13,7 @@ from titans_jax.plots.speed import speed_bars, speed_lines
 from titans_jax.plots.state import ablation_bars, memory_state, norms, positions_curve
 from titans_jax.plots.style import available
 from titans_jax.plots.surprise import learning_picture, surprise_dashboard, surprise_grid
-from titans_jax.plots.training import loss_curve, stream_picture
+from titans_jax.plots.training import loss_curve, recall_picture, stream_picture
 
 __all__ = [
     "ablation_bars",
@@ -39,6 +39,7 @@ __all__ = [
     "needle_memory",
     "norms",
     "positions_curve",
+    "recall_picture",
     "speed_bars",
     "speed_lines",
     "stream_picture",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from titans_jax.plots.legends import layer_colours, layer_labels, legend_above
-from titans_jax.plots.style import BLUE, ORANGE, drawing, write
+from titans_jax.plots.style import BLUE, MUTED, ORANGE, drawing, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 
@@ -80,6 +80,35 @@ def _crop_start(axes: Axes, values: np.ndarray) -> None:
         low, high = finite.min(), np.quantile(finite, 0.98)
         if high > low:
             axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
+
+
+def recall_picture(found: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
+    """Draws bits per byte, and the share of facts recalled by the length of the text, a bar for each model.
+
+    found: for each model bits_per_byte, and recalled {tokens: share}, without lengths that did not fit.
+    """
+    names, colours = list(found), [ORANGE, MUTED, BLUE, *layer_colours(len(found))]
+    lengths = list(dict.fromkeys(length for row in found.values() for length in row["recalled"]))
+    with drawing(9, 3.6) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=[1, 2])
+        bits = [row["bits_per_byte"] for row in found.values()]
+        bars = left.bar(range(len(names)), bits, color=colours[: len(names)])
+        left.bar_label(bars, fmt="{:.3f}")
+        left.set(title="Held-out text", ylabel="bits per byte", ylim=(0, 1.15 * max(bits)))
+        left.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+        width = 0.8 / len(names)
+        for i, (name, row) in enumerate(found.items()):
+            shares = [row["recalled"].get(length, math.nan) for length in lengths]
+            places = np.arange(len(lengths)) + (i - (len(names) - 1) / 2) * width
+            bars = right.bar(places, shares, width, color=colours[i], label=name)
+            right.bar_label(bars, fmt="{:.0%}")
+        right.set(title="Facts recalled", ylabel="answers right", xlabel="tokens since the fact", ylim=(0, 1.12))
+        right.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+        right.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        for axes in (left, right):
+            axes.grid(visible=False, axis="x")
+        legend_above(right)
+        return write(figure, path, {name: dict(row) for name, row in found.items()})
 
 
 def stream_picture(curves: Mapping[str, Sequence[Any]], path: Target) -> Figure:

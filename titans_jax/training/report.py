@@ -11,12 +11,18 @@ from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.decode import generate
 from titans_jax.nn import LM
+from titans_jax.training.recalled import Figures, lines
 
 
 def finish(
-    experiment: Experiment, model: LM, tokenizer: data.Tokenizer, checkpoints: Checkpoints, measured: dict[str, Any]
+    experiment: Experiment,
+    model: LM,
+    tokenizer: data.Tokenizer,
+    checkpoints: Checkpoints,
+    measured: dict[str, Any],
+    found: Figures | None = None,
 ) -> dict[str, Any]:
-    """Write result.json, sample.txt, loss_curve.png and memory.png, print the summary, return the result."""
+    """Write result.json, sample.txt and pictures, print the summary, return the result. found: facts recalled."""
     folder = experiment.output
     steps = [record for record in metrics.read_records(folder) if record["split"] == "train"]
     best = checkpoints.find("best")
@@ -28,11 +34,19 @@ def finish(
         "best_step": best,
         "best_bits_per_byte": checkpoints.meta(best)["evaluation"]["bits_per_byte"],
     }
+    for name, row in (found or {}).items():
+        result |= {f"{name} {length} recalled".replace(" ", "_"): share for length, share in row["recalled"].items()}
+        result[f"{name} bits_per_byte".replace(" ", "_")] = row["bits_per_byte"]
     text = sample(experiment, model, tokenizer)
     files.write(folder / "sample.txt", text)
     drawn = _draw(experiment, model, tokenizer)
+    if found and plots.available():
+        plots.recall_picture(found, folder / "recall.png")
+        drawn.append("recall.png")
     results.write_result(folder, result)
     print(_summary(experiment, result, text, ["result.json", "metrics.jsonl", "sample.txt", *drawn]), flush=True)
+    if found:
+        print("\n".join(lines(found)), flush=True)
     return result
 
 

@@ -22,9 +22,12 @@ from titans_jax import data, metrics, optim
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
+from titans_jax.evaluation.ablation import frozen
+from titans_jax.nn import LM
 from titans_jax.training import loop
 from titans_jax.training.errors import Diverged, Stopped, memory_advice, stop_requested
 from titans_jax.training.placement import Placement
+from titans_jax.training.recalled import baseline_of, figures, tells_facts
 from titans_jax.training.report import finish
 from titans_jax.training.step import TrainState, define, init_state, make_step, optimizer_of
 
@@ -52,8 +55,21 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
     Raises ValueError for a configuration that cannot work, or that is not the one of the run to go on with; Diverged;
     Stopped; CheckpointError when there are checkpoints and none can be used.
     """
+    session, model, measured = _trained(experiment := _with_steps(experiment), resume)
+    found = None
+    if tells_facts(experiment.data):
+        remembers = experiment.model.pattern != ("transformer",)
+        models = {"memory": model, "memory frozen": frozen(model)} if remembers else {"transformer": model}
+        if (baseline := baseline_of(experiment)) is not None:
+            models[baseline.name] = _trained(baseline, resume)[1]
+        found = figures(experiment, models)
+    return finish(experiment, model, session.tokenizer, session.checkpoints, measured, found)
+
+
+def _trained(experiment: Experiment, resume: bool) -> tuple[Session, LM, dict[str, Any]]:
+    """The session of a run at its end, its model on one device, and what its last evaluation measured."""
     with stop_requested() as stop, memory_advice():
-        session, state, start = _open(experiment := _with_steps(experiment), resume)
+        session, state, start = _open(experiment, resume)
         try:
             with session.placement.active():
                 if start < experiment.train.steps:
@@ -63,9 +79,7 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
         finally:
             session.log.close()
         params = jax.device_put(jax.device_get(state.params), jax.local_devices()[0])
-        model = nnx.merge(session.graphdef, params)
-        measured = {**evaluation, "compile_seconds": compile_seconds}
-        return finish(experiment, model, session.tokenizer, session.checkpoints, measured)
+        return session, nnx.merge(session.graphdef, params), {**evaluation, "compile_seconds": compile_seconds}
 
 
 def _with_steps(experiment: Experiment) -> Experiment:
@@ -114,7 +128,7 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
 
 # What decides no number of the run, and its length, which moves the schedule from here on as asked.
 _MAY_CHANGE = ("name", "output_dir", "mesh", "data.workers", "data.cache_dir") + tuple(
-    f"train.{name}" for name in ("steps", "log_every", "eval_", "save_every", "keep", "prompt", "sample")
+    f"train.{name}" for name in ("steps", "log_every", "eval_", "save_every", "keep", "prompt", "sample", "baseline")
 )
 
 

@@ -1,0 +1,115 @@
+"""An audit's interventions do what they say, and its checks can fail."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.nn.members import abstract, random_params
+from titans_jax.data import BYTES
+from titans_jax.decode import generate
+from titans_jax.evaluation import Hay, Needle, audit
+from titans_jax.nn import LM, MemoryConfig, ModelConfig
+
+MEMORY = MemoryConfig(rule="deltanet", chunk=8, heads=2, head_dim=8, conv=2)
+SMALL = dict(dim=16, depth=2, heads=2, head_dim=8, segment=8, window=8, memory=MEMORY)
+NEEDLE = Needle("KEY {key}!", "KEY?", " {key}", digits=2)
+HAY = Hay(["one two three four five six seven eight nine ten"], BYTES)
+
+
+def made(cls=LM, **changes):
+    graphdef, shapes = abstract(cls, ModelConfig(**SMALL | {"persistent": 0} | changes))
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_params(shapes)))
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return audit.make_facts(HAY, NEEDLE, 60, samples=3, seed=0)
+
+
+def test_texts_differ_in_their_fact_alone(facts):
+    for text, control, answer in zip(facts.texts, facts.controls, facts.answers, strict=True):
+        key = BYTES.decode(answer)
+        assert f"KEY{key}! " in BYTES.decode(text) and "KEY" not in BYTES.decode(control)
+        assert text.shape == control.shape == (55,) and (text[9:] == control[9:]).all()
+    assert BYTES.decode(facts.question) == "\nKEY?" and len({tuple(answer) for answer in facts.answers}) > 1
+
+
+def answers(model, state, facts):
+    return np.asarray(audit._answer(*nnx.split(model), audit.copied(state), facts.question, facts.answers.shape))
+
+
+@pytest.mark.parametrize("block", ["lmm", "transformer"])
+def test_another_texts_memory_is_all_that_a_memory_alone_knows_and_nothing_to_attention(block, facts):
+    model = made(block=block)
+    _, state = audit.prefill(model, facts.texts)
+    own, exchanged = (
+        np.asarray(audit._piece(*nnx.split(model), audit.copied(state), np.tile(facts.question, (3, 1)))[0])
+        for state in (state, audit._exchanged(model, state, audit._next_row(model, state)))
+    )
+    np.testing.assert_array_equal(exchanged, np.roll(own, -1, 0) if block == "lmm" else own)
+    assert (own[0] != own[1]).any()
+
+
+def test_answers_are_what_greedy_generation_writes(facts):
+    model = made(block="mac")
+    prompts = np.concatenate([facts.texts, np.tile(facts.question, (3, 1))], 1)
+    _, state = audit.prefill(model, facts.texts)
+    written = generate(model, prompts, length=3, temperature=0)
+    np.testing.assert_array_equal(answers(model, state, facts), written)
+
+
+def test_an_untrained_model_recalls_nothing_and_no_more_than_chance_is_allowed(facts):
+    model = made(block="mac")
+    checks = audit.recall_checks(model, facts, chance=1 / 90)
+    assert [check.passed for check in checks] == [False, True, True, True, True, False]
+    guessing = audit.recall_checks(model, facts._replace(answers=answers_of(model, facts)), chance=1 / 90)
+    assert guessing[0].passed and not guessing[1].passed  # it is written without the fact
+
+
+def answers_of(model, facts):
+    return answers(model, audit.prefill(model, facts.texts)[1], facts)
+
+
+class Peeking(LM):
+    """An LM that reads a token before its turn."""
+
+    def __call__(self, tokens, state, reset=None, *, aligned=False):
+        return super().__call__(jnp.roll(tokens, -1, 1), state, reset, aligned=aligned)
+
+
+@pytest.mark.parametrize("cls", [LM, Peeking])
+def test_a_model_that_peeks_is_found(cls):
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 25))
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": np.ones((2, 24), np.float32)}
+    causal, pieces, single, gain = audit.text_checks(made(cls, block="lmm"), batch)
+    honest = cls is LM
+    assert causal.passed == single.passed == honest and pieces.passed
+    assert abs(gain.value) > 0 and gain.unit == "nats a token"
+    assert ("depend" in audit.verdict([causal, pieces, single, gain])) == (not honest)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(block="transformer", attention="sliding", window=8),
+        dict(block="transformer", attention="segmented", segment=8),
+        dict(block="mac", segment=8),
+        dict(block="mag", window=4),
+        dict(block="lmm"),
+    ],
+    ids=lambda changes: changes["block"] + changes.get("attention", ""),
+)
+def test_without_learning_nothing_comes_from_beyond_the_reach(changes):
+    model = made(**changes)
+    cold, reach = audit.frozen(model), int(audit.reach(model.config))
+    tokens = np.random.default_rng(0).integers(0, 256, (1, reach + 10))
+    other = tokens.copy()
+    other[:, :9] = (other[:, :9] + 1) % 256  # token 9 is the last one within the reach of the last token
+    found = [np.array_equal(*(audit._scores(m, x, x.shape[1])[:, -1] for x in (tokens, other))) for m in (cold, model)]
+    assert found == [True, changes["block"] == "transformer"]
+
+
+def test_full_attention_reaches_everything():
+    assert audit.reach(ModelConfig(**SMALL, block="mal", attention="full")) == np.inf

@@ -1,0 +1,73 @@
+"""`titans-jax audit`: whether a checkpoint's memory remembers."""
+
+import argparse
+from pathlib import Path
+
+from titans_jax import data, files, metrics, results, training
+from titans_jax.cli.options import needle_of, needle_options, positive, run_folder, which
+from titans_jax.config import Experiment
+from titans_jax.data import facts
+from titans_jax.data.tasks.passkey import NOISE
+from titans_jax.evaluation import audit
+from titans_jax.evaluation.audit import Check
+from titans_jax.evaluation.haystack import Hay, Needle
+from titans_jax.evaluation.html import Section, to_html
+from titans_jax.nn import LM
+
+FACT = Needle(facts.FACT, facts.QUESTION, facts.ANSWER)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options: checkpoints, the fact and the texts."""
+    parser.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT", help="a run's output folder")
+    parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    needle_options(parser)
+    parser.add_argument("--length", type=positive, help="tokens of a text with a fact (default: 4 training sequences)")
+    parser.add_argument("--samples", type=positive, default=32, help="texts with a fact (default 32)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the facts and the texts (default 0)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check whether the memories of checkpoints remember: a page of results for each, with pass or fail."""
+    for path in options.checkpoint:
+        experiment, model, step = training.load(path, options.which)
+        with training.memory_advice(), metrics.Progress(2, f"audit {path}") as bar:
+            batch = next(data.held_out_batches(experiment.data, limit=1))
+            checks = audit.text_checks(model, batch)
+            bar.advance()
+            checks += _recall(experiment, model, options)
+            bar.advance()
+        _write(run_folder(path) / "audit", f"{path}, step {step}", checks)
+
+
+def _recall(experiment: Experiment, model: LM, options: argparse.Namespace) -> list[Check]:
+    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
+    needle = needle_of(options, FACT if experiment.data.facts else Needle())
+    length = options.length or 4 * experiment.data.sequence
+    texts = [NOISE] if experiment.data.task == "passkey" else data.load_sides(experiment.data)[1]
+    made = audit.make_facts(Hay(texts, tokenizer), needle, length, options.samples, options.seed)
+    seen = audit.reach(model.config)
+    if made.texts.shape[1] - seen <= len(tokenizer.encode(needle.text)):
+        reason = f"attention reaches {seen:.0f} tokens back; give a longer --length than {length}"
+        return [Check("recall from beyond attention", None, "", reason, None)]
+    return audit.recall_checks(model, made, chance=1 / (9 * 10 ** (needle.digits - 1)))
+
+
+def _write(folder: Path, title: str, checks: list[Check]) -> None:
+    """audit.html and audit.json, and the table that is printed."""
+    words = {True: "pass", False: "FAIL", None: "-"}
+    table = results.markdown(
+        [
+            ("", lambda row: words[row["check"].passed]),
+            ("found", lambda row: row["check"].shown),
+            ("wanted", lambda row: row["check"].wanted),
+        ],
+        {check.name: {"check": check} for check in checks},
+        title,
+    )
+    found = audit.verdict(checks)
+    lines = {check.name: f"{words[check.passed]}: {check.shown}; wanted {check.wanted}" for check in checks}
+    page = to_html(f"Audit of {title}", lines, [Section("What was found", found.capitalize() + ".")], folder)
+    files.write(folder / "audit.html", page)
+    files.write_json(folder / "audit.json", {"found": found, "checks": [check._asdict() for check in checks]})
+    print(f"{table}\n\n{found}\nwritten: {folder}/: audit.html, audit.json\n", flush=True)
