@@ -18,7 +18,7 @@ def get_config() -> Experiment:
             head_dim=32,
             segment=64,
             window=128,
-            memory=MemoryConfig(heads=2, head_dim=32, chunk=64),
+            memory=MemoryConfig(heads=2, head_dim=32, chunk=64, forget=1e-4),
         ),
         data=DataConfig(corpus="moby-dick", tokenizer="bytes", sequence=256, batch=8, facts=0.25),
         optim=OptimConfig(name="muon", peak_rate=0.01, warmup=30),
