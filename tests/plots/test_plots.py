@@ -2,6 +2,7 @@
 
 import json
 import math
+import math
 import sys
 from typing import NamedTuple
 
@@ -115,3 +116,17 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"^pictures need matplotlib: pip install titans-jax\[plot\]$"):
         plots.loss_curve(records(5), "never.png")
+
+
+def test_recall_picture_shows_every_share_and_says_where_a_text_did_not_fit(tmp_path):
+    found = {
+        "memory": {"bits_per_byte": 2.1, "recalled": {256: 1.0, 1024: 0.75}},
+        "transformer": {"bits_per_byte": 2.2, "recalled": {256: 0.0}},
+    }
+    figure = plots.recall_picture(found, tmp_path / "recall.png")
+    left, right = figure.axes
+    assert [bar.get_height() for bar in left.patches] == [2.1, 2.2]
+    shown = [[bar.get_height() for bar in bars] for bars in right.containers]
+    assert shown[0] == [1.0, 0.75] and shown[1][0] == 0.0 and math.isnan(shown[1][1])
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["memory", "transformer"]
+    assert json.loads((tmp_path / "recall.json").read_text())["memory"]["recalled"] == {"256": 1.0, "1024": 0.75}
