@@ -14,7 +14,7 @@ from titans_jax.data.tokenizer import Tokenizer
 
 QUESTION, ANSWER = "The pass key is", " {key}."
 FACT = QUESTION + ANSWER
-MENTIONS, WEIGHT = 5, 40
+MENTIONS, WEIGHT = 5, 24
 
 
 def tell(
