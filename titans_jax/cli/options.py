@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def needle_options(parser: argparse.ArgumentParser) -> None:
 
 def needle_of(options: argparse.Namespace, default: Needle) -> Needle:
     """The needle of the options; the default's where they are not given."""
-    text, question, answer = options.needle, options.question, options.answer
-    return Needle(text or default.text, question or default.question, answer or default.answer, options.digits)
+    chosen = {"text": options.needle, "question": options.question, "answer": options.answer}
+    return replace(default, digits=options.digits, **{name: text for name, text in chosen.items() if text is not None})
 
 
 def which(text: str) -> str | int:
