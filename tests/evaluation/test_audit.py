@@ -90,6 +90,18 @@ def test_a_model_that_peeks_is_found(cls):
     assert ("depend" in audit.verdict([causal, pieces, single, gain])) == (not honest)
 
 
+def test_a_verdict_says_what_the_memory_is_worth():
+    gain = audit.Check("gain", 0.25, "nats a token", "", True)
+    on, off = audit.Check("on", 0.75, "of answers", "", True), audit.Check("off", 0.0, "of answers", "", True)
+    assert "recalls 75% of the facts; learning is worth 0.25 nats a token" in _verdict(on, off, gain)
+    assert "no fact comes from its memory" in _verdict(on, off._replace(passed=False), gain)
+    assert _verdict(gain._replace(passed=False)).endswith("however it reads; learning adds nothing on text")
+
+
+def _verdict(*checks):
+    return audit.verdict([audit.Check("causal", 0, "scores", "0", True), *checks])
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,6 +1,7 @@
 """`titans-jax audit`: whether a checkpoint's memory remembers."""
 
 import argparse
+import math
 from pathlib import Path
 
 from titans_jax import data, files, metrics, results, training
@@ -22,7 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT", help="a run's output folder")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     needle_options(parser)
-    parser.add_argument("--length", type=positive, help="tokens of a text with a fact (default: 4 training sequences)")
+    length = "tokens of a text with a fact (default: as many training sequences as attention cannot reach over)"
+    parser.add_argument("--length", type=positive, help=length)
     parser.add_argument("--samples", type=positive, default=32, help="texts with a fact (default 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the facts and the texts (default 0)")
 
@@ -43,13 +45,17 @@ def run(options: argparse.Namespace) -> None:
 def _recall(experiment: Experiment, model: LM, options: argparse.Namespace) -> list[Check]:
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     needle = needle_of(options, FACT if experiment.data.facts else Needle())
-    length = options.length or 4 * experiment.data.sequence
     texts = [NOISE] if experiment.data.task == "passkey" else data.load_sides(experiment.data)[1]
+    seen, row = audit.reach(model.config), experiment.data.sequence
+    if math.isinf(seen):
+        return [Check("facts from beyond attention", None, "", "nothing: full attention sees the whole text", None)]
+    least = seen + audit.size(needle, tokenizer)
+    length = options.length or row * math.ceil((least + 1) / row)
+    if length <= least:
+        raise ValueError(
+            f"--length {length}: attention may reach {seen:.0f} tokens back; give at least {least + 1:.0f}"
+        )
     made = audit.make_facts(Hay(texts, tokenizer), needle, length, options.samples, options.seed)
-    seen = audit.reach(model.config)
-    if made.texts.shape[1] - seen <= len(tokenizer.encode(needle.text)):
-        reason = f"attention reaches {seen:.0f} tokens back; give a longer --length than {length}"
-        return [Check("recall from beyond attention", None, "", reason, None)]
     return audit.recall_checks(model, made, chance=1 / (9 * 10 ** (needle.digits - 1)))
 
 
