@@ -94,7 +94,7 @@ def test_a_verdict_says_what_the_memory_is_worth():
     gain = audit.Check("gain", 0.25, "nats a token", "", True)
     on, off = audit.Check("on", 0.75, "of answers", "", True), audit.Check("off", 0.0, "of answers", "", True)
     assert "recalls 75% of the facts; learning is worth 0.25 nats a token" in _verdict(on, off, gain)
-    assert "no fact comes from its memory" in _verdict(on, off._replace(passed=False), gain)
+    assert "its memory does not recall the facts" in _verdict(on, off._replace(passed=False), gain)
     assert _verdict(gain._replace(passed=False)).endswith("however it reads; learning adds nothing on text")
 
 

@@ -159,14 +159,10 @@ def verdict(checks: list[Check]) -> str:
     sound = all(check.passed for check in checks if check.unit in ("scores", "nats"))
     (gain,) = (check for check in checks if check.unit == "nats a token")
     recalls = [check for check in checks if check.unit == "of answers"]
-    parts = [
-        "the model is causal and reads alike in all ways" if sound else "the scores depend on how the text is read"
-    ]
+    parts = ["causal, and the same however it reads" if sound else "the scores depend on how the text is read"]
     if recalls:
-        remembers = all(check.passed for check in recalls)
-        parts.append(
-            f"its memory recalls {recalls[0].shown} of the facts" if remembers else "no fact comes from memory"
-        )
+        share = f"its memory recalls {recalls[0].shown} of the facts"
+        parts.append(share if all(check.passed for check in recalls) else "its memory does not recall the facts")
     parts.append(f"learning is worth {gain.shown} of text" if gain.passed else "learning adds nothing on text")
     return "; ".join(parts)
 
