@@ -1,5 +1,6 @@
 """The command line: help, one-line errors, exit codes, files."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -53,6 +54,8 @@ def test_every_command_has_help(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["audit", "nowhere", "--samples", "1"], 2, "memories are swapped between texts; give at least 2"),
+        (["audit", "nowhere"], 3, "nowhere is no folder of checkpoints"),
         (["train", "tinny"], 2, "no config named 'tinny'; did you mean tiny?"),
         (["train", "tiny", "--data.corpus", "moby-dik"], 2, "did you mean 'moby-dick'?"),
         (["train", "tiny", "--mesh", "dada=2"], 2, "dada=2"),
@@ -125,3 +128,14 @@ def test_a_damaged_checkpoint_exits_with_3(trained, tmp_path, capsys):
             path.write_bytes(raw)
     assert cli.main(["eval", "--checkpoint", str(copy)]) == 3
     assert "no usable checkpoint" in capsys.readouterr().err
+
+
+def test_an_audit_writes_a_page_and_says_what_it_found(trained, capsys):
+    assert cli.main(["audit", str(trained), "--samples", "2"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((trained / "audit/audit.json").read_text())
+    assert found["found"] in printed and "its memory does not recall the facts" in found["found"]
+    passed = {check["name"]: check["passed"] for check in found["checks"]}
+    assert passed["scores changed by later tokens"] and not passed["the fact, memory on"]
+    page = html.unescape((trained / "audit/audit.html").read_text())
+    assert all(name in page for name in passed) and "FAIL" in page

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from titans_jax import data, files, metrics, results, training
@@ -15,6 +16,7 @@ from titans_jax.evaluation.haystack import Hay, Needle
 from titans_jax.evaluation.html import Section, to_html
 from titans_jax.nn import LM
 
+ROWS = 8  # of held-out text, at least
 FACT = Needle(facts.FACT, facts.QUESTION, facts.ANSWER)
 
 
@@ -31,10 +33,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Check whether the memories of checkpoints remember: a page of results for each, with pass or fail."""
+    if options.samples < 2:
+        raise ValueError("--samples 1: memories are swapped between texts; give at least 2")
     for path in options.checkpoint:
         experiment, model, step = training.load(path, options.which)
         with training.memory_advice(), metrics.Progress(2, f"audit {path}") as bar:
-            batch = next(data.held_out_batches(experiment.data, limit=1))
+            source = replace(experiment.data, batch=max(ROWS, experiment.data.batch))
+            batch = next(data.held_out_batches(source, limit=1))
             checks = audit.text_checks(model, batch)
             bar.advance()
             checks += _recall(experiment, model, options)
