@@ -1,4 +1,4 @@
-"""Half of tiny's width, depth and batch, for benchmarks of many trainings."""
+"""Half of the width, depth and batch of text, for benchmarks of many trainings."""
 
 from dataclasses import replace
 
@@ -6,8 +6,7 @@ from titans_jax.config import Experiment, load
 
 
 def get_config() -> Experiment:
-    tiny = load("tiny")
-    memory = replace(tiny.model.memory, head_dim=16)
-    model = replace(tiny.model, dim=64, depth=2, heads=2, memory=memory)
-    data = replace(tiny.data, batch=4, facts=0.0)
-    return replace(tiny, name="mini", model=model, data=data, train=replace(tiny.train, baseline=""))
+    text = load("text")
+    memory = replace(text.model.memory, head_dim=16)
+    model = replace(text.model, dim=64, depth=2, heads=2, memory=memory)
+    return replace(text, name="mini", model=model, data=replace(text.data, batch=4))

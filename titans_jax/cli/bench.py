@@ -22,9 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add a parser for each benchmark."""
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="KIND")
 
-    kind = _kind(kinds, bench_rules, trainings, config="tiny", steps=200)
+    kind = _kind(kinds, bench_rules, trainings, config="text", steps=200)
     kind("--rules", None, names, "rules, or config:NAME for a config (default: all, and the configs hope, tnt, atlas)")
-    kind = _kind(kinds, bench_optimizers, trainings, config="tiny", steps=200)
+    kind = _kind(kinds, bench_optimizers, trainings, config="text", steps=200)
     kind("--optimizers", "adamw,muon,m3", names, f"some of {', '.join(OPTIMIZERS)}")
     kind("--rates", "1e-3,3e-3,1e-2,3e-2", rates, "learning rates to try")
     kind("--seeds", 3, positive, "seeds at the best rate")

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "titans-jax compare [MODEL ...] [options] [--section.field value ...]"
     parser.epilog = f"MODEL is {', '.join(MODELS)}, or a config, whose model is used (default: those six)"
     base = "config of everything else; --section.field value changes a field (default %(default)s)"
-    parser.add_argument("--config", default="tiny", help=base)
+    parser.add_argument("--config", default="text", help=base)
     by = "quantity that is equal in all models, as large as in the largest (default %(default)s)"
     parser.add_argument("--match", choices=MATCHES, default=MATCHES[0], help=by)
     parser.add_argument("--steps", type=positive, default=200, help="steps of each training (default %(default)s)")
