@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.nn.members import abstract, random_params
-from titans_jax.data import BYTES
+from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
 from titans_jax.evaluation import Hay, Needle, audit
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
@@ -35,6 +35,16 @@ def test_texts_differ_in_their_fact_alone(facts):
         assert f"KEY{key}! " in BYTES.decode(text) and "KEY" not in BYTES.decode(control)
         assert text.shape == control.shape == (55,) and (text[9:] == control[9:]).all()
     assert BYTES.decode(facts.question) == "\nKEY?" and len({tuple(answer) for answer in facts.answers}) > 1
+
+
+def test_texts_have_one_length_where_keys_take_more_or_fewer_tokens(tmp_path):
+    tokenizer = train_bpe(["KEY 12! KEY 34! KEY? 56 " * 20], 300, tmp_path / "bpe.json")
+    lengths = {len(tokenizer.encode(f" {key}")) for key in range(10, 100)}
+    made = audit.make_facts(Hay(["one two three four five six"], tokenizer), NEEDLE, 60, samples=4, seed=0)
+    assert len(lengths) > 1 and made.texts.shape == made.controls.shape and len(made.answers) == 4
+    assert all(
+        tokenizer.decode(key) in tokenizer.decode(text) for key, text in zip(made.answers, made.texts, strict=True)
+    )
 
 
 def answers(model, state, facts):

@@ -87,19 +87,25 @@ def size(needle: Needle, tokenizer: Tokenizer) -> int:
 
 
 def make_facts(hay: Hay, needle: Needle, length: int, samples: int, seed: int) -> Facts:
-    """Texts of `length` tokens, question included, that begin with their fact. Raises ValueError as `Hay.row`."""
-    texts, controls, answers = [], [], []
+    """Texts of `length` tokens, question included, that begin with their fact.
+
+    Keys that take another number of tokens than the first one are left out, so that all texts have one length.
+    Raises ValueError as `Hay.row`, and where too few keys are as long as the first.
+    """
     question = hay.tokenizer.encode("\n" + needle.question)
-    for sample in range(samples):
+    made: list[tuple[NDArray, NDArray, NDArray]] = []
+    for sample in range(100 * samples):
         rng = np.random.default_rng((seed, sample))
         one = needle.filled(rng)
         row, count = hay.row(one, length, 0.0, rng)
-        end = len(row) - count - len(question)
-        hidden = len(hay.tokenizer.encode(one.text + " "))
-        texts.append(row[:end])
-        controls.append(np.concatenate([row[:1], row[1 + hidden : 1 + 2 * hidden], row[1 + hidden : end]]))
-        answers.append(row[-count:])
-    return Facts(np.stack(texts), np.stack(controls), question, np.stack(answers))
+        text, after = row[: -count - len(question)], 1 + len(hay.tokenizer.encode(one.text + " "))
+        control = np.concatenate([row[:1], row[after : 2 * after - 1], text[after:]])
+        if not made or [len(part) for part in made[0]] == [len(text), len(control), count]:
+            made.append((text, control, row[-count:]))
+        if len(made) == samples:
+            texts, controls, answers = map(np.stack, zip(*made, strict=True))
+            return Facts(texts, controls, question, answers)
+    raise ValueError(f"digits: few keys of {needle.digits} digits take as many tokens as the first; give fewer digits")
 
 
 def recall_checks(model: LM, facts: Facts, chance: float) -> list[Check]:
