@@ -126,7 +126,7 @@ def _verdict(*checks):
 )
 def test_without_learning_nothing_comes_from_beyond_the_reach(changes):
     model = made(**changes)
-    cold, reach = audit.frozen(model), int(audit.reach(model.config))
+    cold, reach = audit.frozen(model), int(audit.reach(model))
     tokens = np.random.default_rng(0).integers(0, 256, (1, reach + 10))
     other = tokens.copy()
     other[:, :9] = (other[:, :9] + 1) % 256  # token 9 is the last one within the reach of the last token
@@ -135,4 +135,4 @@ def test_without_learning_nothing_comes_from_beyond_the_reach(changes):
 
 
 def test_full_attention_reaches_everything():
-    assert audit.reach(ModelConfig(**SMALL, block="mal", attention="full")) == np.inf
+    assert audit.reach(made(block="mal", attention="full")) == np.inf

@@ -2,22 +2,21 @@
 
 import argparse
 import math
+import operator
 from dataclasses import replace
 from pathlib import Path
 
 from titans_jax import data, files, metrics, results, training
 from titans_jax.cli.options import needle_of, needle_options, positive, run_folder, which
 from titans_jax.config import Experiment
-from titans_jax.data import facts
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation import audit
 from titans_jax.evaluation.audit import Check
-from titans_jax.evaluation.haystack import Hay, Needle
+from titans_jax.evaluation.haystack import FACT, Hay, Needle
 from titans_jax.evaluation.html import Section, to_html
 from titans_jax.nn import LM
 
 ROWS = 8  # of held-out text, at least
-FACT = Needle(facts.FACT, facts.QUESTION, facts.ANSWER)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +50,7 @@ def _recall(experiment: Experiment, model: LM, options: argparse.Namespace) -> l
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     needle = needle_of(options, FACT if experiment.data.facts else Needle())
     texts = [NOISE] if experiment.data.task == "passkey" else data.load_sides(experiment.data)[1]
-    seen, row = audit.reach(model.config), experiment.data.sequence
+    seen, row = audit.reach(model), experiment.data.sequence
     if math.isinf(seen):
         return [Check("facts from beyond attention", None, "", "nothing: full attention sees the whole text", None)]
     least = seen + audit.size(needle, tokenizer)
@@ -67,17 +66,11 @@ def _recall(experiment: Experiment, model: LM, options: argparse.Namespace) -> l
 def _write(folder: Path, title: str, checks: list[Check]) -> None:
     """audit.html and audit.json, and the table that is printed."""
     words = {True: "pass", False: "FAIL", None: "-"}
-    table = results.markdown(
-        [
-            ("", lambda row: words[row["check"].passed]),
-            ("found", lambda row: row["check"].shown),
-            ("wanted", lambda row: row["check"].wanted),
-        ],
-        {check.name: {"check": check} for check in checks},
-        title,
-    )
+    rows = {check.name: {"": words[check.passed], "found": check.shown, "wanted": check.wanted} for check in checks}
+    columns: list[results.Column] = [(name, operator.itemgetter(name)) for name in ("", "found", "wanted")]
+    table = results.markdown(columns, rows, title)
     found = audit.verdict(checks)
-    lines = {check.name: f"{words[check.passed]}: {check.shown}; wanted {check.wanted}" for check in checks}
+    lines = {name: f"{row['']}: {row['found']}; wanted {row['wanted']}" for name, row in rows.items()}
     page = to_html(f"Audit of {title}", lines, [Section("What was found", found.capitalize() + ".")], folder)
     files.write(folder / "audit.html", page)
     files.write_json(folder / "audit.json", {"found": found, "checks": [check._asdict() for check in checks]})

@@ -97,7 +97,7 @@ class Loader:
         else:
             self.layout = stream_layout(len(stream.tokens) - 1, config.sequence)
         self.rows = self.layout.rows
-        self.facts, self.tokenizer = config.facts, tokenizer
+        self.facts, self.tokenizer = config.facts, tokenizer if config.facts else None
 
     def load(self, rows: ArrayLike) -> Batch:
         """Returns the batch of these rows; a row number past the last one gives padding.
@@ -118,9 +118,11 @@ class Loader:
                 tokens, span = self.stream.tokens[begin : begin + length + 1], slice(column, column + length)
                 inputs[i, span], targets[i, span], mask[i, span] = tokens[:-1], tokens[1:], 1
                 reset[i, column] = self.resets
-            rng = np.random.default_rng((row, 1))
             is_whole = self.layout.length[self.layout.first[row]] == self.sequence
-            if self.tokenizer is not None and is_whole and rng.uniform() < self.facts:
+            if self.tokenizer is None or not is_whole:
+                continue
+            rng = np.random.default_rng((row, 1))
+            if rng.uniform() < self.facts:
                 tokens, mask[i] = tell(np.append(inputs[i], targets[i, -1]), self.tokenizer, rng)
                 inputs[i], targets[i] = tokens[:-1], tokens[1:]
         return {"inputs": inputs, "targets": targets, "mask": mask, "reset": reset}
@@ -197,7 +199,9 @@ def _loader(config: DataConfig, *, held_out: bool) -> Loader | TaskRows:
         train, test = load_sides(config)
         hay = "\n".join(test if held_out and test else train)
         return TaskRows(config.task, config.sequence, load_tokenizer(config.tokenizer), hay, held_out=held_out)
-    stream = held_out_stream(config) if held_out else load_streams(config)[0]
-    if stream is None:
+    if not held_out:
+        stream, _, tokenizer = load_streams(config)
+        return Loader(stream, config, tokenizer)
+    if (own := held_out_stream(config)) is None:
         raise ValueError("data.held_out=0: there is no held-out text to evaluate on")
-    return Loader(stream, config, None if held_out else load_tokenizer(config.tokenizer))
+    return Loader(own, config)

@@ -23,7 +23,7 @@ from titans_jax.decode.rows import copied
 from titans_jax.decode.slots import batch_axes
 from titans_jax.evaluation.ablation import frozen
 from titans_jax.evaluation.haystack import Hay, Needle
-from titans_jax.nn import LM, ModelConfig
+from titans_jax.nn import LM
 from titans_jax.nn.attention import KV
 from titans_jax.nn.model import LMState
 
@@ -69,19 +69,18 @@ class Facts(NamedTuple):
     answers: NDArray[np.int32]
 
 
-def reach(config: ModelConfig) -> float:
+def reach(model: LM) -> float:
     """How many tokens back attention and convolutions carry anything at most, over all layers; inf if full."""
+    config = model.config
     if config.grows:
         return math.inf
-    sees = {"sliding": config.window - 1, "segmented": config.segment}[config.attention] if config.attends else 0
-    if "mac" in config.pattern:
-        sees = max(sees, config.segment)
-    remembers = any(block != "transformer" for block in config.pattern)
-    return config.depth * (sees + max(config.memory.conv - 1, 0) * remembers)
+    attention = max(0, *(block.view - 1 for block in model.blocks))
+    convolution = config.memory.conv - 1 if config.memory.conv and config.pattern != ("transformer",) else 0
+    return config.depth * (attention + convolution)
 
 
 def size(needle: Needle, tokenizer: Tokenizer) -> int:
-    """The tokens of a needle, of its question and of what is around them, in a text of `make_facts`."""
+    """The length of a text that holds the separator, the needle and the question, and no hay."""
     needle = needle.filled(np.random.default_rng(0))
     return 1 + sum(len(tokenizer.encode(part)) for part in (needle.text + " ", "\n" + needle.question))
 
@@ -110,12 +109,10 @@ def make_facts(hay: Hay, needle: Needle, length: int, samples: int, seed: int) -
 
 def recall_checks(model: LM, facts: Facts, chance: float) -> list[Check]:
     """Answers with the memory as it is, and changed; chance: of guessing an answer. Needs two texts or more."""
-    graphdef, params = nnx.split(model)
     cold = frozen(model)
-    start = first_state(graphdef, params, len(facts.answers))
+    start = first_state(*nnx.split(model), len(facts.answers))
     read, control = (prefill(model, tokens)[1] for tokens in (facts.texts, facts.controls))
-    unlearned = prefill(cold, facts.texts, state=start)[1]
-    start = first_state(graphdef, params, len(facts.answers))  # prefill has used up the other
+    unlearned = prefill(cold, facts.texts, state=copied(start))[1]
     other = _exchanged(model, read, _next_row(model, read))
     theirs = np.roll(facts.answers, -1, 0)
     cases: Mapping[str, tuple[LM, Any, NDArray[np.int32], bool]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.data import Tokenizer
+from titans_jax.data import Tokenizer, facts
 from titans_jax.data.tasks.passkey import ANSWER, DIGITS, NEEDLE, QUESTION, random_key
 from titans_jax.evaluation.loglikelihood import endings, score_targets
 from titans_jax.nn import LM
@@ -35,6 +35,10 @@ class Needle:
         key = random_key(rng, self.digits)
         text, question, answer = (part.replace("{key}", key) for part in (self.text, self.question, self.answer))
         return Needle(text, question, answer, self.digits)
+
+
+FACT = Needle(facts.FACT, facts.QUESTION, facts.ANSWER)
+"""The needle of training text with `data.facts`."""
 
 
 class Hay:

@@ -85,9 +85,10 @@ def _crop_start(axes: Axes, values: np.ndarray) -> None:
 def recall_picture(found: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     """Draws bits per byte, and the share of facts recalled by the length of the text, a bar for each model.
 
-    found: for each model bits_per_byte, and recalled {tokens: share}, without lengths that did not fit.
+    found: for each of at most three models, bits_per_byte, and recalled {tokens: share} without lengths that did not
+    fit.
     """
-    names, colours = list(found), [ORANGE, MUTED, BLUE, *layer_colours(len(found))]
+    names, colours = list(found), (ORANGE, MUTED, BLUE)
     lengths = list(dict.fromkeys(length for row in found.values() for length in row["recalled"]))
     with drawing(9, 3.6) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[1, 2])

@@ -35,8 +35,9 @@ def finish(
         "best_bits_per_byte": checkpoints.meta(best)["evaluation"]["bits_per_byte"],
     }
     for name, row in (found or {}).items():
-        result |= {f"{name} {length} recalled".replace(" ", "_"): share for length, share in row["recalled"].items()}
-        result[f"{name} bits_per_byte".replace(" ", "_")] = row["bits_per_byte"]
+        key = name.replace(" ", "_")
+        result |= {f"{key}_{length}_recalled": share for length, share in row["recalled"].items()}
+        result[f"{key}_bits_per_byte"] = row["bits_per_byte"]
     text = sample(experiment, model, tokenizer)
     files.write(folder / "sample.txt", text)
     drawn = _draw(experiment, model, tokenizer)
