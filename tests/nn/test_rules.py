@@ -1,12 +1,27 @@
-"""Layers of rules with more inputs than q, k, v and three gates: shapes, gradients and streams."""
+"""Layers of rules: initial keys and queries; and gradients and streams of those with more than q, k, v, three gates."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from tests.nn.members import BATCH, VOCAB, config_of, jit, name_of, subject
 from tests.nn.test_laws import TOKENS, close, in_pieces, read, tokens
+from titans_jax.nn.memory_inputs import QKV
+
+
+@pytest.mark.parametrize("rule", ["titans", "deltaproduct"])
+def test_a_first_key_starts_as_the_query_of_the_token_before(rule: str) -> None:
+    """So an untrained memory answers a token with the value of the token after it."""
+    config = config_of({"rule": rule, "conv": 4})
+    qkv = QKV(config, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (BATCH, TOKENS, config.dim))
+    (q, k, v), _ = qkv(x, qkv.init_state(BATCH), jnp.broadcast_to(jnp.arange(TOKENS), (BATCH, TOKENS)))
+    first = k if rule == "titans" else k[..., 0, :]
+    np.testing.assert_array_equal(first[:, :, 1:], q[:, :, :-1])
+    assert np.asarray(v[:, :, 1:] != v[:, :, :-1]).any()
+
 
 RULES = ("swla", "deltaproduct", "mesa", "omeganet", "atlas", "lact", "hgrn2")
 

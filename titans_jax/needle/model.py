@@ -59,7 +59,7 @@ class TitanBlock(nnx.Module):
         scale = (2 * config.layers) ** -0.5
         self.norm = RMSNorm(dim)
         self.qkv = Linear(dim, 3 * dim, ("embed", "heads"), rngs=rngs)
-        self.conv = Conv(4, 3 * dim, rngs=rngs) if config.dsconv else None
+        self.conv = Conv(4, 3 * dim) if config.dsconv else None
         first = 10.0 if config.l2 else (dim // heads) ** -0.5
         self.log_temperature = param(jnp.full(heads, jnp.log(first)), None)
         self.gate = Linear(dim, dim, ("embed", "heads"), rngs=rngs)

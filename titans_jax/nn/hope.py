@@ -44,7 +44,7 @@ class SelfModifyingLayer(nnx.Module):
         self.max_rate = c.max_rate * unit_rate(rule_of(c), 1)
         size = c.heads * c.head_dim
         self.inputs = Linear(config.dim, 2 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
-        self.conv = Conv(c.conv, 2 * size, rngs=rngs) if c.conv else None
+        self.conv = Conv(c.conv, 2 * size) if c.conv else None
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         self.momentum = gate(c.heads, bias=logit(c.momentum))
         self.rate = GateReadout(c.heads, c.head_dim, 0.0, rngs=rngs)

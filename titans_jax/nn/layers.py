@@ -118,16 +118,14 @@ class SwiGLU(nnx.Module):
 class Conv(nnx.Module):
     """Causal depthwise convolution over time: y_t = sum_i taps_i x_{t-i}.
 
-    Channels where mixes [channels] is true start with random taps, which keep the variance; the others as the identity.
+    It starts as a delay: y_t = x_{t-delay}, with one delay for each channel, 0 to width - 1.
 
     Together with the projection before it, the depthwise-separable convolution of Titans (section 4.4). The state is
     the last width - 1 inputs, [B, width - 1, channels].
     """
 
-    def __init__(self, width: int, channels: int, *, mixes: ArrayLike = False, rngs: nnx.Rngs) -> None:
-        bound = (3 / width) ** 0.5
-        random = jax.random.uniform(rngs.params(), (width, channels), minval=-bound, maxval=bound)
-        self.taps = param(jnp.where(mixes, random, jnp.zeros((width, channels)).at[0].set(1.0)), None, None)
+    def __init__(self, width: int, channels: int, *, delay: ArrayLike = 0) -> None:
+        self.taps = param((jnp.arange(width)[:, None] == jnp.broadcast_to(delay, channels)) * 1.0, None, None)
         self.width = width
 
     def init_state(self, batch: int, dtype: str) -> Array:

@@ -17,8 +17,8 @@ from titans_jax.nn.layers import Conv, Linear, Valid, logit, param, split_heads
 class QKV(nnx.Module):
     """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with one k and v for each write of a token.
 
-    The convolution of queries and keys starts as a random mix of the last tokens: a value is then stored under the
-    tokens before it from the first step on. That of values starts as the identity.
+    Two initial values make an untrained memory an induction head: the convolution of keys starts as a delay by one
+    token, so that a value is stored under the token before it, and queries start with the projection of keys.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -27,8 +27,13 @@ class QKV(nnx.Module):
         self.writes = rule_of(c).learner.writes_per_token
         channels = (1 + 2 * self.writes) * c.heads * c.head_dim
         self.linear = Linear(config.dim, channels, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
-        is_value = np.arange(channels) % (channels // c.heads) >= (1 + self.writes) * c.head_dim
-        self.conv = Conv(c.conv, channels, mixes=~is_value, rngs=rngs) if c.conv else None
+        by_head = self.linear.kernel[...].reshape(config.dim, c.heads, -1)
+        query = by_head[..., : c.head_dim]
+        by_head = by_head.at[..., c.head_dim : 2 * c.head_dim].set(query)
+        self.linear.kernel[...] = by_head.reshape(config.dim, channels)
+        part = np.arange(channels) % (channels // c.heads) // c.head_dim
+        is_key = (part > 0) & (part <= self.writes)
+        self.conv = Conv(c.conv, channels, delay=is_key & (c.conv > 1)) if c.conv else None
 
     def init_state(self, batch: int) -> Array | None:
         """The convolution's inputs before the first token."""
