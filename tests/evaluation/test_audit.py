@@ -10,6 +10,7 @@ from tests.nn.members import abstract, random_params
 from titans_jax.data import BYTES, train_bpe
 from titans_jax.decode import generate
 from titans_jax.evaluation import Hay, Needle, audit
+from titans_jax.evaluation import facts as facts_of
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 MEMORY = MemoryConfig(rule="deltanet", chunk=8, heads=2, head_dim=8, conv=2)
@@ -26,7 +27,7 @@ def made(cls=LM, **changes):
 
 @pytest.fixture(scope="module")
 def facts():
-    return audit.make_facts(HAY, NEEDLE, 60, samples=3, seed=0)
+    return facts_of.make_facts(HAY, NEEDLE, 60, samples=3, seed=0)
 
 
 def test_texts_differ_in_their_fact_alone(facts):
@@ -34,13 +35,15 @@ def test_texts_differ_in_their_fact_alone(facts):
         key = BYTES.decode(answer)
         assert f"KEY{key}! " in BYTES.decode(text) and "KEY" not in BYTES.decode(control)
         assert text.shape == control.shape == (55,) and (text[9:] == control[9:]).all()
+    differ = facts.texts != facts.twins
+    assert (differ.any(0).nonzero()[0] == [5, 6]).all() and differ.any(1).all()
     assert BYTES.decode(facts.question) == "\nKEY?" and len({tuple(answer) for answer in facts.answers}) > 1
 
 
 def test_texts_have_one_length_where_keys_take_more_or_fewer_tokens(tmp_path):
     tokenizer = train_bpe(["KEY 12! KEY 34! KEY? 56 " * 20], 300, tmp_path / "bpe.json")
     lengths = {len(tokenizer.encode(f" {key}")) for key in range(10, 100)}
-    made = audit.make_facts(Hay(["one two three four five six"], tokenizer), NEEDLE, 60, samples=4, seed=0)
+    made = facts_of.make_facts(Hay(["one two three four five six"], tokenizer), NEEDLE, 60, samples=4, seed=0)
     assert len(lengths) > 1 and made.texts.shape == made.controls.shape and len(made.answers) == 4
     assert all(
         tokenizer.decode(key) in tokenizer.decode(text) for key, text in zip(made.answers, made.texts, strict=True)
@@ -106,6 +109,9 @@ def test_a_verdict_says_what_the_memory_is_worth():
     on, off = audit.Check("on", 0.75, "of answers", "", True), audit.Check("off", 0.0, "of answers", "", True)
     assert "recalls 75% of the facts; learning is worth 0.25 nats a token" in _verdict(on, off, gain)
     assert "its memory does not recall the facts" in _verdict(on, off._replace(passed=False), gain)
+    stored, addressed = (audit.Check(name, 0.5 + x, "of texts", "", True) for name, x in (("s", 0.25), ("a", 0.0)))
+    lost = _verdict(on, off._replace(passed=False), stored, addressed, gain)
+    assert "does not recall the facts (stored in 75% of texts, addressed in 50% of texts)" in lost
     assert _verdict(gain._replace(passed=False)).endswith("however it reads; learning adds nothing on text")
 
 
@@ -136,3 +142,26 @@ def test_without_learning_nothing_comes_from_beyond_the_reach(changes):
 
 def test_full_attention_reaches_everything():
     assert audit.reach(made(block="mal", attention="full")) == np.inf
+
+
+@pytest.mark.parametrize(("block", "rule"), [("lmm", "titans"), ("mac", "deltanet")])
+def test_an_untrained_memory_stores_and_addresses_a_fact_and_the_model_does_not_read_it_out(block, rule):
+    many = facts_of.make_facts(HAY, NEEDLE, 60, samples=16, seed=0)
+    memory = MemoryConfig(rule=rule, chunk=8, heads=2, head_dim=16)
+    model = LM(ModelConfig(**SMALL | {"block": block, "dim": 32, "memory": memory}), rngs=nnx.Rngs(0))
+    stored, addressed = audit.probe_checks(model, many)
+    assert stored.passed and addressed.passed and not audit.recall_checks(model, many, 1 / 90)[0].passed
+    assert [check.value for check in audit.probe_checks(audit.frozen(model), many)] == [0, 0]
+    kernel = model.blocks[0].memory.qkv.linear.kernel
+    heads = kernel[...].reshape(2, 32, 2, 48)
+    other = jax.random.normal(jax.random.key(5), heads[..., :16].shape) / 32**0.5
+    kernel[...] = heads.at[..., :16].set(other).reshape(kernel.shape)  # queries that are not the keys
+    stored, addressed = audit.probe_checks(model, many)
+    assert stored.passed and not addressed.passed
+
+
+def test_an_answer_in_other_tokens_is_stored_and_cannot_be_addressed(facts):
+    assert facts.answer_start == 4
+    stored, addressed = audit.probe_checks(made(block="lmm"), facts._replace(answer_start=None))
+    assert stored.unit == "of texts" and addressed.passed is None
+    assert audit.probe_checks(made(block="transformer"), facts) == []

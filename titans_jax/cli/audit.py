@@ -10,7 +10,7 @@ from titans_jax import data, files, metrics, results, training
 from titans_jax.cli.options import needle_of, needle_options, positive, run_folder, which
 from titans_jax.config import Experiment
 from titans_jax.data.tasks.passkey import NOISE
-from titans_jax.evaluation import audit
+from titans_jax.evaluation import audit, facts
 from titans_jax.evaluation.audit import Check
 from titans_jax.evaluation.haystack import FACT, Hay, Needle
 from titans_jax.evaluation.html import Section, to_html
@@ -53,14 +53,15 @@ def _recall(experiment: Experiment, model: LM, options: argparse.Namespace) -> l
     seen, row = audit.reach(model), experiment.data.sequence
     if math.isinf(seen):
         return [Check("facts from beyond attention", None, "", "nothing: full attention sees the whole text", None)]
-    least = seen + audit.size(needle, tokenizer)
+    least = seen + facts.size(needle, tokenizer)
     length = options.length or row * math.ceil((least + 1) / row)
     if length <= least:
         raise ValueError(
             f"--length {length}: attention may reach {seen:.0f} tokens back; give at least {least + 1:.0f}"
         )
-    made = audit.make_facts(Hay(texts, tokenizer), needle, length, options.samples, options.seed)
-    return audit.recall_checks(model, made, chance=1 / (9 * 10 ** (needle.digits - 1)))
+    made = facts.make_facts(Hay(texts, tokenizer), needle, length, options.samples, options.seed)
+    chance = 1 / (9 * 10 ** (needle.digits - 1))
+    return [*audit.recall_checks(model, made, chance), *audit.probe_checks(model, made)]
 
 
 def _write(folder: Path, title: str, checks: list[Check]) -> None:

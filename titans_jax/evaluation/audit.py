@@ -8,6 +8,7 @@ token, and compared whole.
 import math
 from collections.abc import Mapping
 from functools import partial
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +18,12 @@ from flax import nnx
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from titans_jax.data import Tokenizer
 from titans_jax.decode import first_state, prefill
 from titans_jax.decode.rows import copied
 from titans_jax.decode.slots import batch_axes
 from titans_jax.evaluation.ablation import frozen
-from titans_jax.evaluation.haystack import Hay, Needle
+from titans_jax.evaluation.facts import Facts
+from titans_jax.evaluation.probe import Probe, can_probe, probe
 from titans_jax.nn import LM
 from titans_jax.nn.attention import KV
 from titans_jax.nn.model import LMState
@@ -53,20 +54,7 @@ class Check(NamedTuple):
         """The number and its unit."""
         if self.value is None:
             return "not measured"
-        return f"{self.value:.0%}" if self.unit == "of answers" else f"{self.value:.4g} {self.unit}"
-
-
-class Facts(NamedTuple):
-    """Texts, each with a fact of its own.
-
-    texts: int32 [B, T]. controls: the same with other text in place of the fact.
-    question: int32 [Q], of all. answers: int32 [B, A].
-    """
-
-    texts: NDArray[np.int32]
-    controls: NDArray[np.int32]
-    question: NDArray[np.int32]
-    answers: NDArray[np.int32]
+        return f"{self.value:.0%}" if self.unit.startswith("of ") else f"{self.value:.4g} {self.unit}"
 
 
 def reach(model: LM) -> float:
@@ -77,34 +65,6 @@ def reach(model: LM) -> float:
     attention = max(0, *(block.view - 1 for block in model.blocks))
     convolution = config.memory.conv - 1 if config.memory.conv and config.pattern != ("transformer",) else 0
     return config.depth * (attention + convolution)
-
-
-def size(needle: Needle, tokenizer: Tokenizer) -> int:
-    """The length of a text that holds the separator, the needle and the question, and no hay."""
-    needle = needle.filled(np.random.default_rng(0))
-    return 1 + sum(len(tokenizer.encode(part)) for part in (needle.text + " ", "\n" + needle.question))
-
-
-def make_facts(hay: Hay, needle: Needle, length: int, samples: int, seed: int) -> Facts:
-    """Texts of `length` tokens, question included, that begin with their fact.
-
-    Keys that take another number of tokens than the first one are left out, so that all texts have one length.
-    Raises ValueError as `Hay.row`, and where too few keys are as long as the first.
-    """
-    question = hay.tokenizer.encode("\n" + needle.question)
-    made: list[tuple[NDArray, NDArray, NDArray]] = []
-    for sample in range(100 * samples):
-        rng = np.random.default_rng((seed, sample))
-        one = needle.filled(rng)
-        row, count = hay.row(one, length, 0.0, rng)
-        text, after = row[: -count - len(question)], 1 + len(hay.tokenizer.encode(one.text + " "))
-        control = np.concatenate([row[:1], row[after : 2 * after - 1], text[after:]])
-        if not made or [len(part) for part in made[0]] == [len(text), len(control), count]:
-            made.append((text, control, row[-count:]))
-        if len(made) == samples:
-            texts, controls, answers = map(np.stack, zip(*made, strict=True))
-            return Facts(texts, controls, question, answers)
-    raise ValueError(f"digits: few keys of {needle.digits} digits take as many tokens as the first; give fewer digits")
 
 
 def recall_checks(model: LM, facts: Facts, chance: float) -> list[Check]:
@@ -130,6 +90,24 @@ def recall_checks(model: LM, facts: Facts, chance: float) -> list[Check]:
         share = float((np.asarray(written) == answers).all(1).mean())
         wanted = f"at least {RIGHT:.0%}" if known else f"at most {guessed:.0%}"
         checks.append(Check(name, share, "of answers", wanted, share >= RIGHT if known else share <= guessed))
+    return checks
+
+
+def probe_checks(model: LM, facts: Facts) -> list[Check]:
+    """Whether the fact is in a memory, and whether the question finds it there: the best head of each."""
+    if not can_probe(model):
+        return []
+    found, heads = probe(model, facts), model.config.depth * model.config.memory.heads
+    wanted = 0.5 + NormalDist().inv_cdf(1 - 0.001 / heads) * math.sqrt(0.25 / len(facts.texts))
+    checks = []
+    for name, shares in found._asdict().items():
+        if shares is None:
+            checks.append(Check(f"the fact {name} in a memory", None, "", "the fact has not the answer's tokens", None))
+            continue
+        layer, head = np.unravel_index(np.nanargmax(shares), shares.shape)
+        best = float(shares[layer, head])
+        title = f"the fact {name} in a memory (layer {layer + 1}, head {head + 1})"
+        checks.append(Check(title, best, "of texts", f"at least {wanted:.0%}", best >= wanted))
     return checks
 
 
@@ -165,9 +143,16 @@ def verdict(checks: list[Check]) -> str:
     parts = ["causal, and the same however it reads" if sound else "the scores depend on how the text is read"]
     if recalls:
         share = f"its memory recalls {recalls[0].shown} of the facts"
-        parts.append(share if all(check.passed for check in recalls) else "its memory does not recall the facts")
+        parts.append(share if all(check.passed for check in recalls) else _failed(checks))
     parts.append(f"learning is worth {gain.shown} of text" if gain.passed else "learning adds nothing on text")
     return "; ".join(parts)
+
+
+def _failed(checks: list[Check]) -> str:
+    """That the facts are not recalled, and how far they came."""
+    shares = (check.shown for check in checks if check.unit == "of texts")
+    way = ", ".join(f"{name} in {share} of texts" for name, share in zip(Probe._fields, shares, strict=False))
+    return "its memory does not recall the facts" + f" ({way})" * bool(way)
 
 
 def _exchanged(model: LM, state: Any, other: Any) -> Any:

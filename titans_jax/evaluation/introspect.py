@@ -52,7 +52,8 @@ class Watched(nnx.Module):
             attention = Attended(unknown, unknown, jnp.full((batch, config.heads), jnp.nan))
         if memory is None:
             blank = jnp.full((batch, config.memory.heads), jnp.nan)
-            memory = Remembered(LayerInfo(*[blank] * len(LayerInfo._fields)), blank, blank, blank)
+            vector = jnp.full((batch, config.memory.heads, config.memory.head_dim), jnp.nan)
+            memory = Remembered(LayerInfo(*[blank] * len(LayerInfo._fields)), blank, vector, vector, vector)
         tokens, read = (
             jnp.pad(x, [(0, 0), (0, 0), (0, self.width - x.shape[2])]) for x in (attention.tokens, attention.read)
         )
@@ -73,7 +74,7 @@ class Reading(NamedTuple):
     tokens: [T].
     logits: [T, vocab], after each token.
     attention: leaves [layers, H, T, ...], nan in layers without attention; None if no layer has any.
-    memory: leaves [layers, H, T], nan in layers without a memory; None if no layer has one.
+    memory: leaves [layers, H, T] and [layers, H, T, D], nan in layers without a memory; None if no layer has one.
     ends: how many tokens were read when the fast weights were kept, 0 first.
     weights: for each of `ends`, the fast weights of each layer that has some, {layer: {name: [heads, in, out]}}: the
       dual, in the retention's coordinates.

@@ -168,7 +168,8 @@ class Report:
             plots.memory_state(reading.weights[0], reading.weights[-1], self.folder / "memory_state.png")
             pictures.append(("memory_state.png", "The memories' matrices at the end, and their change by the text"))
             if np.isfinite(reading.memory.key).any():
-                panels = {"memory keys, before normalising": reading.memory.key, "memory values": reading.memory.value}
+                key, value = (np.linalg.norm(x, axis=-1) for x in (reading.memory.key, reading.memory.value))
+                panels = {"memory keys, before normalising": key, "memory values": value}
         if reading.attention is not None:
             panels = {"attention keys": reading.attention.key} | panels
         if panels:

@@ -176,7 +176,7 @@ class Hope(Nested):
 
     def introspect(self, stream: Activations, before: CMSState, after: CMSState, info: Any) -> Introspection:
         """What the memories changed; they make their keys and values themselves."""
-        return Introspection(memory=memory_change(before.mixed, after.mixed, info))
+        return Introspection(memory=memory_change(before.mixed, after.mixed, info, self.config.memory.head_dim))
 
 
 class HopeAttention(Nested, Transformer):

@@ -32,15 +32,17 @@ class Attended(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What a memory did with one token, each [B, H].
+    """What a memory did with one token.
 
-    info: see `LayerInfo`.
-    change: the norm of the change of the fast weights.
-    key, value: the norms of the written key, before normalisation, and value; NaN in hope, whose memories make both.
+    info: see `LayerInfo`; [B, H].
+    change: the norm of the change of the fast weights, [B, H].
+    query, key, value: [B, H, D], before normalisation, key and value as means over writes; NaN in hope, whose memories
+      make keys and values.
     """
 
     info: LayerInfo
     change: Array
+    query: Array
     key: Array
     value: Array
 
@@ -73,18 +75,17 @@ def remembered(
     layer: MemoryLayer, x: Array, age: Array, before: MemoryState, after: MemoryState, info: LayerInfo
 ) -> Remembered:
     """What `layer` did with one token x [B, 1, E] between two states."""
-    (_, k, v), _ = layer.qkv(x, before.conv, age)
-    found = memory_change(before, after, info)
-    key, value = (norms(x[:, :, 0]).reshape(*found.change.shape, -1).mean(-1) for x in (k, v))
-    return found._replace(key=key, value=value)
+    vectors, _ = layer.qkv(x, before.conv, age)
+    query, key, value = (x[:, :, 0].reshape(*x.shape[:2], -1, x.shape[-1]).mean(2) for x in vectors)
+    return memory_change(before, after, info, layer.config.head_dim)._replace(query=query, key=key, value=value)
 
 
-def memory_change(before: MemoryState, after: MemoryState, info: LayerInfo) -> Remembered:
-    """What one token changed in the memories; key and value are NaN."""
+def memory_change(before: MemoryState, after: MemoryState, info: LayerInfo, head_dim: int) -> Remembered:
+    """What one token changed in the memories; query, key and value are NaN."""
     change = jax.tree.map(jnp.subtract, duals(after.memory), duals(before.memory))
     info = jax.tree.map(lambda x: x[..., 0].astype(jnp.float32), info)
-    unknown = jnp.full_like(info.surprise, jnp.nan)
-    return Remembered(info, jax.vmap(jax.vmap(norm))(change), unknown, unknown)
+    unknown = jnp.full((*info.surprise.shape, head_dim), jnp.nan)
+    return Remembered(info, jax.vmap(jax.vmap(norm))(change), unknown, unknown, unknown)
 
 
 def read_weights(attend: Callable[..., Array], *values: Array) -> tuple[Array, ...]:
