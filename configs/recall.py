@@ -23,5 +23,5 @@ def get_config() -> Experiment:
         ),
         data=DataConfig(task="mqar_16", sequence=64, batch=16),
         optim=OptimConfig(name="muon", peak_rate=0.03, warmup=30),
-        train=TrainConfig(steps=300, eval_batches=4),
+        train=TrainConfig(steps=150, eval_batches=4),
     )

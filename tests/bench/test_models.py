@@ -176,6 +176,7 @@ def test_rows_of_other_models_are_refused(tmp_path, trained, capsys):
         (["macc"], "no model named 'macc'; known are lmm, mac, mag, mal, transformer, sliding, and the names of conf"),
         (["mac", "--model.dpeth", "3"], "no option --model.dpeth; did you mean --model.depth?"),
         (["mac", "--config", "tinny"], "no config named 'tinny'; did you mean tiny?"),
+        (["mac", "--train.steps=9"], "--train.steps: give --steps"),
         (["mac", "--model.segment", "32"], "model.segment: 32 is not a multiple of model.memory.chunk 64"),
     ],
 )

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from titans_jax import config, files, plots, results, training
 from titans_jax.bench import comparisons, interleave, memory, recall, steps
 from titans_jax.bench.interleave import MATMUL, Plan
 from titans_jax.bench.report import Report, Rows
-from titans_jax.cli.options import first_line, names, positive, positives, rates, stopped
+from titans_jax.cli.options import comparison, first_line, names, positive, positives, rates, stopped
 from titans_jax.optim import OPTIMIZERS
 
 NOT_SETTINGS = {"rounds", "json", "output_dir", "debug", "run", "kind", "measure", "changes"}
@@ -28,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     kind("--optimizers", "adamw,muon,m3", names, f"some of {', '.join(OPTIMIZERS)}")
     kind("--rates", "1e-3,3e-3,1e-2,3e-2", rates, "learning rates to try")
     kind("--seeds", 3, positive, "seeds at the best rate")
-    kind = _kind(kinds, bench_recall, trainings, config="recall", steps=300)
+    kind = _kind(kinds, bench_recall, trainings, config="recall", steps=150)
     kind("--models", ",".join(recall.MODELS), names, "models: BLOCK:RULE, or a block without a memory")
     kind("--seeds", 10, positive, "seeds of each training")
     kind = _kind(kinds, bench_formal, trainings, config="formal", steps=500)
@@ -104,8 +103,7 @@ def run(options: argparse.Namespace) -> None:
 
 def trainings(options: argparse.Namespace) -> None:
     """Run a benchmark of trainings; finished rows are kept on disk."""
-    base = config.override(config.load(options.config), options.changes, prog="titans-jax bench")
-    base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
+    base = comparison(options, options.changes, "titans-jax bench")
     rows = Rows(options.output_dir, {"experiment": config.to_json(base)})
     with training.stopping(stopped(options.output_dir)), training.memory_advice():
         report = options.measure(options, base, rows)

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from titans_jax import config, data, files, plots, results, training
 from titans_jax.bench.match import MATCHES, matched
 from titans_jax.bench.models import MODELS, SCORES, compare_models, experiments_of, tables
 from titans_jax.bench.report import Rows
-from titans_jax.cli.options import positive, rates, stopped
+from titans_jax.cli.options import comparison, positive, rates, stopped
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +34,7 @@ def run(options: argparse.Namespace) -> None:
     """Train models on the same batches and compare losses over seeds, speed, memory, state size and samples."""
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), options.changes))
     changes = options.changes[len(named) :]
-    base = config.override(config.load(options.config), changes, prog="titans-jax compare")
-    base = replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
+    base = comparison(options, changes, "titans-jax compare")
     plain = experiments_of(base, list(dict.fromkeys(named)) or list(MODELS), changes)
     experiments, changed = matched(plain, options.match)
     folder: Path = options.output_dir

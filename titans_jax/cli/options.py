@@ -1,11 +1,12 @@
 """Shared by the commands: argument types, checkpoint options and output folders."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from titans_jax import config
 from titans_jax.evaluation.haystack import Needle
 
 
@@ -14,6 +15,14 @@ def checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's output folder")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     parser.add_argument("--output-dir", type=Path, help="output folder (default: a folder in the checkpoint's run)")
+
+
+def comparison(options: argparse.Namespace, changes: Sequence[str], prog: str) -> config.Experiment:
+    """What a comparison trains: --config with `changes`, for --steps steps. Raises ValueError for --train.steps."""
+    if any(change.partition("=")[0] == "--train.steps" for change in changes):
+        raise ValueError("--train.steps: give --steps")
+    base = config.override(config.load(options.config), changes, prog=prog)
+    return replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
 
 
 def needle_options(parser: argparse.ArgumentParser) -> None:
