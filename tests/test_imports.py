@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
-LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots", "files"}
+LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots", "files", "nearest"}
 MIDDLE = {"nn", "config", "decode", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": {"config", "decode", "memory", "nn", "optim"},
@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     **{leaf: {"files"} for leaf in ("data", "metrics", "checkpoint", "plots")},
     "results": {"files", "metrics"},
     "nn": {"memory", "sharding"},
-    "config": {"nn", "memory", "optim", "data"},
+    "config": {"nn", "memory", "optim", "data", "nearest"},
     "decode": {"nn", "memory"},
     "interop": {"nn", "memory"},
     "series": {"memory", "plots"},
@@ -29,7 +29,9 @@ ARROWS: dict[str, set[str]] = {
     "export": LEAVES | MIDDLE | {"training"},
     "needle": LEAVES | MIDDLE | {"training", "export", "results"},
     "bench": LEAVES | MIDDLE | {"results", "evaluation", "training"},
-    "cli": LEAVES | MIDDLE | {"results", "evaluation", "series", "training", "export", "needle", "bench"},
+    "cli": LEAVES
+    | MIDDLE
+    | {"__version__", "results", "evaluation", "series", "training", "export", "needle", "bench"},
     "__main__": {"cli"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import io
 import itertools
@@ -11,7 +10,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import tyro
 
 from titans_jax.data import DataConfig
+from titans_jax.nearest import did_you_mean
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
 
@@ -106,7 +106,9 @@ def load(name_or_path: str) -> Experiment:
         candidates = [folder / f"{name_or_path}.py" for folder in _folders()]
         path = next((p for p in candidates if p.is_file()), path)
     if not path.is_file():
-        raise ValueError(f"no config named {name_or_path!r}{_suggest(name_or_path, available())}; see train.py --help")
+        raise ValueError(
+            f"no config named {name_or_path!r}{did_you_mean(name_or_path, available())}; see train.py --help"
+        )
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
@@ -118,8 +120,12 @@ def load(name_or_path: str) -> Experiment:
     return experiment
 
 
-def override(experiment: Config, arguments: Sequence[str], prog: str = "train.py NAME") -> Config:
+def override(
+    experiment: Config, arguments: Sequence[str], prog: str = "train.py NAME", flags: Iterable[str] = ()
+) -> Config:
     """The experiment, or another dataclass, changed by `--section.field value` arguments.
+
+    flags: the other options of the command, which an error may suggest.
 
     `--help` prints every field and exits. Raises ValueError for an unknown field, with a suggestion, and for a value of
     the wrong type.
@@ -128,7 +134,7 @@ def override(experiment: Config, arguments: Sequence[str], prog: str = "train.py
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known and flag != "--help":
-            raise ValueError(f"no option {flag}{_suggest(flag, known)}")
+            raise ValueError(f"no option {flag}{did_you_mean(flag, {*known, *flags})}")
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -158,16 +164,6 @@ def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
             yield from _flags(typing.cast(type, hints[f.name]), f"{prefix}{name}.")
 
 
-def _suggest(wrong: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean X?` for the closest known name, or "". It compares whole names first, then their last parts."""
-    known = sorted(known, key=lambda name: (name.count("."), name))  # prefers the least nested of equal matches
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
-    if not near:
-        last = {name.rpartition(".")[2].lstrip("-"): name for name in reversed(known)}
-        near = [last[m] for m in difflib.get_close_matches(wrong.rpartition(".")[2].lstrip("-"), last, n=1)]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def to_json(experiment: Experiment) -> dict[str, Any]:
     """The experiment as nested dicts of JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
@@ -195,7 +191,7 @@ def parse(hint: Any, value: Any, where: str) -> Any:
         for key in value:
             if key not in hints:
                 raise ValueError(
-                    f"{where}.{key} is not a field of {typing.cast(type, hint).__name__}{_suggest(key, hints)}"
+                    f"{where}.{key} is not a field of {typing.cast(type, hint).__name__}{did_you_mean(key, hints)}"
                 )
         return typing.cast(Any, hint)(**{key: parse(hints[key], v, f"{where}.{key}") for key, v in value.items()})
     if origin in (typing.Union, types.UnionType):

@@ -56,6 +56,11 @@ def test_every_command_has_help(arguments, capsys):
     [
         (["audit", "nowhere", "--samples", "1"], 2, "memories are swapped between texts; give at least 2"),
         (["audit", "nowhere"], 3, "nowhere is no folder of checkpoints"),
+        (["trian"], 2, "no command 'trian'; did you mean train?"),
+        (["--verion"], 2, "no command '--verion'; did you mean --version?"),
+        (["eval", "--checkpint", "x"], 2, "--checkpoint"),
+        (["rules", "--vorbose"], 2, "unrecognized arguments: --vorbose"),
+        (["bench", "recall", "--seds", "3"], 2, "no option --seds; did you mean --seeds?"),
         (["train", "tinny"], 2, "no config named 'tinny'; did you mean tiny?"),
         (["train", "tiny", "--data.corpus", "moby-dik"], 2, "did you mean 'moby-dick'?"),
         (["train", "tiny", "--mesh", "dada=2"], 2, "dada=2"),
@@ -69,6 +74,15 @@ def test_an_error_is_one_line_and_an_exit_code(arguments, code, message, capsys)
     assert cli.main(arguments) == code
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1
+
+
+def test_help_and_typing_errors_import_no_jax(run_python):
+    watched = (
+        "import sys; from titans_jax import cli; code = cli.main({}); assert 'jax' not in sys.modules; sys.exit(code)"
+    )
+    assert "did you mean train?" in run_python("-c", watched.format(["trian"]), code=2).stderr
+    helped = "import sys; from titans_jax.__main__ import main; sys.argv[1:] = ['--help']; main()"
+    assert all(name in run_python("-c", helped).stdout for name in cli.COMMANDS)
 
 
 def test_debug_shows_the_traceback(capsys):

@@ -1,60 +1,93 @@
 """The command line `titans-jax COMMAND`: each command is a module with `configure`, its options, and `run`."""
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
-from titans_jax import training
-from titans_jax.cli import (
-    audit,
-    bench,
-    compare,
-    data,
-    evaluate,
-    export,
-    generate,
-    haystack,
-    lm_eval,
-    needle,
-    plot,
-    rules,
-    stream,
-)
-from titans_jax.cli.options import first_line
+from titans_jax import __version__
+from titans_jax.nearest import did_you_mean
 
-COMMANDS: dict[str, ModuleType] = {
-    "audit": audit,
-    "bench": bench,
-    "compare": compare,
-    "data": data,
-    "eval": evaluate,
-    "export": export,
-    "generate": generate,
-    "haystack": haystack,
-    "lm-eval": lm_eval,
-    "needle": needle,
-    "plot": plot,
-    "rules": rules,
-    "stream": stream,
+COMMANDS = {
+    "train": "train a config; `titans-jax train --help` lists them",
+    "audit": "check whether a checkpoint's memory remembers",
+    "bench": "compare rules, optimizers or models by short trainings, or measure speed and memory",
+    "compare": "train models on the same batches and compare them",
+    "data": "list and show corpora, or train a tokenizer",
+    "eval": "score a checkpoint on held-out text",
+    "export": "write a checkpoint as safetensors with a model card, or as StableHLO",
+    "generate": "write text with a checkpoint",
+    "haystack": "find a hidden sentence in texts of many lengths",
+    "lm-eval": "run tasks of the lm-evaluation-harness",
+    "needle": "train and test Titan-Min: find a needle among random tokens",
+    "plot": "draw surprise, memories and gates",
+    "rules": "list the memory rules and their four choices",
+    "stream": "read a file of any length with a fixed state",
 }
+"""What each command does. Its module is imported only when it runs, so that help and typing errors are fast."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ValueErrors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError."""
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 bad input, 3 no checkpoint, 4 diverged, 75 stopped."""
+    """Run a command and return its exit code; see the README beside this file."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["train"]:  # its options are the fields of an Experiment; their defaults depend on the config
+    name = next(iter(arguments), "")
+    if name not in COMMANDS:
+        return _without_command(arguments)
+    from titans_jax import training
+
+    if name == "train":  # its options are the fields of an Experiment; their defaults depend on the config
         return training.command(arguments[1:], prog="titans-jax train")
-    parser = argparse.ArgumentParser(prog="titans-jax", description="Networks whose memory learns while it reads.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    commands.add_parser("train", help="train a config; `titans-jax train --help` lists them")
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(name, help=first_line(module.run), description=module.run.__doc__)
-        module.configure(command)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=module.run)
-    options, changes = parser.parse_known_args(arguments)
-    if changes and "changes" not in options:
-        parser.error(f"unrecognized arguments: {' '.join(changes)}")
-    options.changes = changes
-    return training.guard(lambda: options.run(options), prog="titans-jax", debug=options.debug)
+    module = module_of(name)
+    parser = Parser(prog=f"titans-jax {name}", description=module.run.__doc__)
+    module.configure(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def run() -> None:
+        options, changes = parser.parse_known_args(arguments[1:])
+        if changes and "changes" not in options:
+            parser.error(f"unrecognized arguments: {' '.join(changes)}{did_you_mean(changes[0], flags_of(parser))}")
+        options.changes, options.flags = changes, [*flags_of(parser)]
+        module.run(options)
+
+    return training.guard(run, prog="titans-jax", debug="--debug" in arguments)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a parser and of its actions' parsers."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                yield from flags_of(one)
+
+
+def module_of(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"titans_jax.cli.{'evaluate' if name == 'eval' else name.replace('-', '_')}")
+
+
+def _without_command(arguments: Sequence[str]) -> int:
+    """--help and --version, or an error."""
+    listed = "\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="titans-jax",
+        usage="titans-jax COMMAND [options]",
+        description="Networks whose memory learns while it reads.",
+        epilog=f"commands:\n{listed}\n\n`titans-jax COMMAND --help` lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"titans-jax {__version__}")
+    _, rest = parser.parse_known_args(arguments)
+    wrong = f"no command {rest[0]!r}{did_you_mean(rest[0], [*COMMANDS, '--version'])}" if rest else "no command"
+    print(f"titans-jax: {wrong}; see titans-jax --help", file=sys.stderr)
+    return 2

@@ -120,4 +120,5 @@ def _samples(texts: list[str] | None, seed: int) -> data.Needles:
 
 
 def _config(options: argparse.Namespace, what: str) -> needle.NeedleConfig:
-    return config.override(needle.NeedleConfig(), options.changes, prog=f"titans-jax needle {what}")
+    prog = f"titans-jax needle {what}"
+    return config.override(needle.NeedleConfig(), options.changes, prog, options.flags)

@@ -21,7 +21,7 @@ def comparison(options: argparse.Namespace, changes: Sequence[str], prog: str) -
     """What a comparison trains: --config with `changes`, for --steps steps. Raises ValueError for --train.steps."""
     if any(change.partition("=")[0] == "--train.steps" for change in changes):
         raise ValueError("--train.steps: give --steps")
-    base = config.override(config.load(options.config), changes, prog=prog)
+    base = config.override(config.load(options.config), changes, prog=prog, flags=options.flags)
     return replace(base, name="", output_dir="", train=replace(base.train, steps=options.steps))
 
 

@@ -100,7 +100,7 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, LM, dict[str, Any]]:
             raise ValueError(f"unrecognized arguments: {' '.join(options.changes)}; they are for --config")
         experiment, model, step = training.load(options.checkpoint, options.which)
         return experiment, model, {"checkpoint": str(options.checkpoint), "step": step}
-    experiment = config.override(config.load(options.config), options.changes, prog="titans-jax stream")
+    experiment = config.override(config.load(options.config), options.changes, "titans-jax stream", options.flags)
     config.validate(experiment, vocabulary=data.load_tokenizer(experiment.data.tokenizer).vocab_size, shards=1)
     definition = training.define(experiment.model)
     params = jax.jit(definition.init)(jax.random.key(experiment.train.seed))
