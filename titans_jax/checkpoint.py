@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -143,8 +144,8 @@ class Checkpoints:
     def find(self, which: Which = "last") -> int:
         """The number of the last or best step, or `which` itself, after a check of all its files.
 
-        A damaged step is logged as a warning and skipped, unless `which` is a number. Raises CheckpointError if no step
-        is left.
+        The best is the last one where no step has a score, as in a run that was interrupted early. A damaged step is
+        logged as a warning and skipped, unless `which` is a number. Raises CheckpointError if no step is left.
         """
         if which not in ("last", "best") and not isinstance(which, int):
             raise ValueError(f"which={which!r}: expected 'last', 'best' or a step")
@@ -157,12 +158,15 @@ class Checkpoints:
             return which
         sound: Iterable[int] = (step for step in steps if self._sound(step))
         if which == "best":
-            scores = {step: score for step in sound if (score := self._record(step)["score"]) is not None}
-            sound = sorted(scores, key=lambda step: scores[step])
+            sound = sorted(sound, key=self._score)
         for step in sound:
             return step
-        what = "usable checkpoint with a score" if which == "best" else "usable checkpoint"
-        raise CheckpointError(f"{self.directory}: no {what}" + (f" among steps {steps[::-1]}" if steps else ""))
+        among = f" among steps {steps[::-1]}" if steps else ""
+        raise CheckpointError(f"{self.directory}: no usable checkpoint{among}")
+
+    def _score(self, step: int) -> float:
+        score = self._record(step)["score"]
+        return math.inf if score is None else score
 
     def _sound(self, step: int) -> bool:
         damage = self._damage(step)

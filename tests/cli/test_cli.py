@@ -85,6 +85,14 @@ def test_help_and_typing_errors_import_no_jax(run_python):
     assert all(name in run_python("-c", helped).stdout for name in cli.COMMANDS)
 
 
+def test_an_interrupt_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert training.guard(interrupted, prog="titans-jax") == 130
+    assert capsys.readouterr().err.strip() == "titans-jax: interrupted"
+
+
 def test_debug_shows_the_traceback(capsys):
     assert cli.main(["eval", "--checkpoint", "nowhere", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err

@@ -56,4 +56,7 @@ def guard(run: Callable[[], object], *, prog: str, debug: bool = False) -> int:
             traceback.print_exc()
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return next(code for kind, code in EXITS.items() if isinstance(error, kind))
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted", file=sys.stderr)
+        return 130
     return 0
