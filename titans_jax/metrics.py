@@ -5,6 +5,7 @@ import math
 import resource
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -185,7 +186,8 @@ class Progress(AbstractContextManager["Progress"]):
     """A progress bar on stderr with tokens per second (`rate`), time left and the latest values.
 
     Use `with Progress(1000, "train") as bar:` and `bar.advance(1, tokens=4096, loss=2.1)`. On a terminal it is redrawn
-    in place; elsewhere (a log file, CI) it prints a line every ten seconds. total: None if it is not known.
+    in place; elsewhere (a log file, CI) it prints a line every ten seconds. Its clock runs on without an advance, such
+    as while a step is compiled. total: None if it is not known.
     """
 
     def __init__(self, total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
@@ -203,7 +205,9 @@ class Progress(AbstractContextManager["Progress"]):
             dynamic_ncols=live,
             bar_format="{desc} " + share + "{n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
         )
-        self._unit = unit
+        self._unit, self._done = unit, threading.Event()
+        self._clock = threading.Thread(target=self._tick, args=(1.0 if live else 10.0,), daemon=True)
+        self._clock.start()
         self._tokens, self.rate = 0, 0.0
         self._started: float | None = None
         self._values: dict[str, str] = {}
@@ -231,7 +235,14 @@ class Progress(AbstractContextManager["Progress"]):
             steps = count(item)
             self.advance(steps, tokens=steps)
 
+    def _tick(self, seconds: float) -> None:
+        while not self._done.wait(seconds):
+            if time.time() - self._bar.last_print_t >= seconds:
+                self._bar.refresh()
+
     def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._clock.join()
         self._bar.close()
 
 

@@ -85,6 +85,15 @@ def test_help_and_typing_errors_import_no_jax(run_python):
     assert all(name in run_python("-c", helped).stdout for name in cli.COMMANDS)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_compiled_programs_are_kept_below_the_home_folder(cache, run_python, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    call = f"training.guard(lambda: jax.jit(jax.numpy.sin)(1.0), prog='titans-jax', cache={cache})"
+    run_python("-c", f"import jax; from titans_jax import training; {call}")
+    assert bool([*tmp_path.glob(".cache/titans_jax/programs-*/*")]) == cache
+
+
 def test_an_interrupt_is_one_line(capsys):
     def interrupted():
         raise KeyboardInterrupt

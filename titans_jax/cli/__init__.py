@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = module_of(name)
     parser = Parser(prog=f"titans-jax {name}", description=module.run.__doc__)
     module.configure(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    training.add_common(parser)
+    debug, cache = "--debug" in arguments, "--no-cache" not in arguments
 
     def run() -> None:
         options, changes = parser.parse_known_args(arguments[1:])
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.changes, options.flags = changes, [*flags_of(parser)]
         module.run(options)
 
-    return training.guard(run, prog="titans-jax", debug="--debug" in arguments)
+    return training.guard(run, prog="titans-jax", debug=debug, cache=cache)
 
 
 def flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:

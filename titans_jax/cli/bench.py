@@ -13,7 +13,7 @@ from titans_jax.bench.report import Report, Rows
 from titans_jax.cli.options import comparison, first_line, names, positive, positives, rates, stopped
 from titans_jax.optim import OPTIMIZERS
 
-NOT_SETTINGS = {"rounds", "json", "output_dir", "debug", "run", "kind", "measure", "changes"}
+NOT_SETTINGS = {"rounds", "json", "output_dir", "debug", "run", "kind", "measure", "changes", "flags", "no_cache"}
 LENGTH, BATCH = "tokens of a sequence", "sequences of a batch"
 
 

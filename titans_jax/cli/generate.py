@@ -44,18 +44,22 @@ def run(options: argparse.Namespace) -> None:
     alone = len(rows) == 1
     times: list[float] = []
     with training.memory_advice(), contextlib.ExitStack() as stack:
-        bar = None if alone else stack.enter_context(metrics.Progress(options.length * len(rows), "generate"))
+        total, shown = (1, "compiling") if alone else (options.length * len(rows), "generate")
+        bar = stack.enter_context(metrics.Progress(total, shown))
 
         def stop(row: int, token: int) -> bool:
+            first = not times
             times.append(time.perf_counter())
             piece = texts[row].add(token)
-            if bar is None:
-                print(piece, end="", flush=True)
-            else:
+            if not alone or first:
                 bar.advance(1, tokens=1)
+            if alone and first:
+                stack.close()  # ends the bar's line before the text
+                print(prompts[0], end="")
+            if alone:
+                print(piece, end="", flush=True)
             return texts[row].ended
 
-        print(prompts[0] if alone else "", end="", flush=True)
         key = jax.random.key(options.seed)
         generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=stop, slots=options.slots)
     rest = [text.finish() for text in texts]

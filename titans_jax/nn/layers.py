@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from titans_jax import sharding
 from titans_jax.memory import Weights
@@ -118,14 +117,14 @@ class SwiGLU(nnx.Module):
 class Conv(nnx.Module):
     """Causal depthwise convolution over time: y_t = sum_i taps_i x_{t-i}.
 
-    It starts as a delay: y_t = x_{t-delay}, with one delay for each channel, 0 to width - 1.
-
     Together with the projection before it, the depthwise-separable convolution of Titans (section 4.4). The state is
     the last width - 1 inputs, [B, width - 1, channels].
     """
 
-    def __init__(self, width: int, channels: int, *, delay: ArrayLike = 0) -> None:
-        self.taps = param((jnp.arange(width)[:, None] == jnp.broadcast_to(delay, channels)) * 1.0, None, None)
+    def __init__(self, width: int, channels: int, taps: Array | None = None) -> None:
+        """taps: [width, channels] at the start; without them, y_t = x_t."""
+        identity = jnp.zeros((width, channels)).at[0].set(1.0)
+        self.taps = param(identity if taps is None else taps, None, None)
         self.width = width
 
     def init_state(self, batch: int, dtype: str) -> Array:

@@ -5,20 +5,19 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from titans_jax.memory import Gates, unit_rate
-from titans_jax.nn.config import ModelConfig, rule_of
+from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
 from titans_jax.nn.layers import Conv, Linear, Valid, logit, param, split_heads
 
 
 class QKV(nnx.Module):
     """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with one k and v for each write of a token.
 
-    Two initial values make an untrained memory an induction head: the convolution of keys starts as a delay by one
-    token, so that a value is stored under the token before it, and queries start with the projection of keys.
+    Queries and keys start with one projection and one convolution, that of keys a token later: k_{t+1} = q_t. So a
+    value is stored under the tokens before it, and an untrained memory is an induction head.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -31,9 +30,7 @@ class QKV(nnx.Module):
         query = by_head[..., : c.head_dim]
         by_head = by_head.at[..., c.head_dim : 2 * c.head_dim].set(query)
         self.linear.kernel[...] = by_head.reshape(config.dim, channels)
-        part = np.arange(channels) % (channels // c.heads) // c.head_dim
-        is_key = (part > 0) & (part <= self.writes)
-        self.conv = Conv(c.conv, channels, delay=is_key & (c.conv > 1)) if c.conv else None
+        self.conv = Conv(c.conv, channels, _taps(rngs.params(), c, self.writes)) if c.conv else None
 
     def init_state(self, batch: int) -> Array | None:
         """The convolution's inputs before the first token."""
@@ -63,6 +60,22 @@ class QKV(nnx.Module):
         if self.writes > 1:
             k, v = (x.reshape(*x.shape[:-1], self.writes, self.head_dim) for x in (k, v))
         return (q, k, v), conv
+
+
+def _taps(random: Array, config: MemoryConfig, writes: int) -> Array:
+    """The convolution's taps [width, channels] at the start, channels as `linear` has them.
+
+    Queries are a random mix of the last width - 1 tokens, of the same variance; keys the same mix one token earlier;
+    values the token itself.
+    """
+    shape = (config.conv, config.heads, config.head_dim)
+    identity = jnp.zeros(shape).at[0].set(1.0)
+    query = key = identity
+    if config.conv > 1:
+        mix = jax.random.normal(random, (config.conv - 1, *shape[1:]))
+        mix, none = mix / jnp.linalg.norm(mix, axis=0), jnp.zeros((1, *shape[1:]))
+        query, key = jnp.concatenate([mix, none]), jnp.concatenate([none, mix])
+    return jnp.concatenate([query, *[key] * writes, *[identity] * writes], -1).reshape(config.conv, -1)
 
 
 class WriteGates(nnx.Module):

@@ -1,6 +1,6 @@
 """Training: one pure step, the loop around it, and what a run leaves behind."""
 
-from titans_jax.training.command import command, guard
+from titans_jax.training.command import add_common, command, guard
 from titans_jax.training.errors import Diverged, Stopped, memory_advice, stopping
 from titans_jax.training.model_io import load
 from titans_jax.training.step import TrainState, define, make_step
@@ -10,6 +10,7 @@ __all__ = [
     "Diverged",
     "Stopped",
     "TrainState",
+    "add_common",
     "command",
     "define",
     "guard",

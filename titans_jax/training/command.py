@@ -1,11 +1,16 @@
 """Training from the command line: which experiment, its errors in one line, and the exit codes."""
 
 import argparse
+import hashlib
+import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from titans_jax import config
+import jax
+
+from titans_jax import config, data
 from titans_jax.checkpoint import CheckpointError
 from titans_jax.training.errors import Diverged, Stopped
 from titans_jax.training.trainer import run as train
@@ -37,19 +42,31 @@ def command(arguments: Sequence[str], prog: str) -> int:
         default=True,
         help="go on with the run in the output folder; --no-resume removes its checkpoints and starts over",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_common(parser)
     options, changes = parser.parse_known_args(arguments)
 
     def run() -> None:
         experiment = config.override(config.load(options.config), changes, prog=f"{prog} {options.config}")
         train(experiment, resume=options.resume)
 
-    return guard(run, prog=prog, debug=options.debug)
+    return guard(run, prog=prog, debug=options.debug, cache=not options.no_cache)
 
 
-def guard(run: Callable[[], object], *, prog: str, debug: bool = False) -> int:
-    """Call `run`; an error that a user can do something about becomes one line on stderr and its exit code."""
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    text = "compile everything anew, without the compiled programs in ~/.cache/titans_jax"
+    parser.add_argument("--no-cache", action="store_true", help=text)
+
+
+def guard(run: Callable[[], object], *, prog: str, debug: bool = False, cache: bool = False) -> int:
+    """Call `run`; an error that a user can do something about becomes one line on stderr and its exit code.
+
+    cache: keep compiled programs on disk, for later processes.
+    """
     try:
+        if cache and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+            jax.config.update("jax_compilation_cache_dir", str(_programs()))
         run()
     except tuple(EXITS) as error:
         if debug:
@@ -60,3 +77,11 @@ def guard(run: Callable[[], object], *, prog: str, debug: bool = False) -> int:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _programs() -> Path:
+    """The folder of programs that XLA compiled on processors like this one; a home may be shared by machines."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return data.cache_folder(None) / f"programs-{hashlib.sha256(features.encode()).hexdigest()[:12]}"

@@ -153,9 +153,10 @@ def _train(
     """Steps start + 1 to the last; the state, the last evaluation, and the seconds that compiling took."""
     train, config, placement = session.experiment.train, session.experiment.data, session.placement
     started = time.perf_counter()
-    step = (
-        make_step(session.graphdef, session.optimizer, train).lower(state, placement.abstract_batch(config)).compile()
-    )
+    with metrics.Progress(1, f"compiling {session.experiment.name}") as bar:
+        lowered = make_step(session.graphdef, session.optimizer, train).lower(state, placement.abstract_batch(config))
+        step = lowered.compile()
+        bar.advance()
     compile_seconds = time.perf_counter() - started
     _announce(session, state, start, compile_seconds)
     evaluation: dict[str, Any] = {}
