@@ -11,6 +11,16 @@ from typing import Any, BinaryIO
 Target = str | os.PathLike[str]
 
 
+def check_folder(path: Target) -> None:
+    """Raise ValueError unless `path` is a folder that can be written to, or can be made one."""
+    folder = Path(path)
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"output folder {folder}: {there} is a file; give another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"output folder {folder}: {there} cannot be written to; give another folder")
+
+
 @contextlib.contextmanager
 def replacing(path: Target) -> Iterator[BinaryIO]:
     """Open a temporary file; after the block it replaces `path`, unless the block raises.

@@ -217,18 +217,19 @@ def test_a_batch_may_be_one_row(config):
     equal({name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, next(four))
 
 
-def test_a_text_shorter_than_a_row_is_padded_and_repeated(tmp_path):
+def test_a_text_shorter_than_a_row_is_padded_where_documents_are_packed_and_refused_as_a_stream(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("short text\nand end\n")
-    for packing in PACKINGS:
-        config = DataConfig(
-            corpus=str(path), sequence=64, batch=3, held_out=0.3, packing=packing, cache_dir=str(tmp_path)
-        )
-        iterator = train_batches(config, seed=0)
-        batch, again = next(iterator), next(iterator)
-        assert batch["mask"].sum() == 3 * (len("short text\n") + 1)
-        equal(batch, again)
-        (kept,) = held_out_batches(config)
+    config = DataConfig(corpus=str(path), sequence=64, batch=3, held_out=0.3, cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="data.sequence=64: the training text has rows of 12 tokens at most"):
+        train_batches(config, seed=0)
+    packed = dataclasses.replace(config, packing="documents")
+    iterator = train_batches(packed, seed=0)
+    batch, again = next(iterator), next(iterator)
+    assert batch["mask"].sum() == 3 * (len("short text\n") + 1)
+    equal(batch, again)
+    for each in (config, packed):
+        (kept,) = held_out_batches(each)
         assert kept["mask"].sum() == len("and end\n") + 1
 
 

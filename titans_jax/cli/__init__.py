@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = next(iter(arguments), "")
     if name not in COMMANDS:
         return _without_command(arguments)
-    from titans_jax import training
+    from titans_jax import files, training
 
     if name == "train":  # its options are the fields of an Experiment; their defaults depend on the config
         return training.command(arguments[1:], prog="titans-jax train")
@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, changes = parser.parse_known_args(arguments[1:])
         if changes and "changes" not in options:
             parser.error(f"unrecognized arguments: {' '.join(changes)}{did_you_mean(changes[0], flags_of(parser))}")
+        for folder in (getattr(options, name, None) for name in ("output_dir", "out")):
+            if folder is not None:
+                files.check_folder(folder)
         options.changes, options.flags = changes, [*flags_of(parser)]
         module.run(options)
 

@@ -42,9 +42,9 @@ def needle_of(options: argparse.Namespace, default: Needle) -> Needle:
 
 def which(text: str) -> str | int:
     """Argument type of --which: best, last or a step."""
-    if text in ("best", "last"):
-        return text
-    return positive(text)
+    if text not in ("best", "last") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step")
+    return int(text) if text.isdigit() else text
 
 
 def positive(text: str) -> int:

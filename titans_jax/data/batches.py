@@ -143,7 +143,8 @@ def train_batches(
       shard_index, shard_count: this host, and the number of hosts.
 
     Returns: an iterator of dicts as `Loader.load` makes, [config.batch / shard_count, config.sequence] each.
-    Raises ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range.
+    Raises ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range; rows longer than
+    the text.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
@@ -201,6 +202,9 @@ def _loader(config: DataConfig, *, held_out: bool) -> Loader | TaskRows:
         return TaskRows(config.task, config.sequence, load_tokenizer(config.tokenizer), hay, held_out=held_out)
     if not held_out:
         stream, _, tokenizer = load_streams(config)
+        if config.packing == "stream" and len(stream.tokens) <= config.sequence:
+            most = len(stream.tokens) - 1
+            raise ValueError(f"data.sequence={config.sequence}: the training text has rows of {most} tokens at most")
         return Loader(stream, config, tokenizer)
     if (own := held_out_stream(config)) is None:
         raise ValueError("data.held_out=0: there is no held-out text to evaluate on")

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 
 from titans_jax import config as configs
-from titans_jax import data, metrics, optim
+from titans_jax import data, files, metrics, optim
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
@@ -95,6 +95,7 @@ def _with_steps(experiment: Experiment) -> Experiment:
 
 def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, int]:
     """Everything before the first step; what is wrong with the configuration shows here, before compiling."""
+    files.check_folder(experiment.output)
     placement = Placement.of(experiment.mesh)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     configs.validate(experiment, vocabulary=tokenizer.vocab_size, shards=placement.shards)
@@ -295,3 +296,6 @@ def _announce(session: Session, state: TrainState, start: int, compile_seconds: 
         + (f", going on after step {start}" if start else ""),
         flush=True,
     )
+    warmup, steps = session.experiment.optim.warmup, session.experiment.train.steps
+    if warmup >= steps:
+        print(f"  the learning rate never reaches its peak: optim.warmup is {warmup}, train.steps {steps}", flush=True)
