@@ -1,6 +1,6 @@
-"""Facts in a text: a row tells a pass key and mentions it again later, so that training rewards a memory.
+"""Facts in a text: a row tells a key and mentions it again later, so that training rewards a memory.
 
-    ... in the harbour. The pass key is 481. He came ... the white whale. The pass key is 481. And the ship ...
+    ... in the harbour. The key: 481. He came ... the white whale. The key: 481. And the ship ...
 
 Places and key are random. Every token has the weight 1 in the loss, and the key of a later mention WEIGHT: it alone
 depends on what was told.
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from titans_jax.data.tasks.passkey import random_key
 from titans_jax.data.tokenizer import Tokenizer
 
-QUESTION, ANSWER = "The pass key is", " {key}."
+QUESTION, ANSWER = "The key:", " {key}."
 FACT = QUESTION + ANSWER
-MENTIONS, WEIGHT = 5, 24
+MENTIONS, WEIGHT = 5, 5
 
 
 def tell(

@@ -85,6 +85,7 @@ def find_needles(
     depths: Sequence[float],
     samples: int,
     seed: int = 0,
+    segment: int = 512,
     on_tokens: Callable[[int], object] = lambda count: None,
 ) -> list[Cell]:
     """Test every depth of one length, in one batch.
@@ -92,6 +93,7 @@ def find_needles(
     Args:
       length: tokens in front of the answer, question included.
       samples: rows of each depth; every depth has the same keys and the same hay.
+      segment: tokens read at a time.
       on_tokens: called with the number of tokens read since the last call.
 
     Returns a cell for each depth: exact (share of samples whose greedy answer is right), accuracy (of the answer's
@@ -105,7 +107,7 @@ def find_needles(
             rng = np.random.default_rng((seed, length, sample))
             rows.append(hay.row(needle.filled(rng), length, depth, rng))
     tokens, mask = endings(rows, hay.tokenizer.separator)
-    scores = score_targets(model, tokens[:, :-1], tokens[:, 1:], mask, on_tokens=on_tokens)
+    scores = score_targets(model, tokens[:, :-1], tokens[:, 1:], mask, segment=segment, on_tokens=on_tokens)
     by_depth = (x.reshape(len(depths), samples) for x in (scores.exact, *scores))
     return [
         {

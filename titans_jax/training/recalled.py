@@ -9,9 +9,9 @@ import numpy as np
 
 from titans_jax import data, metrics
 from titans_jax.config import Experiment
-from titans_jax.evaluation import Hay, evaluate, score_targets
-from titans_jax.evaluation.haystack import FACT
-from titans_jax.evaluation.loglikelihood import endings, no_room
+from titans_jax.evaluation import Hay, evaluate
+from titans_jax.evaluation.haystack import FACT, find_needles
+from titans_jax.evaluation.loglikelihood import no_room
 from titans_jax.nn import LM, ModelConfig
 from titans_jax.training.step import define
 
@@ -72,14 +72,11 @@ def figures(experiment: Experiment, models: Mapping[str, LM]) -> Figures:
 
 def _recalled(model: LM, hay: Hay, length: int, segment: int, bar: metrics.Progress) -> float:
     """The share of right answers after `length` tokens, read `segment` at a time."""
-    answer = len(hay.tokenizer.encode(FACT.filled(np.random.default_rng(0)).answer))
-    rows = []
-    for sample in range(SAMPLES):
-        rng = np.random.default_rng((length, sample))
-        rows.append(hay.row(FACT.filled(rng), length + 1 - answer, 0.0, rng))
-    tokens, mask = endings(rows, hay.tokenizer.separator)
-    scores = score_targets(model, tokens[:, :-1], tokens[:, 1:], mask, segment=segment, on_tokens=bar.advance)
-    return float(scores.exact.mean())
+    before = length + 1 - len(hay.tokenizer.encode(FACT.filled(np.random.default_rng(0)).answer))
+    (cell,) = find_needles(
+        model, hay, FACT, length=before, depths=[0], samples=SAMPLES, segment=segment, on_tokens=bar.advance
+    )
+    return cell["exact"]
 
 
 def lines(found: Figures) -> list[str]:
