@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     **{leaf: {"files"} for leaf in ("data", "metrics", "checkpoint", "plots")},
     "results": {"files", "metrics"},
-    "nn": {"memory", "sharding"},
+    "nn": {"memory", "sharding", "nearest"},
     "config": {"nn", "memory", "optim", "data", "nearest"},
     "decode": {"nn", "memory"},
     "interop": {"nn", "memory"},

@@ -156,10 +156,8 @@ class Checkpoints:
             if damage := self._damage(which):
                 raise CheckpointError(f"{self.directory}: step {which} is damaged: {damage}")
             return which
-        sound: Iterable[int] = (step for step in steps if self._sound(step))
-        if which == "best":
-            sound = sorted(sound, key=self._score)
-        for step in sound:
+        sound = filter(self._sound, steps)
+        for step in sorted(sound, key=self._score) if which == "best" else sound:
             return step
         among = f" among steps {steps[::-1]}" if steps else ""
         raise CheckpointError(f"{self.directory}: no usable checkpoint{among}")

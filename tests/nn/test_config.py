@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
+from titans_jax.nn.config import rule_of
 
 GOOD = ModelConfig(block="mac", segment=16, memory=MemoryConfig(chunk=8))
 WRONG = {
@@ -56,6 +57,16 @@ def test_an_invalid_model_is_refused(changes, message):
 @pytest.mark.parametrize("changes, message", WRONG_MEMORY.values(), ids=WRONG_MEMORY)
 def test_an_invalid_memory_is_refused(changes, message):
     refused(dataclasses.replace(GOOD, memory=dataclasses.replace(GOOD.memory, **changes)), message)
+
+
+def test_a_rule_of_ones_own_is_named_by_its_module_and_function(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from titans_jax.memory import presets\nown = presets.deltanet")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own, ours = (rule_of(MemoryConfig(rule=name, head_dim=8)) for name in ("mine:own", "deltanet"))
+    assert own.learner.grad_at == ours.learner.grad_at == "previous" and own.relative
+    for name, reason in (("mine:other", "no attribute 'other'"), ("yours:own", "No module named 'yours'")):
+        with pytest.raises(ValueError, match=f"model.memory.rule: '{name}': .*{reason}.* is its folder on PYTHONPATH"):
+            ModelConfig(memory=MemoryConfig(rule=name)).check()
 
 
 def test_a_weight_residual_needs_gradients_at_the_chunk_start():

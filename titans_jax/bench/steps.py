@@ -22,7 +22,7 @@ from titans_jax.data import DataConfig
 from titans_jax.decode import Sampling, stream
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.nn.config import MEMORY_BLOCKS
-from titans_jax.nn.memory import MemoryLayer
+from titans_jax.nn.memory import MemoryMixer
 from titans_jax.optim import OptimConfig
 from titans_jax.training.step import define
 
@@ -47,7 +47,7 @@ def memory_layer(length: int, batch: int, **changes: Any) -> Timer:
     """
     config = model_of("lmm")
     config = replace(config, memory=replace(config.memory, **changes))
-    graphdef, params = nnx.split(MemoryLayer(config, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(MemoryMixer(config, rngs=nnx.Rngs(0)))
     x, cotangent = jax.random.normal(jax.random.key(1), (2, batch, length, 256))
     age = jnp.broadcast_to(jnp.arange(length), (batch, length))
 

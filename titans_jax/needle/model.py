@@ -17,14 +17,14 @@ from titans_jax.memory import Gates, State, unit_rate
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.nn.heads import HEADS
 from titans_jax.nn.layers import Conv, LearnedPositions, Linear, RMSNorm, l2_normalise, logit, param
-from titans_jax.nn.memory import MemoryLayer, Retrieve
+from titans_jax.nn.memory import MemoryMixer, Retrieve
 from titans_jax.nn.memory_state import LayerInfo
 
 PAD, VOCABULARY = 0, 128
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
 
 
-class SurpriseGatedMemory(MemoryLayer):
+class SurpriseGatedMemory(MemoryMixer):
     """A memory that skips what it knows: a token is written where ||M(k) - v|| >= threshold ||v||.
 
     M is the memory at the start of the segment, where the gradients are taken: the error is that of the loss whose

@@ -2,7 +2,7 @@
 
 from titans_jax.nn.config import CMSConfig, MemoryConfig, ModelConfig
 from titans_jax.nn.introspect import Attended, Introspection, Remembered
-from titans_jax.nn.memory import MemoryLayer
+from titans_jax.nn.layer import LayerState, MemoryLayer
 from titans_jax.nn.memory_state import LayerInfo, MemoryState
 from titans_jax.nn.model import BLOCKS, LM, LMState
 
@@ -14,6 +14,7 @@ __all__ = [
     "LM",
     "LMState",
     "LayerInfo",
+    "LayerState",
     "MemoryConfig",
     "MemoryLayer",
     "MemoryState",

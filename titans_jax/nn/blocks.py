@@ -17,7 +17,7 @@ from titans_jax.nn.attention import Attention, Values
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.introspect import Introspection, attended, remembered
 from titans_jax.nn.layers import RMSNorm, SwiGLU
-from titans_jax.nn.memory import MemoryLayer
+from titans_jax.nn.memory import MemoryMixer
 from titans_jax.nn.memory_state import LayerInfo
 
 
@@ -129,7 +129,7 @@ class LMM(Block):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
-        self.memory = MemoryLayer(config, persistent=config.persistent, rngs=rngs)
+        self.memory = MemoryMixer(config, persistent=config.persistent, rngs=rngs)
 
     def init_state(self, batch: int) -> Any:
         """The memory's state."""
@@ -216,7 +216,7 @@ class Gating(nnx.Module):
         return jax.nn.sigmoid(self.gate(y)) * self.value(m)
 
 
-def _call_memory(memory: MemoryLayer, x: Array, stream: Activations, state: Any) -> Any:
+def _call_memory(memory: MemoryMixer, x: Array, stream: Activations, state: Any) -> Any:
     valid = np.ones(x.shape[1], bool) if stream.aligned else None
     return memory(x, state, stream.age, valid=valid, reset=stream.reset, residual=stream.learned)
 

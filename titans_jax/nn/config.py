@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras, unit_clip
 from titans_jax.memory.presets import GATES, GateStyle
 from titans_jax.memory.tnt import tnt
+from titans_jax.nearest import did_you_mean
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
@@ -20,7 +23,7 @@ class MemoryConfig:
     """A layer's neural memory."""
 
     rule: str = "titans"
-    """a name in titans_jax.memory.PRESETS"""
+    """a name in titans_jax.memory.PRESETS, or MODULE:FUNCTION: a function of your own, from head_dim to a Rule"""
     depth: int | None = None
     """layers of the memory network; None, here and below, is the rule's default"""
     expansion: int | None = None
@@ -112,9 +115,21 @@ class CMSConfig:
             _positive("model.cms.clip", self.clip)
 
 
+def preset_of(name: str) -> Callable[..., Rule]:
+    """The function that makes a rule. Raises ValueError for an unknown name, or MODULE:FUNCTION that is not there."""
+    module, is_own, function = name.partition(":")
+    if not is_own:
+        _known("model.memory.rule", name, tuple(PRESETS))
+        return PRESETS[name]
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.memory.rule: {name!r}: {error}; is its folder on PYTHONPATH?") from None
+
+
 def rule_of(config: MemoryConfig) -> Rule:
-    """The rule of a configuration. Raises ValueError for an option that the rule does not take."""
-    preset = PRESETS[config.rule]
+    """The rule of a configuration. Raises ValueError for an unknown rule, and an option that the rule does not take."""
+    preset = preset_of(config.rule)
     takes = [name for name in OPTIONS if name in inspect.signature(preset).parameters]
     for name in config.options:
         if name not in takes:
@@ -210,7 +225,6 @@ class ModelConfig:
         memory = self.memory
         for name in self.pattern:
             _known("model.block", name, BLOCKS)
-        _known("model.memory.rule", memory.rule, tuple(PRESETS))
         if memory.implementation is not None:
             _known("model.memory.implementation", memory.implementation, tuple(IMPLEMENTATIONS))
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
@@ -259,7 +273,7 @@ class ModelConfig:
 
 def _known(field: str, value: str, names: tuple[str, ...]) -> None:
     if value not in names:
-        raise ValueError(f"{field}: {value!r} is unknown; known are {', '.join(names)}")
+        raise ValueError(f"{field}: {value!r} is unknown; known are {', '.join(names)}{did_you_mean(value, names)}")
 
 
 def _positive(field: str, value: float) -> None:

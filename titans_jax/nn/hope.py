@@ -84,7 +84,7 @@ class SelfModifyingLayer(nnx.Module):
         return MemoryState(memory, self.conv.init_state(batch, self.dtype) if self.conv else None)
 
     def __call__(self, x: Array, state: MemoryState, age: Array, reset: Array | None) -> tuple[Array, Any, LayerInfo]:
-        """Read and write x [B, T, E]. age, reset: [B, T], as for `MemoryLayer`. Returns y, the state and the info."""
+        """Read and write x [B, T, E]. age, reset: [B, T], as for `MemoryMixer`. Returns y, the state and the info."""
         inputs, conv, heads = self.inputs(x), state.conv, self.config.heads
         if self.conv is not None:
             assert conv is not None, "the state lacks the convolution's inputs"

@@ -83,13 +83,14 @@ class InnerLoop(LM):
         return state._replace(now=now, chunk_start=chunk_start, sums=jax.tree.map(act, state.sums))
 
     def __call__(  # type: ignore[override]
-        self, tokens: Array, state: InnerState, reset: Array | None = None, *, aligned: bool = False
+        self, tokens: Array, state: InnerState | None = None, reset: Array | None = None, *, aligned: bool = False
     ) -> tuple[Array, InnerState, LayerInfo | None]:
         """As `LM`. A call that does not start at a chunk's start reads token by token.
 
         reset: true where a document starts, at multiples of every period; its kernels are reset to the parameters.
         """
         tokens = jnp.asarray(tokens)
+        state = self.init_state(len(tokens)) if state is None else state
         if isinstance(state.step, np.integer) and state.step == 0:
             return self._chunks(tokens, state, reset)
         if tokens.shape[1] == 1:

@@ -14,7 +14,7 @@ from jax import Array
 
 from titans_jax.memory.types import norm
 from titans_jax.nn.attention import KV, Attention, Values, by_slot, by_token
-from titans_jax.nn.memory import MemoryLayer
+from titans_jax.nn.memory import MemoryMixer
 from titans_jax.nn.memory_state import LayerInfo, MemoryState, duals
 
 
@@ -72,7 +72,7 @@ def attended(attention: Attention, x: Array, cache: KV, age: Array, values: Valu
 
 
 def remembered(
-    layer: MemoryLayer, x: Array, age: Array, before: MemoryState, after: MemoryState, info: LayerInfo
+    layer: MemoryMixer, x: Array, age: Array, before: MemoryState, after: MemoryState, info: LayerInfo
 ) -> Remembered:
     """What `layer` did with one token x [B, 1, E] between two states."""
     vectors, _ = layer.qkv(x, before.conv, age)

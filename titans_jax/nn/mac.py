@@ -29,7 +29,7 @@ from titans_jax.nn.blocks import Activations, Block, Gating
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.introspect import Attended, Introspection, by_distance, norms, read_weights, remembered
 from titans_jax.nn.layers import RMSNorm
-from titans_jax.nn.memory import MemoryLayer, Retrieve
+from titans_jax.nn.memory import MemoryMixer, Retrieve
 from titans_jax.nn.memory_state import LayerInfo, MemoryState, take_snapshot
 
 
@@ -64,7 +64,7 @@ class MAC(Block):
         self.projections = Projections(config, rngs=rngs)
         self.retrieve = Retrieve(config, rngs=rngs)
         self.memory_norm = RMSNorm(config.dim)
-        self.memory = MemoryLayer(config, rngs=rngs)
+        self.memory = MemoryMixer(config, rngs=rngs)
         self.gating = Gating(config.dim)
 
     def init_state(self, batch: int) -> MACState:

@@ -17,7 +17,7 @@ from titans_jax.nn.memory_state import LayerInfo, MemoryState, as_tuple, axes_of
 from titans_jax.sharding import BATCH_HEADS
 
 
-class MemoryLayer(nnx.Module):
+class MemoryMixer(nnx.Module):
     """y = W_O(RMSNorm(M_t(q_t)) * silu(x W_g)). M_t is M_{t-1} after the write of (k_t, v_t).
 
     q and k are l2-normalised, and v has the norm sqrt(D) (`sized_values`). Reads are of what was learned,
@@ -169,7 +169,7 @@ class Retrieve(nnx.Module):
         self.query = Linear(config.dim, size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         self.out = Linear(size, config.dim, ("heads", "embed"), dtype=config.dtype, rngs=rngs)
 
-    def __call__(self, q: Array, state: Any, layer: MemoryLayer) -> Array:
+    def __call__(self, q: Array, state: Any, layer: MemoryMixer) -> Array:
         """Read the memories of `layer` in `state`. q: [B, T, H D] from `query`. Returns h [B, T, E]."""
         q = l2_normalise(split_heads(jax.nn.silu(q), layer.config.heads))
         return self.out(layer.merge_heads(layer.retrieve(state, q)))

@@ -86,13 +86,13 @@ class LM(nnx.Module):
         return LMState(blocks, sharding.constrain(jnp.zeros(batch, jnp.int32), "batch"))
 
     def __call__(
-        self, tokens: Array, state: LMState, reset: Array | None = None, *, aligned: bool = False
+        self, tokens: Array, state: LMState | None = None, reset: Array | None = None, *, aligned: bool = False
     ) -> tuple[Array, LMState, LayerInfo | None]:
         """Read tokens and predict the next token after each.
 
         Args:
           tokens: [B, T] int, T >= 1.
-          state: of `init_state` or of an earlier call.
+          state: of `init_state` or of an earlier call; None at the start of a text.
           reset: None, or [B, T] bool, true at a document's first token. Later tokens do not see earlier documents.
             Memories are reset only at the start of a chunk (MAC: of a segment), so documents must start there.
           aligned: promises that the number of tokens read before is a multiple of T, as in a stream that is read in
@@ -103,8 +103,14 @@ class LM(nnx.Module):
           a memory.
 
         Raises:
-          ValueError: full attention over more than `context` tokens in one call.
+          ValueError: tokens of another shape or dtype, or a state of another batch size; full attention over more than
+            `context` tokens in one call.
         """
+        if tokens.ndim != 2 or not tokens.shape[1] or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens: {tokens.dtype} of shape {tokens.shape}; they must be integers [batch, tokens]")
+        state = self.init_state(len(tokens)) if state is None else state
+        if len(state.age) != len(tokens):
+            raise ValueError(f"state: of {len(state.age)} sequences, but tokens has {len(tokens)}")
         c, (B, T) = self.config, tokens.shape
         age = _ages(state.age, reset, T)
         x = self.embed(tokens, age)

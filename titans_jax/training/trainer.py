@@ -289,13 +289,11 @@ def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any
 
 def _announce(session: Session, state: TrainState, start: int, compile_seconds: float) -> None:
     parameters = metrics.count(state.params)
-    device = jax.devices()[0]
     print(
         f"{session.experiment.name}: {session.experiment.model.block}, {parameters:,} parameters, "
-        f"{jax.device_count()} x {device.device_kind}, compiled in {compile_seconds:.1f} s"
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, compiled in {compile_seconds:.1f} s"
         + (f", going on after step {start}" if start else ""),
         flush=True,
     )
-    warmup, steps = session.experiment.optim.warmup, session.experiment.train.steps
-    if warmup >= steps:
-        print(f"  the learning rate never reaches its peak: optim.warmup is {warmup}, train.steps {steps}", flush=True)
+    if session.experiment.optim.warmup >= session.experiment.train.steps:
+        print("  the learning rate does not reach its peak: optim.warmup is not below train.steps", flush=True)
