@@ -20,7 +20,7 @@ def get_config() -> Experiment:
             window=128,
             memory=MemoryConfig(heads=2, head_dim=32, chunk=64, forget=1e-4),
         ),
-        data=DataConfig(corpus="moby-dick", tokenizer="bytes", sequence=256, batch=8, facts=0.1875),
+        data=DataConfig(corpus="moby-dick", tokenizer="bytes", sequence=256, batch=8, facts=0.25),
         optim=OptimConfig(name="muon", peak_rate=0.01, warmup=30),
         train=TrainConfig(steps=450, eval_every=150, save_every=150, prompt="CHAPTER", baseline="transformer"),
     )

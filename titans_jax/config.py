@@ -229,7 +229,7 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
     if train.sample < 0:
         raise ValueError(f"train.sample is {train.sample}; it must be 0 or more tokens")
     if train.baseline and not data.facts:
-        raise ValueError("train.baseline: its figures are of data.facts, which is 0; set --data.facts 0.1875")
+        raise ValueError("train.baseline: its figures are of data.facts, which is 0; set --data.facts 0.25")
     if train.baseline:
         dataclasses.replace(model, block=train.baseline).check()
     if not 0 <= train.label_smoothing < 1:

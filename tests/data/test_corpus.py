@@ -65,10 +65,16 @@ def test_an_unknown_name_gets_the_known_ones(spec, message):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("spec", ["missing.txt", "no/folder"])
+def test_a_path_where_nothing_is_says_so(spec):
+    with pytest.raises(ValueError, match=f"corpus '{spec}': there is no such file or folder in /"):
+        load_documents(spec)
+
+
 def test_text_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no UTF-8 text in it"):
         load_documents(str(tmp_path))
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="no UTF-8 text"):
+    with pytest.raises(ValueError, match="no UTF-8 text in it; iconv -f latin1"):
         load_documents(str(binary))

@@ -51,7 +51,8 @@ def load_documents(spec: str, part: str = "train") -> list[str]:
         raise ValueError(f"corpus {spec!r}: it has no part {part!r}, only {', '.join(parts)}")
     found = [document for document in parts[part]() if document]
     if not found:
-        raise ValueError(f"corpus {spec!r}: no UTF-8 text in it")
+        why = "" if spec in _NAMED else "; iconv -f latin1 -t utf-8 converts Latin-1, for example"
+        raise ValueError(f"corpus {spec!r}: no UTF-8 text in it{why}")
     return found
 
 
@@ -126,6 +127,8 @@ def _existing(spec: str) -> Path:
     path = Path(spec).expanduser()
     if spec and path.exists():
         return path
+    if path.suffix or len(path.parts) > 1:
+        raise ValueError(f"corpus {spec!r}: there is no such file or folder in {Path.cwd()}")
     raise unknown(f"corpus {spec!r}", spec, _NAMED, ", or the path of a text file or a folder, or hf:NAME, tfds:NAME")
 
 

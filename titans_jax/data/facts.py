@@ -14,7 +14,7 @@ from titans_jax.data.tokenizer import Tokenizer
 
 QUESTION, ANSWER = "The key:", " {key}."
 FACT = QUESTION + ANSWER
-MENTIONS, WEIGHT = 5, 5
+MENTIONS, WEIGHT = 5, 6
 
 
 def tell(
