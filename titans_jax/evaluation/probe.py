@@ -7,7 +7,7 @@ tells the twins apart by
 
     stored:     sum_i d(k_i, v_i) > 0                      over the tokens of the fact; k: their keys in A
     addressed:  sum_i d(q_i, v_i) > 0, and larger          over the tokens of the answer; q: the queries that
-                than sum_i d(h_i, v_i)                     predict them; h: queries of as many tokens after it
+                than sum_i d(h_i, v_i)                     predict them; h: queries of as many tokens later on
 
 A memory without the fact has each in half of the texts by chance, and one that does not learn in none.
 """
@@ -53,7 +53,7 @@ def probe(model: LM, facts: Facts) -> Probe:
     graphdef, params = nnx.split(watch(model))
     count, fact = facts.answers.shape[1], slice(facts.fact_end)
     start = first_state(*nnx.split(model), len(facts.texts))
-    parts = (x[:, : facts.fact_end + count] for x in (facts.texts, facts.twins))
+    parts = (x[:, : 2 * facts.fact_end + count] for x in (facts.texts, facts.twins))
     own, other = (_vectors(graphdef, params, copied(start), part) for part in parts)
     values = (own.value - other.value)[fact]
     twins = [prefill(model, x)[1] for x in (facts.texts, facts.twins)]
@@ -68,7 +68,7 @@ def probe(model: LM, facts: Facts) -> Probe:
     values = values[facts.answer_start : facts.answer_start + count]
     asked = np.concatenate([np.tile(facts.question, (len(facts.texts), 1)), facts.answers[:, :-1]], 1)
     queries = _vectors(graphdef, params, copied(twins[0]), asked).query[-count:]
-    addressed, by_chance = difference(queries, values), difference(own.query[facts.fact_end :], values)
+    addressed, by_chance = difference(queries, values), difference(own.query[-count:], values)
     return Probe(_share(stored, stored > 0), _share(stored, (addressed > 0) & (addressed > by_chance)))
 
 
