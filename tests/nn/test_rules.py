@@ -8,6 +8,7 @@ from flax import nnx
 
 from tests.nn.members import BATCH, VOCAB, config_of, jit, name_of, subject
 from tests.nn.test_laws import TOKENS, close, in_pieces, read, tokens
+from titans_jax.nn.layers import RMSNorm, l2_normalise
 from titans_jax.nn.memory_inputs import QKV
 
 
@@ -21,6 +22,15 @@ def test_a_first_key_starts_as_the_query_of_the_token_before(rule: str) -> None:
     first = k if rule == "titans" else k[..., 0, :]
     np.testing.assert_array_equal(first[:, :, 1:], q[:, :, :-1])
     assert np.asarray(v[:, :, 1:] != v[:, :, :-1]).any()
+
+
+@pytest.mark.parametrize("normalise", [l2_normalise, RMSNorm(4)])
+def test_a_row_of_zeros_is_normalised_to_zeros_and_has_no_gradient(normalise) -> None:
+    """A text's first key is such a row, and so is what a memory reads that has learned nothing."""
+    x = jnp.array([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    y, pull = jax.vjp(normalise, x)
+    (gradient,) = pull(jnp.array([1.0, 2.0, 3.0, 5.0]) * jnp.ones((2, 1)))
+    assert (y[0] == 0).all() and (gradient[0] == 0).all() and (gradient[1] != 0).all()
 
 
 RULES = ("swla", "deltaproduct", "mesa", "omeganet", "atlas", "lact", "hgrn2")

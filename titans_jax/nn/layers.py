@@ -92,7 +92,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """x: [..., size] -> the same, of x's dtype."""
         y = x.astype(jnp.float32)
-        y = rowwise(y, lax.rsqrt(inner(y, y) / y.shape[-1] + 1e-6))
+        y = rowwise(y, _inverse_norm(inner(y, y) / y.shape[-1]))
         return scaled(y, self.scale[...]).astype(x.dtype)
 
 
@@ -162,9 +162,18 @@ class Conv(nnx.Module):
 
 
 def l2_normalise(x: Array) -> Array:
-    """x / sqrt(sum(x^2) + 1e-6) over the last axis, in float32 or wider: its gradient at zero overflows float16."""
+    """x / sqrt(sum(x^2) + 1e-6) over the last axis, in float32 or wider: its gradient at small x overflows float16."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return rowwise(y, lax.rsqrt(inner(y, y) + 1e-6)).astype(x.dtype)
+    return rowwise(y, _inverse_norm(inner(y, y))).astype(x.dtype)
+
+
+def _inverse_norm(squared: Array) -> Array:
+    """1 / sqrt(squared + 1e-6), and 0 at 0.
+
+    A row of zeros, such as a text's first key or what a new memory reads, then has no gradient; its factor of 1,000
+    would overflow float16.
+    """
+    return jnp.where(squared > 0, lax.rsqrt(squared + 1e-6), 0)
 
 
 def split_heads(x: Array, heads: int) -> Array:
