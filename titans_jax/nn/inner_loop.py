@@ -90,7 +90,7 @@ class InnerLoop(LM):
         reset: true where a document starts, at multiples of every period; its kernels are reset to the parameters.
         """
         tokens = jnp.asarray(tokens)
-        state = self.init_state(len(tokens)) if state is None else state
+        state = self.init_state(tokens.shape[0]) if state is None else state
         if isinstance(state.step, np.integer) and state.step == 0:
             return self._chunks(tokens, state, reset)
         if tokens.shape[1] == 1:

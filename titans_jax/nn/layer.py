@@ -84,9 +84,9 @@ class MemoryLayer(nnx.Module):
             raise ValueError(f"x: shape {x.shape}; it must be [batch, tokens, {self.dim}], with at least one token")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"x: dtype {x.dtype}; it must be floating, such as float32 or bfloat16")
-        state = self.init_state(len(x)) if state is None else state
-        if len(state.age) != len(x):
-            raise ValueError(f"state: of {len(state.age)} sequences, but x has {len(x)}")
+        state = self.init_state(x.shape[0]) if state is None else state
+        if state.age.shape != x.shape[:1]:
+            raise ValueError(f"state: of {state.age.shape[0]} sequences, but x has {x.shape[0]}")
         return _run(*nnx.split(self.mixer), x, state)
 
 

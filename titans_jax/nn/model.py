@@ -108,9 +108,9 @@ class LM(nnx.Module):
         """
         if tokens.ndim != 2 or not tokens.shape[1] or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens: {tokens.dtype} of shape {tokens.shape}; they must be integers [batch, tokens]")
-        state = self.init_state(len(tokens)) if state is None else state
-        if len(state.age) != len(tokens):
-            raise ValueError(f"state: of {len(state.age)} sequences, but tokens has {len(tokens)}")
+        state = self.init_state(tokens.shape[0]) if state is None else state
+        if state.age.shape != tokens.shape[:1]:
+            raise ValueError(f"state: of {state.age.shape[0]} sequences, but tokens has {tokens.shape[0]}")
         c, (B, T) = self.config, tokens.shape
         age = _ages(state.age, reset, T)
         x = self.embed(tokens, age)
