@@ -161,7 +161,8 @@ plots.memory_state(reading.weights[0], reading.weights[-1], folder / "state.png"
 Image(folder / "state.png", width=1000)
 
 # %%
-norms = {"attention keys": reading.attention.key, "memory keys": seen.key, "memory values": seen.value}
+key, value = (np.linalg.norm(x, axis=-1) for x in (seen.key, seen.value))
+norms = {"attention keys": reading.attention.key, "memory keys": key, "memory values": value}
 plots.norms(norms, folder / "norms.png")
 Image(folder / "norms.png", width=1000)
 
