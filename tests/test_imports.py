@@ -29,9 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "export": LEAVES | MIDDLE | {"training"},
     "needle": LEAVES | MIDDLE | {"training", "export", "results"},
     "bench": LEAVES | MIDDLE | {"results", "evaluation", "training"},
-    "cli": LEAVES
-    | MIDDLE
-    | {"__version__", "results", "evaluation", "series", "training", "export", "needle", "bench"},
+    "cli": LEAVES | MIDDLE | {"results", "evaluation", "series", "training", "export", "needle", "bench"},
     "__main__": {"cli"},
     "train.py": {"config", "training", "evaluation"},
     "configs": {"config", "nn", "memory", "optim", "data"},

@@ -51,12 +51,13 @@ def run(options: argparse.Namespace) -> None:
             first = not times
             times.append(time.perf_counter())
             piece = texts[row].add(token)
-            if not alone or first:
+            if not alone:
                 bar.advance(1, tokens=1)
-            if alone and first:
+            elif first:
+                bar.advance()
                 stack.close()  # ends the bar's line before the text
-                print(prompts[0], end="")
-            if alone:
+                print(prompts[0] + piece, end="", flush=True)
+            else:
                 print(piece, end="", flush=True)
             return texts[row].ended
 

@@ -55,7 +55,7 @@ def command(arguments: Sequence[str], prog: str) -> int:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    text = "compile everything anew, without the compiled programs in ~/.cache/titans_jax"
+    text = "neither save nor load compiled programs in ~/.cache/titans_jax"
     parser.add_argument("--no-cache", action="store_true", help=text)
 
 
