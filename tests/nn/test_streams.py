@@ -33,8 +33,4 @@ def test_decoding_2048_tokens_equals_one_call(block: str, forget: float) -> None
         logits, state = read(params, text[:, at : at + 1], state)
         steps.append(logits)
     off = np.abs(np.concatenate(steps, 1) - whole).max(-1)[0]
-    # A text's first key is zeros, so that its first read is rounding alone, which the norms behind it multiply by up to
-    # 1,000; attention and the next layer pass it on for some segments, and no further.
-    scale, early = 1e-4 * (1 + np.abs(whole).max()), 4 * config.segment
-    assert off[:early].max() < 30 * scale, f"off by {off[:early].max():.1e} at token {off[:early].argmax()}"
-    assert off[early:].max() < scale, f"off by {off[early:].max():.1e} at token {early + off[early:].argmax()}"
+    assert off.max() < 1e-4 * (1 + np.abs(whole).max()), f"off by {off.max():.1e} at token {off.argmax()}"

@@ -41,7 +41,7 @@ def test_a_non_finite_gradient_changes_only_the_scale():
 def experiment(dtype, block="transformer", seed=0):
     # A text's first keys (conv) and its first relative reads are small, and the gradients of their norms large: the
     # loss scale may then fall once, and every later loss is a step behind.
-    memory = MemoryConfig(heads=1, head_dim=8, chunk=16, conv=0, relative_read=False)
+    memory = MemoryConfig(heads=1, head_dim=8, chunk=16)
     sizes = dict(dim=32, depth=1, heads=2, head_dim=8, window=32, segment=16, memory=memory)
     model = ModelConfig(block=block, vocab_size=256, dtype=dtype, **sizes)
     optim = OptimConfig(peak_rate=1e-2, warmup=2)

@@ -170,8 +170,8 @@ def l2_normalise(x: Array) -> Array:
 def _inverse_norm(squared: Array) -> Array:
     """1 / sqrt(squared + 1e-6), and 0 at 0.
 
-    A row of zeros, such as a text's first key or what a new memory reads, then has no gradient; its factor of 1,000
-    would overflow float16.
+    A row of zeros, such as the relative read of a new memory, then has no gradient; its factor of 1,000 would overflow
+    float16.
     """
     return jnp.where(squared > 0, lax.rsqrt(squared + 1e-6), 0)
 

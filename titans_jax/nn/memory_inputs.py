@@ -16,8 +16,8 @@ from titans_jax.nn.layers import Conv, Linear, Valid, logit, param, split_heads
 class QKV(nnx.Module):
     """q, k, v = SiLU(conv(x W)) (Titans section 4.4), with one k and v for each write of a token.
 
-    Queries and keys start with one projection and one convolution, that of keys a token later: k_{t+1} = q_t. So a
-    value is stored under the tokens before it, and an untrained memory is an induction head.
+    Queries and keys start with one projection and one convolution, that of keys a token later: k_{t+1} is close to q_t.
+    So a value is stored under the tokens before it, and an untrained memory is an induction head.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -65,8 +65,8 @@ class QKV(nnx.Module):
 def _taps(random: Array, config: MemoryConfig, writes: int) -> Array:
     """The convolution's taps [width, channels] at the start, channels as `linear` has them.
 
-    Queries are a random mix of the last width - 1 tokens, of the same variance; keys the same mix one token earlier;
-    values the token itself.
+    Queries are a random mix of the last width - 1 tokens, of the same variance; keys the same mix one token earlier,
+    and a tenth of the token itself, without which a text's first key would be zeros; values the token itself.
     """
     shape = (config.conv, config.heads, config.head_dim)
     identity = jnp.zeros(shape).at[0].set(1.0)
@@ -74,7 +74,7 @@ def _taps(random: Array, config: MemoryConfig, writes: int) -> Array:
     if config.conv > 1:
         mix = jax.random.normal(random, (config.conv - 1, *shape[1:]))
         mix, none = mix / jnp.linalg.norm(mix, axis=0), jnp.zeros((1, *shape[1:]))
-        query, key = jnp.concatenate([mix, none]), jnp.concatenate([none, mix])
+        query, key = jnp.concatenate([mix, none]), jnp.concatenate([0.1 * mix[:1], mix])
     return jnp.concatenate([query, *[key] * writes, *[identity] * writes], -1).reshape(config.conv, -1)
 
 
