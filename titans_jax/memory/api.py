@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from titans_jax.memory.chunk_end import initial_state
 from titans_jax.memory.chunked import chunked
@@ -103,10 +104,11 @@ def miras(
 def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
     """The rate at which a chunk of equal tokens, with keys of unit length, is learned in one step.
 
-    1 / (curvature gain sum_j |grad_bj|): the bias' curvature, the architecture's gain at its initial weights, and the
-    unrolled weight of the chunk's gradients on its last row (of one gradient, where gradients are fresh). At several
-    times this rate, equal tokens can make a deep memory overshoot at every chunk. A matrix with the dot bias, which
-    does not correct errors, has the unit 1; an orthogonalised step one that moves the output by about 1.
+    1 / (curvature gain slope sum_j |grad_bj|): the bias' curvature, the architecture's gain and the retention's mean
+    dW/dA, both at the initial weights, and the unrolled weight of the chunk's gradients on its last row (of one
+    gradient, where gradients are fresh). At several times this rate, equal tokens can make a deep memory overshoot at
+    every chunk. A matrix with the dot bias, which does not correct errors, has the unit 1; an orthogonalised step one
+    that moves the output by about 1.
 
     >>> from titans_jax.memory import presets, unit_rate
     >>> unit_rate(presets.deltanet(64), chunk=16)
@@ -123,7 +125,16 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
     with jax.ensure_compile_time_eval():
         ones = jnp.ones(b)
         grads = unroll(learner, Gates(ones, momentum * ones, ones), None).last_grad[0]
-        return 1 / (max(rule.bias.curvature, 1.0) * gain * float(jnp.abs(grads).sum()))
+        slope = 1.0 if rule.retention.identity else float(_slope(rule))
+        return 1 / (max(rule.bias.curvature, 1.0) * gain * slope * float(jnp.abs(grads).sum()))
+
+
+def _slope(rule: Rule) -> Array:
+    """The mean diagonal entry of dW/dA at initial weights, estimated with a random vector of signs."""
+    duals = rule.retention.lift(rule.architecture.init(jax.random.key(0)))
+    signs = jax.tree.map(lambda a: jax.random.rademacher(jax.random.key(1), a.shape, a.dtype), duals)
+    _, pushed = jax.jvp(rule.retention.link, (duals,), (signs,))
+    return (ravel_pytree(signs)[0] * ravel_pytree(pushed)[0]).mean()
 
 
 def unit_clip(rule: Rule, chunk: int, dim: int) -> float:

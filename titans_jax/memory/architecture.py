@@ -60,7 +60,7 @@ def mlp(dim: int, depth: int = 2, expansion: int = 4) -> Architecture:
 
     shapes = dict(zip(names, zip(sizes[:-1], sizes[1:], strict=True), strict=True))
     gain = float(depth * sizes[-2])
-    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"}, dim=dim, gain=gain)
+    return Architecture(_normal(shapes), apply, {names[-1]: "out"} | {names[0]: "in"}, dim=dim, gain=gain, normed=True)
 
 
 def residual(dim: int, expansion: int = 4) -> Architecture:
@@ -82,7 +82,9 @@ def gated(dim: int, expansion: int = 4) -> Architecture:
         return x + layer_norm(linear("w2", h))
 
     channels = {"w1": "in", "w3": "in", "w2": "out"}
-    return Architecture(_normal(_gated_shapes(dim, expansion)), apply, channels, dim=dim, gain=3.0 * expansion * dim)
+    return Architecture(
+        _normal(_gated_shapes(dim, expansion)), apply, channels, dim=dim, gain=3.0 * expansion * dim, normed=True
+    )
 
 
 def swiglu(dim: int, expansion: int = 4) -> Architecture:
@@ -110,7 +112,7 @@ def ttt_linear(dim: int) -> Architecture:
     def init(key: Array) -> Weights:
         return weights(key) | {"b": jnp.zeros((1, dim))}
 
-    return Architecture(init, apply, {"w": "in"}, dim=dim, gain=2.0 * dim)
+    return Architecture(init, apply, {"w": "in"}, dim=dim, gain=2.0 * dim, normed=True)
 
 
 def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
@@ -127,7 +129,7 @@ def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
     def init(key: Array) -> Weights:
         return weights(key) | {"b1": jnp.zeros((1, hidden)), "b2": jnp.zeros((1, dim))}
 
-    return Architecture(init, apply, {"w1": "in", "w2": "out"}, dim=dim, gain=3.0 * hidden)
+    return Architecture(init, apply, {"w1": "in", "w2": "out"}, dim=dim, gain=3.0 * hidden, normed=True)
 
 
 def featured(inner: Architecture, features: Features) -> Architecture:

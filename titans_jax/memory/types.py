@@ -120,6 +120,7 @@ class Architecture(NamedTuple):
     channels: the axis ("in" or "out") of each weight on which a keep per channel acts; other weights use its mean.
     linear: the name of the only weight of a memory that is one matrix, else None.
     gain: the largest eigenvalue of J J^T, J = dM/dW at a unit input: about how far a step moves the output.
+    normed: whether M(x) - x is layer-normed, so that no step makes the output large.
     dim: D, which a learner with a window needs.
     write: None for [(apply(linear, k), v)], or (linear, k[T, D], v[T, D]) -> pairs of a prediction and its target,
     both [T, .]; their losses are summed.
@@ -131,6 +132,7 @@ class Architecture(NamedTuple):
     channels: dict[str, str]
     linear: str | None = None
     gain: float = 1.0
+    normed: bool = False
     dim: int | None = None
     write: Callable[[Linear, Array, Array], list[tuple[Array, Array]]] | None = None
     frozen: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
-from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras, unit_clip
+from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras, unit_clip, unit_rate
 from titans_jax.memory.presets import GATES, GateStyle
 from titans_jax.memory.tnt import tnt
 from titans_jax.nearest import did_you_mean
@@ -51,8 +51,9 @@ class MemoryConfig:
     """read what was learned, M(W_t; q) - M(W_0; q); false is the paper's read, M(W_t; q), which hope has always"""
     sized_values: bool = True
     """give values the norm sqrt(head_dim), that of a normed memory's output; false leaves them as projected"""
-    max_rate: float = 1.0
-    """the largest test-time rate, in units of titans_jax.memory.unit_rate of one token; rates start at half of it"""
+    max_rate: float | None = None
+    """the largest test-time rate, in units of titans_jax.memory.unit_rate of one token; rates start at half of it; None
+    for 4 where the memory's output is layer-normed, and 1 where a larger step would make it large"""
     momentum: float = 0.5
     """initial value of the momentum gates"""
     forget: float = 1 / 256
@@ -147,6 +148,14 @@ def memory_of(config: MemoryConfig) -> Memory:
     return make(rule_of(c), chunk=c.chunk, clip=clip, implementation=c.implementation, matmul_dtype=c.matmul_dtype)
 
 
+def max_rate_of(config: MemoryConfig) -> float:
+    """The largest rate of a token."""
+    rule = rule_of(config)
+    normed = rule.architecture.normed and rule.learner.orthogonalise is None
+    units = config.max_rate or (4.0 if normed else 1.0)
+    return units * unit_rate(rule, 1)
+
+
 def clip_of(config: MemoryConfig) -> float | None:
     """The largest Frobenius norm of a chunk's change, or None."""
     return None if config.clip is None else config.clip * unit_clip(rule_of(config), config.chunk, config.head_dim)
@@ -229,8 +238,10 @@ class ModelConfig:
             _known("model.memory.implementation", memory.implementation, tuple(IMPLEMENTATIONS))
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
             _positive(f"model.{field}", getattr(self, field))
-        for field in ("chunk", "heads", "head_dim", "max_rate"):
+        for field in ("chunk", "heads", "head_dim"):
             _positive(f"model.memory.{field}", getattr(memory, field))
+        if memory.max_rate is not None:
+            _positive("model.memory.max_rate", memory.max_rate)
         for field, value in memory.options.items():
             if field != "to_origin":
                 _positive(f"model.memory.{field}", value)

@@ -9,12 +9,12 @@ from flax import nnx
 from jax import Array
 
 from titans_jax import sharding
-from titans_jax.memory import Info, Reset, State, Weights, unit_rate
+from titans_jax.memory import Info, Reset, State, Weights
 from titans_jax.memory.self_modifying import MEMORIES, Readout, SelfModifying, self_modifying
 from titans_jax.memory.types import state_axes
 from titans_jax.nn.blocks import Activations, Block, Transformer
 from titans_jax.nn.cms import CMS, CMSState
-from titans_jax.nn.config import ModelConfig, clip_of, rule_of
+from titans_jax.nn.config import ModelConfig, clip_of, max_rate_of, rule_of
 from titans_jax.nn.introspect import Introspection, memory_change
 from titans_jax.nn.layers import (
     Conv,
@@ -41,7 +41,7 @@ class SelfModifyingLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         c = config.memory
         self.config, self.dtype = c, config.dtype
-        self.max_rate = c.max_rate * unit_rate(rule_of(c), 1)
+        self.max_rate = max_rate_of(c)
         size = c.heads * c.head_dim
         self.inputs = Linear(config.dim, 2 * size, ("embed", "heads"), dtype=config.dtype, rngs=rngs)
         self.conv = Conv(c.conv, 2 * size) if c.conv else None

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from titans_jax.memory import Gates, unit_rate
-from titans_jax.nn.config import MemoryConfig, ModelConfig, rule_of
+from titans_jax.memory import Gates
+from titans_jax.nn.config import MemoryConfig, ModelConfig, max_rate_of, rule_of
 from titans_jax.nn.layers import Conv, Linear, Valid, logit, param, split_heads
 
 
@@ -87,7 +87,7 @@ class WriteGates(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         c, rule = config.memory, rule_of(config.memory)
         self.config = c
-        self.max_rate = c.max_rate * unit_rate(rule, 1)
+        self.max_rate = max_rate_of(c)
         self.writes = rule.learner.writes_per_token
         gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
         channels = {"scalar": c.heads, "channel": c.heads * c.head_dim}.get(c.gates.keep)
