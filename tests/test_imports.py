@@ -17,7 +17,9 @@ MIDDLE = {"nn", "config", "decode", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": {"config", "decode", "memory", "nn", "optim"},
     **{leaf: set() for leaf in LEAVES},
-    **{leaf: {"files"} for leaf in ("data", "metrics", "checkpoint", "plots")},
+    **{leaf: {"files"} for leaf in ("metrics", "checkpoint", "plots")},
+    "data": {"files", "nearest"},
+    "optim": {"nearest"},
     "results": {"files", "metrics"},
     "nn": {"memory", "sharding", "nearest"},
     "config": {"nn", "memory", "optim", "data", "nearest"},

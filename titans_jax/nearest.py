@@ -1,7 +1,7 @@
-"""The known name that is nearest to a misspelt one."""
+"""The known name that is nearest to a misspelt one, and the error that names it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
@@ -16,3 +16,23 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
         last = {name.rpartition(".")[2].lstrip("-"): name for name in reversed(known)}
         near = [last[m] for m in difflib.get_close_matches(wrong.rpartition(".")[2].lstrip("-"), last, n=1)]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown(field: str, value: object, names: Iterable[object], more: str = "") -> ValueError:
+    """The error for a value that is not one of `names`: it lists them all, and the nearest.
+
+    more: what else would be right, behind the list.
+
+    >>> print(unknown("data.split", "tial", ["tail", "documents"]))
+    data.split: 'tial' is unknown; known are tail, documents; did you mean tail?
+    """
+    known = [str(name) for name in names]
+    return ValueError(
+        f"{field}: {value!r} is unknown; known are {', '.join(known)}{more}{did_you_mean(str(value), known)}"
+    )
+
+
+def require_known(field: str, value: object, names: Collection[object]) -> None:
+    """Raise the error of `unknown` unless `value` is one of `names`."""
+    if value not in names:
+        raise unknown(field, value, names)

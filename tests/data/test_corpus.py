@@ -52,9 +52,9 @@ def test_a_file_is_one_document_and_has_a_provenance(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("moby-dik", "corpus 'moby-dik': did you mean 'moby-dick'? It must be one of moby-dick, python, or the path"),
-        ("wikitext", "corpus 'wikitext': it must be one of moby-dick, python, or the path"),
-        ("", "corpus '': it must be one of"),
+        ("moby-dik", "data.corpus: 'moby-dik' is unknown; known are moby-dick, python, or the path"),
+        ("wikitext", "data.corpus: 'wikitext' is unknown; known are moby-dick, python, or the path"),
+        ("", "data.corpus: '' is unknown; known are"),
     ],
 )
 def test_an_unknown_name_gets_the_known_ones(spec, message):

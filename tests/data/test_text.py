@@ -143,8 +143,8 @@ def test_without_a_folder_the_cache_is_the_users_or_a_temporary_one(tmp_path, mo
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("packing", "steam", "data.packing='steam': did you mean 'stream'? It must be one of stream, documents"),
-        ("split", "head", "data.split='head': it must be one of tail, documents, test"),
+        ("packing", "steam", "data.packing: 'steam' is unknown; known are stream, documents; did you mean stream?"),
+        ("split", "head", "data.split: 'head' is unknown; known are tail, documents, test"),
         ("sequence", 0, "data.sequence=0 must be at least 1"),
         ("batch", 0, "data.batch=0 must be at least 1"),
         ("workers", -1, "data.workers=-1 must be at least 0"),

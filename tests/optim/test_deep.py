@@ -183,7 +183,7 @@ def test_missing_arguments_are_refused():
     for make in (delta_gradient_descent, follow_the_regularised_leader):
         with pytest.raises(ValueError, match=f"{make.__name__}: update needs params"):
             make(0.1).update(w, make(0.1).init(w))
-    with pytest.raises(ValueError, match="value 'one' is unknown; did you mean 'ones'"):
+    with pytest.raises(ValueError, match="deep_momentum.value: 'one' is unknown; known are .*; did you mean ones"):
         scale_by_deep_momentum(value="one")
 
 

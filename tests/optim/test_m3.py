@@ -225,16 +225,16 @@ def test_the_state_is_float32_and_the_update_has_the_gradients_dtype():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(mode="sum"), "m3: mode 'sum' is unknown; known are ema, literal"),
-        (dict(second_moment="both"), "m3: second_moment 'both' is unknown; known are update, gradient, None"),
-        (dict(b1=-0.1), "m3: b1 is -0.1, it must be at least 0 and below 1"),
-        (dict(b2=1.0), "m3: b2 is 1.0, it must be at least 0 and below 1"),
-        (dict(b3=-1.0, mode="literal"), "m3: b3 is -1.0, it must be at least 0"),
-        (dict(alpha=-0.5), "m3: alpha is -0.5, it must be 0 or more"),
-        (dict(chunk=0), "m3: chunk is 0, it must be 1 or more"),
-        (dict(ns_steps=-1), "m3: ns_steps is -1, it must be 0 or more"),
-        (dict(eps=0.0), "m3: eps is 0.0, it must be above 0"),
-        (dict(rms=-0.2), "m3: rms is -0.2, it must be above 0, or None"),
+        (dict(mode="sum"), "m3.mode: 'sum' is unknown; known are ema, literal"),
+        (dict(second_moment="both"), "m3.second_moment: 'both' is unknown; known are update, gradient, None"),
+        (dict(b1=-0.1), "m3.b1 is -0.1, it must be at least 0 and below 1"),
+        (dict(b2=1.0), "m3.b2 is 1.0, it must be at least 0 and below 1"),
+        (dict(b3=-1.0, mode="literal"), "m3.b3 is -1.0, it must be at least 0"),
+        (dict(alpha=-0.5), "m3.alpha is -0.5, it must be 0 or more"),
+        (dict(chunk=0), "m3.chunk is 0, it must be 1 or more"),
+        (dict(ns_steps=-1), "m3.ns_steps is -1, it must be 0 or more"),
+        (dict(eps=0.0), "m3.eps is 0.0, it must be above 0"),
+        (dict(rms=-0.2), "m3.rms is -0.2, it must be above 0, or None"),
     ],
 )
 def test_invalid_options_are_refused(change, message):

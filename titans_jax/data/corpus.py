@@ -25,8 +25,8 @@ from importlib import resources
 from pathlib import Path
 
 from titans_jax.data import hubs
-from titans_jax.data.choices import unknown
 from titans_jax.data.formats import documents, part_of
+from titans_jax.nearest import unknown
 
 MOBY_DICK_SHA256 = "2a4540e494e8ec31c696751d4158b7db4344ea33a1fc61268942447c56e755b4"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -129,7 +129,7 @@ def _existing(spec: str) -> Path:
         return path
     if path.suffix or len(path.parts) > 1:
         raise ValueError(f"corpus {spec!r}: there is no such file or folder in {Path.cwd()}")
-    raise unknown(f"corpus {spec!r}", spec, _NAMED, ", or the path of a text file or a folder, or hf:NAME, tfds:NAME")
+    raise unknown("data.corpus", spec, _NAMED, ", or the path of a text file or a folder, or hf:NAME, tfds:NAME")
 
 
 def _files_below(root: Path) -> Iterator[Path]:

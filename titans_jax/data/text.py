@@ -17,11 +17,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from titans_jax.data.choices import unknown
 from titans_jax.data.corpus import load_documents, load_parts
 from titans_jax.data.tasks import check_task
 from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
 from titans_jax.files import replacing
+from titans_jax.nearest import require_known
 
 Packing = Literal["stream", "documents"]
 Split = Literal["tail", "documents", "test"]
@@ -71,8 +71,7 @@ class DataConfig:
         if self.task:
             check_task(self.task)
         for name, choices in (("packing", get_args(Packing)), ("split", get_args(Split))):
-            if (value := getattr(self, name)) not in choices:
-                raise unknown(f"data.{name}={value!r}", str(value), choices)
+            require_known(f"data.{name}", getattr(self, name), choices)
         for name, least in (("sequence", 1), ("batch", 1), ("align", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least {least}")

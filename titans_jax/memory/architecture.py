@@ -81,10 +81,8 @@ def gated(dim: int, expansion: int = 4) -> Architecture:
         h = gelu(linear("w1", x)) * linear("w3", x)
         return x + layer_norm(linear("w2", h))
 
-    channels = {"w1": "in", "w3": "in", "w2": "out"}
-    return Architecture(
-        _normal(_gated_shapes(dim, expansion)), apply, channels, dim=dim, gain=3.0 * expansion * dim, normed=True
-    )
+    shapes, channels = _gated_shapes(dim, expansion), {"w1": "in", "w3": "in", "w2": "out"}
+    return Architecture(_normal(shapes), apply, channels, dim=dim, gain=3.0 * expansion * dim, normed=True)
 
 
 def swiglu(dim: int, expansion: int = 4) -> Architecture:

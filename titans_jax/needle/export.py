@@ -15,9 +15,10 @@ from flax import nnx
 from jax import export as jax_export
 
 from titans_jax import files
+from titans_jax.data.synthetic import NEEDLE_VOCAB, PAD
 from titans_jax.export import PLATFORMS
 from titans_jax.needle import standalone
-from titans_jax.needle.model import PAD, VOCABULARY, TitanMin
+from titans_jax.needle.model import TitanMin
 
 MANIFEST = "export_manifest.json"
 
@@ -39,7 +40,7 @@ def export(model: TitanMin, folder: Path) -> Path:
         "files": written,
         "input": "tokens int32 [n, length], n of any size",
         "output": "logits float32 [n, length]; the needle is where they are largest",
-        "vocabulary": VOCABULARY,
+        "vocabulary": NEEDLE_VOCAB,
         "pad": PAD,
         "platforms": PLATFORMS,
         "calling_convention_version": program.calling_convention_version,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from titans_jax.data.synthetic import NEEDLE_VOCAB, PAD
 from titans_jax.memory import Gates, State, unit_rate
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.nn.heads import HEADS
@@ -20,7 +21,6 @@ from titans_jax.nn.layers import Conv, LearnedPositions, Linear, RMSNorm, l2_nor
 from titans_jax.nn.memory import MemoryMixer, Retrieve
 from titans_jax.nn.memory_state import LayerInfo
 
-PAD, VOCABULARY = 0, 128
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
 
 
@@ -131,7 +131,7 @@ class TitanMin(nnx.Module):
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         positions = max(config.lengths)
-        self.embedding = param(0.02 * jax.random.normal(rngs.params(), (VOCABULARY, config.dim)), "vocab", "embed")
+        self.embedding = param(0.02 * jax.random.normal(rngs.params(), (NEEDLE_VOCAB, config.dim)), "vocab", "embed")
         self.positions = LearnedPositions(config.dim, positions, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.layers)
         self.blocks = jax.vmap(lambda key: TitanBlock(config, rngs=nnx.Rngs(key)))(keys)

@@ -9,6 +9,7 @@ OUT/plots/                                    the learning curve, the answers, a
 
 import csv
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,12 @@ def evaluate(config: NeedleConfig, model: TitanMin, folder: Path, step: int) -> 
 
 def write_predictions(found: Predictions, path: Path) -> None:
     """Write a line per sample: length, the needle's position, the model's answer, its confidence, and correctness."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["sample", "length", "position", "predicted", "confidence", "correct"])
-        for i, (length, position, predicted, confidence, _) in enumerate(zip(*found, strict=True)):
-            rows.writerow([i, length, position, predicted, f"{confidence:.6f}", int(predicted == position)])
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["sample", "length", "position", "predicted", "confidence", "correct"])
+    for i, (length, position, predicted, confidence, _) in enumerate(zip(*found, strict=True)):
+        rows.writerow([i, length, position, predicted, f"{confidence:.6f}", int(predicted == position)])
+    files.write(path, text.getvalue())
 
 
 def ablate(config: NeedleConfig, folder: Path) -> str:

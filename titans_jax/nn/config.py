@@ -10,7 +10,7 @@ from typing import Any, Literal
 from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras, unit_clip, unit_rate
 from titans_jax.memory.presets import GATES, GateStyle
 from titans_jax.memory.tnt import tnt
-from titans_jax.nearest import did_you_mean
+from titans_jax.nearest import require_known
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
@@ -120,7 +120,7 @@ def preset_of(name: str) -> Callable[..., Rule]:
     """The function that makes a rule. Raises ValueError for an unknown name, or MODULE:FUNCTION that is not there."""
     module, is_own, function = name.partition(":")
     if not is_own:
-        _known("model.memory.rule", name, tuple(PRESETS))
+        require_known("model.memory.rule", name, PRESETS)
         return PRESETS[name]
     try:
         return getattr(importlib.import_module(module), function)
@@ -233,9 +233,9 @@ class ModelConfig:
         """Raise ValueError, in one line, for invalid values."""
         memory = self.memory
         for name in self.pattern:
-            _known("model.block", name, BLOCKS)
+            require_known("model.block", name, BLOCKS)
         if memory.implementation is not None:
-            _known("model.memory.implementation", memory.implementation, tuple(IMPLEMENTATIONS))
+            require_known("model.memory.implementation", memory.implementation, IMPLEMENTATIONS)
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
             _positive(f"model.{field}", getattr(self, field))
         for field in ("chunk", "heads", "head_dim"):
@@ -280,11 +280,6 @@ class ModelConfig:
             raise ValueError(f"model.weight_residual: needs memory layers of one type, not {self.block!r}")
         if self.weight_residual and rule_of(memory).learner.grad_at != "chunk_start":
             raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at the chunk start")
-
-
-def _known(field: str, value: str, names: tuple[str, ...]) -> None:
-    if value not in names:
-        raise ValueError(f"{field}: {value!r} is unknown; known are {', '.join(names)}{did_you_mean(value, names)}")
 
 
 def _positive(field: str, value: float) -> None:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from titans_jax.optim.checks import known, require
+from titans_jax.nearest import require_known
+from titans_jax.optim.checks import require
 from titans_jax.optim.deep import scale_by_deep_momentum, scale_by_delta_momentum
 from titans_jax.optim.m3 import scale_by_m3
 
@@ -54,19 +55,19 @@ class OptimConfig:
     """Batches per update: an update uses their mean gradient."""
 
     def __post_init__(self) -> None:
-        known("optim: name", self.name, OPTIMIZERS)
-        known("optim: schedule", self.schedule, SCHEDULES)
+        require_known("optim.name", self.name, OPTIMIZERS)
+        require_known("optim.schedule", self.schedule, SCHEDULES)
         for field, value in vars(self).items():
             if field in ("peak_rate", "warmup", "weight_decay", "alpha"):
-                require(f"optim: {field}", value, "0 or more", 0 <= value < math.inf)
+                require(f"optim.{field}", value, "0 or more", 0 <= value < math.inf)
             elif field in ("final_fraction", "decay_fraction"):
-                require(f"optim: {field}", value, "between 0 and 1", 0 <= value <= 1)
+                require(f"optim.{field}", value, "between 0 and 1", 0 <= value <= 1)
             elif field in ("b1", "b2", "b3"):
-                require(f"optim: {field}", value, "at least 0 and below 1", 0 <= value < 1)
+                require(f"optim.{field}", value, "at least 0 and below 1", 0 <= value < 1)
             elif field in ("chunk", "accumulation"):
-                require(f"optim: {field}", value, "1 or more", value >= 1)
-        require("optim: eps", self.eps, "above 0", 0 < self.eps < math.inf)
-        require("optim: clip", self.clip, "above 0, or None", self.clip is None or 0 < self.clip < math.inf)
+                require(f"optim.{field}", value, "1 or more", value >= 1)
+        require("optim.eps", self.eps, "above 0", 0 < self.eps < math.inf)
+        require("optim.clip", self.clip, "above 0, or None", self.clip is None or 0 < self.clip < math.inf)
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -81,7 +82,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     >>> [float(rate(t)) for t in range(6)]
     [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    require("optim: steps", steps, "1 or more", steps >= 1)
+    require("optim.steps", steps, "1 or more", steps >= 1)
     shape = SCHEDULES[config.schedule]
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:

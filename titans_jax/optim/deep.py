@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from titans_jax.optim.checks import known
+from titans_jax.nearest import require_known
 
 PyTree = Any
 Value = Literal["gradient", "ones"]
@@ -174,7 +174,7 @@ def scale_by_deep_momentum(
     >>> bool(jnp.vdot(m, g) > 0)
     True
     """
-    known("deep_momentum: value", value, get_args(Value))
+    require_known("deep_momentum.value", value, get_args(Value))
 
     def init(params: PyTree) -> DeepMomentumState:
         leaves, treedef = jax.tree.flatten(params)

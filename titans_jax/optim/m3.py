@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from titans_jax.optim.checks import known, require
+from titans_jax.nearest import require_known
+from titans_jax.optim.checks import require
 
 PyTree = Any
 Mode = Literal["ema", "literal"]
@@ -74,17 +75,17 @@ def scale_by_m3(
     >>> [round(float(u), 3) for u in updates["kernel"].ravel()]         # rms 0.2
     [0.283, 0.0, 0.0, 0.283]
     """
-    known("m3: mode", mode, get_args(Mode))
-    known("m3: second_moment", second_moment, (*get_args(SecondMoment), None))
+    require_known("m3.mode", mode, get_args(Mode))
+    require_known("m3.second_moment", second_moment, (*get_args(SecondMoment), None))
     ema = mode == "ema"
     for name, b in (("b1", b1), ("b2", b2), ("b3", b3)):
         bound, right = (1.0, "at least 0 and below 1") if ema else (math.inf, "at least 0")
-        require(f"m3: {name}", b, right, 0 <= b < bound)
-    require("m3: alpha", alpha, "0 or more", 0 <= alpha < math.inf)
-    require("m3: chunk", chunk, "1 or more", chunk >= 1)
-    require("m3: ns_steps", ns_steps, "0 or more", ns_steps >= 0)
-    require("m3: eps", eps, "above 0", 0 < eps < math.inf)
-    require("m3: rms", rms, "above 0, or None", rms is None or 0 < rms < math.inf)
+        require(f"m3.{name}", b, right, 0 <= b < bound)
+    require("m3.alpha", alpha, "0 or more", 0 <= alpha < math.inf)
+    require("m3.chunk", chunk, "1 or more", chunk >= 1)
+    require("m3.ns_steps", ns_steps, "0 or more", ns_steps >= 0)
+    require("m3.eps", eps, "above 0", 0 < eps < math.inf)
+    require("m3.rms", rms, "above 0, or None", rms is None or 0 < rms < math.inf)
 
     def add(memory: PyTree, term: PyTree, keep: jax.typing.ArrayLike, write: float) -> PyTree:
         return jax.tree.map(lambda m, x: keep * m + write * x, memory, term)

@@ -13,11 +13,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from titans_jax.data.choices import unknown
 from titans_jax.data.tasks import babilong, formal, recall, ruler
 from titans_jax.data.tasks.base import Question, Row, TextTask, TokenTask, text_row
 from titans_jax.data.tasks.passkey import passkey
 from titans_jax.data.tokenizer import Tokenizer
+from titans_jax.nearest import require_known
 
 TEXT_TASKS: dict[str, TextTask] = {
     "passkey": passkey,
@@ -49,8 +49,7 @@ __all__ = ["TASKS", "TEXT_TASKS", "TOKEN_TASKS", "Question", "Row", "TaskRows", 
 
 def check_task(name: str) -> str:
     """Returns the name of a task. Raises ValueError for any other."""
-    if name not in TASKS:
-        raise unknown(f"data.task={name!r}", name, TASKS)
+    require_known("data.task", name, TASKS)
     return name
 
 
