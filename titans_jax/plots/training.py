@@ -103,7 +103,7 @@ def recall_picture(found: Mapping[str, Mapping[str, Any]], path: Target) -> Figu
             places = np.arange(len(lengths)) + (i - (len(names) - 1) / 2) * width
             bars = right.bar(places, shares, width, color=colours[i], label=name)
             right.bar_label(bars, fmt="{:.0%}")
-        right.set(title="Facts recalled", ylabel="answers right", xlabel="tokens since the fact", ylim=(0, 1.12))
+        right.set(ylabel="facts recalled", xlabel="tokens since the fact", ylim=(0, 1.12))
         right.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         right.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         for axes in (left, right):
