@@ -1,7 +1,6 @@
 """From a token stream to batches. The rows are laid out in advance, so any batch can be made from its number.
 
-Batch k depends on (config, seed, k) alone, and each host takes a slice of it: a run may resume on another number of
-hosts with the same data, and the state of an iterator is one number.
+Batch k depends on (config, seed, k) alone, and each host takes a slice of it. The state of an iterator is one number.
 """
 
 from collections.abc import Iterator

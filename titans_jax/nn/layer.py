@@ -46,7 +46,7 @@ class MemoryLayer(nnx.Module):
 
         Args:
           dim: size of a token.
-          rule: a name in `PRESETS`, or one that was given to `register`.
+          rule: a name in `PRESETS`, or MODULE:FUNCTION of a rule of one's own.
           heads: memories; None for one for each 64 channels. Each has dim / heads channels.
           chunk: tokens of a chunk.
           dtype: of the products of activations. States and gates are float32.
