@@ -196,7 +196,7 @@ def test_optimizers_command_trains_and_times(tmp_path):
         (["rules", "--rules", "config:hop"], "no config named 'hop'"),
         (["rules", "--config", "tinny"], "no config named 'tinny'; did you mean tiny?"),
         (["rules", "--model.dpeth", "3"], "no option --model.dpeth; did you mean --model.depth?"),
-        (["optimizers", "--optimizers", "adamv"], "name 'adamv' is unknown; did you mean 'adamw'"),
+        (["optimizers", "--optimizers", "adamv"], "optim.name: 'adamv' is unknown; known are adamw"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments, message, tmp_path, capsys):

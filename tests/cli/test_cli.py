@@ -62,7 +62,7 @@ def test_every_command_has_help(arguments, capsys):
         (["rules", "--vorbose"], 2, "unrecognized arguments: --vorbose"),
         (["bench", "recall", "--seds", "3"], 2, "no option --seds; did you mean --seeds?"),
         (["train", "tinny"], 2, "no config named 'tinny'; did you mean tiny?"),
-        (["train", "tiny", "--data.corpus", "moby-dik"], 2, "did you mean 'moby-dick'?"),
+        (["train", "tiny", "--data.corpus", "moby-dik"], 2, "did you mean moby-dick?"),
         (["train", "tiny", "--mesh", "dada=2"], 2, "dada=2"),
         (["eval", "--checkpoint", "nowhere", "--which", "bst"], 2, "'bst' is not best, last or a step"),
         (["train", "tiny", "--output-dir", __file__], 2, f"output folder {__file__}: {__file__} is a file"),

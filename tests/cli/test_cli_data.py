@@ -59,10 +59,10 @@ def test_the_list_has_every_form(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "moby-dik"], "did you mean 'moby-dick'?"),
+        (["show", "moby-dik"], "did you mean moby-dick?"),
         (["show", "moby-dick", "--split", "test"], "it has no part 'test', only train"),
         (["show", "moby-dick", "--held-out", "2"], "data.held_out=2.0 must be in [0, 1)"),
-        (["tokens", "moby-dick", "--tokenizer", "byte"], "did you mean 'bytes'?"),
+        (["tokens", "moby-dick", "--tokenizer", "byte"], "did you mean bytes?"),
         (["bpe", "moby-dick", "--vocab-size", "10"], "at least 257"),
     ],
 )

@@ -85,7 +85,7 @@ def test_own_texts_and_a_larger_context(trained, tmp_path):
         (["--lengths", "60"], "a length of 60 tokens has no room for needle and question; give at least 98"),
         (["--lengths", "4096"], "full: 4100 tokens do not fit into the model.context of 200 tokens; --context gives"),
         (["--answer", ""], "the answer is empty"),
-        (["--haystack-dir", "moby-dik"], "did you mean 'moby-dick'?"),
+        (["--haystack-dir", "moby-dik"], "did you mean moby-dick?"),
     ],
 )
 def test_invalid_options_are_refused_in_a_line(trained, arguments, message, tmp_path, capsys):

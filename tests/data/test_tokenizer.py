@@ -130,8 +130,8 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(bpe, tmp_path):
     lossy.write_text(json.dumps(description | {"normalizer": {"type": "Lowercase"}}))
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(empty))
     cases = {
-        "byte": "did you mean 'bytes'",
-        "gpt2": "must be 'bytes' or the path",
+        "byte": "did you mean bytes",
+        "gpt2": "known are bytes, or the path",
         str(broken): "not a tokenizers JSON",
         str(lossy): "not a lossless byte-level",
         str(empty): "not a lossless byte-level",

@@ -5,7 +5,6 @@ token into bits per byte for any vocabulary.
 """
 
 import abc
-import difflib
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import tokenizers
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax.files import replacing
+from titans_jax.nearest import unknown
 
 
 class Tokenizer(abc.ABC):
@@ -154,8 +154,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
             return BPETokenizer(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"tokenizer {spec!r}: {error}") from None
-    hint = f"did you mean {BYTES.name!r}? " if difflib.get_close_matches(spec, [BYTES.name]) else ""
-    raise ValueError(f"tokenizer {spec!r}: {hint}it must be 'bytes' or the path of a tokenizers JSON file or a folder")
+    raise unknown("data.tokenizer", spec, [BYTES.name], ", or the path of a tokenizers JSON file or a folder")
 
 
 def _folder_json(folder: Path) -> str:
