@@ -12,6 +12,7 @@ from titans_jax.bench import comparisons
 from titans_jax.bench import fit as fits
 from titans_jax.bench.fit import Fit, fit, program
 from titans_jax.bench.report import Rows
+from titans_jax.optim.build import OPTIMIZERS
 
 SMALL = [
     *("--model.dim", "16", "--model.depth", "1", "--model.heads", "1", "--model.head-dim", "8"),
@@ -196,7 +197,10 @@ def test_optimizers_command_trains_and_times(tmp_path):
         (["rules", "--rules", "config:hop"], "no config named 'hop'"),
         (["rules", "--config", "tinny"], "no config named 'tinny'; did you mean tiny?"),
         (["rules", "--model.dpeth", "3"], "no option --model.dpeth; did you mean --model.depth?"),
-        (["optimizers", "--optimizers", "adamv"], "optim.name: 'adamv' is unknown; known are adamw"),
+        (
+            ["optimizers", "--optimizers", "adamv"],
+            "optim.name: 'adamv' is unknown; known are " + ", ".join(OPTIMIZERS) + "; did you mean adamw?",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments, message, tmp_path, capsys):

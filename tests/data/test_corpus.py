@@ -62,6 +62,7 @@ def test_an_unknown_name_gets_the_known_ones(spec, message):
         with pytest.raises(ValueError) as error:
             function(spec)
         assert str(error.value).startswith(message)
+        assert str(error.value).endswith("did you mean moby-dick?") == (spec == "moby-dik")
         assert "\n" not in str(error.value)
 
 

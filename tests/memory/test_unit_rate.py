@@ -40,6 +40,16 @@ def test_gain_is_how_far_weights_move_the_output(name: str) -> None:
     assert 0.5 < seen / network.gain < 2
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_output_of_a_normed_network_is_bounded_by_its_norm(name: str) -> None:
+    dim = 24
+    network = NETWORKS[name](dim)
+    x = jax.random.normal(jax.random.key(0), (5, dim))
+    weights = jax.tree.map(lambda w: 1e3 * (w + 1), network.init(jax.random.key(1)))
+    largest = float(jnp.linalg.norm(network.apply(dense(weights), x) - x, axis=-1).max())
+    assert (largest <= 1.001 * dim**0.5) == network.normed
+
+
 def same_token_again(rule: Rule, rate: float, chunks: int, momentum: float = 0.0, chunk: int = 8) -> np.ndarray:
     """The surprise at each chunk's start, of one token read over and over."""
     tokens = chunk * chunks
@@ -63,6 +73,14 @@ def test_a_matrix_learns_a_chunk_of_one_token_in_one_go(momentum: float) -> None
         assert second < 1e-10
     else:
         assert second < 1e-2 * first
+
+
+@pytest.mark.parametrize("name", ["titans", "moneta", "ttt_mlp", "deltanet"])
+def test_one_token_is_mostly_learned_at_the_unit_of_one(name: str) -> None:
+    """Moneta's weights move by a twentieth of what their duals do, which the slope of the link makes up for."""
+    rule = PRESETS[name](16)
+    before, after = same_token_again(rule, unit_rate(rule, 1), 2, chunk=1)
+    assert after < 0.5 * before
 
 
 # "delta_decay" is left out: it subtracts what was there twice, and comes half the way

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from flax import nnx
 
+from titans_jax.memory import unit_rate
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
-from titans_jax.nn.config import rule_of
+from titans_jax.nn.config import max_rate_of, rule_of
 
 GOOD = ModelConfig(block="mac", segment=16, memory=MemoryConfig(chunk=8))
 WRONG = {
@@ -101,3 +102,10 @@ def refused(config: ModelConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         LM(config, rngs=nnx.Rngs(0))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule, units", [("titans", 4), ("ttt_linear", 4), ("deltanet", 1), ("dgd", 1), ("atlas", 1)])
+def test_rates_go_further_where_the_output_is_normed_and_steps_are_gradients(rule, units):
+    config = MemoryConfig(rule=rule)
+    assert max_rate_of(config) == units * unit_rate(rule_of(config), 1)
+    assert max_rate_of(dataclasses.replace(config, max_rate=3.0)) == 3 * unit_rate(rule_of(config), 1)

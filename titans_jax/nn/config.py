@@ -151,8 +151,9 @@ def memory_of(config: MemoryConfig) -> Memory:
 def max_rate_of(config: MemoryConfig) -> float:
     """The largest rate of a token."""
     rule = rule_of(config)
-    normed = rule.architecture.normed and rule.learner.orthogonalise is None
-    units = config.max_rate or (4.0 if normed else 1.0)
+    units = config.max_rate
+    if units is None:
+        units = 4.0 if rule.architecture.normed and rule.learner.orthogonalise is None else 1.0
     return units * unit_rate(rule, 1)
 
 
@@ -240,8 +241,6 @@ class ModelConfig:
             _positive(f"model.{field}", getattr(self, field))
         for field in ("chunk", "heads", "head_dim"):
             _positive(f"model.memory.{field}", getattr(memory, field))
-        if memory.max_rate is not None:
-            _positive("model.memory.max_rate", memory.max_rate)
         for field, value in memory.options.items():
             if field != "to_origin":
                 _positive(f"model.memory.{field}", value)
@@ -249,8 +248,9 @@ class ModelConfig:
         for field in ("momentum", "forget"):
             if not 0 < getattr(memory, field) < 1:
                 raise ValueError(f"model.memory.{field}: {getattr(memory, field)} is not between 0 and 1")
-        if memory.clip is not None:
-            _positive("model.memory.clip", memory.clip)
+        for field in ("clip", "max_rate"):
+            if (value := getattr(memory, field)) is not None:
+                _positive(f"model.memory.{field}", value)
         if self.persistent < 0 or memory.conv < 0:
             raise ValueError("model.persistent and model.memory.conv must be 0 or more")
         if self.depth % len(self.pattern):
