@@ -165,6 +165,17 @@ def test_a_damaged_checkpoint_exits_with_3(trained, tmp_path, capsys):
     assert "no usable checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_model_inside_the_package_remembers_beyond_its_attention(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "The whale swam on, and the ship sailed after it. " * 20
+    prompt = f"The key: 481. {text}The key:"
+    assert len(prompt) > 508  # four layers of 127 tokens
+    assert cli.main(["generate", "--prompt", prompt, "--length", "5", "--temperature", "0"]) == 0
+    assert "The key: 481." in capsys.readouterr().out.removeprefix("The key: 481.")
+    assert (tmp_path / "outputs/released/generate/samples.txt").is_file()
+
+
 def test_an_audit_writes_a_page_and_says_what_it_found(trained, capsys):
     assert cli.main(["audit", str(trained), "--samples", "2"]) == 0
     printed = capsys.readouterr().out

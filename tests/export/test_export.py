@@ -71,6 +71,20 @@ def test_safetensors_come_back_bit_for_bit(trained, capsys):
     assert result["parameters"] == sum(array.size for array in here.values())
 
 
+def test_float16_halves_the_file_and_comes_back_rounded(trained, tmp_path):
+    folder, _, model, _ = trained
+    for dtype in ("float32", "float16"):
+        options = ["--dtype", dtype, "--output-dir", str(tmp_path / dtype)]
+        assert cli.main(["export", "--checkpoint", str(folder), *options]) == 0
+    whole, half = ((tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float32", "float16"))
+    saved = 2 * sum(array.size for array in parameters(model).values())
+    assert whole - half == pytest.approx(saved, abs=64)  # the header has fewer digits, and is padded
+    _, back, _ = training.load(tmp_path / "float16")
+    for name, array in parameters(back).items():
+        np.testing.assert_array_equal(array, parameters(model)[name].astype(np.float16), err_msg=name)
+        assert array.dtype == np.float32
+
+
 def test_the_card_says_what_it_has_read_and_what_was_measured(trained):
     folder, *_ = trained
     cli.main(["export", "--checkpoint", str(folder)])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import needle_of, needle_options, positive, run_folder, which
+from titans_jax.cli.options import checkpoint, needle_of, needle_options, positive, run_folder, which
 from titans_jax.config import Experiment
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation import audit, facts
@@ -15,13 +15,15 @@ from titans_jax.evaluation.audit import Check
 from titans_jax.evaluation.haystack import FACT, Hay, Needle
 from titans_jax.evaluation.html import Section, to_html
 from titans_jax.nn import LM
+from titans_jax.training.model_io import RELEASED
 
 ROWS = 8  # of held-out text, at least
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: checkpoints, the fact and the texts."""
-    parser.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT", help="a run's output folder")
+    shown = "a run's output folder, or released (default): the small model inside the package"
+    parser.add_argument("checkpoint", type=checkpoint, nargs="*", default=[RELEASED], metavar="CHECKPOINT", help=shown)
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     needle_options(parser)
     length = "tokens of a text with a fact (default: as many training sequences as attention cannot reach over)"

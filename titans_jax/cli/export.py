@@ -12,6 +12,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     checkpoint_options(parser)
     forms = "safetensors (default): parameters, config, model card; stablehlo: functions that need jax alone"
     parser.add_argument("--to", choices=("safetensors", "stablehlo"), default="safetensors", help=forms)
+    kept = "dtype of the parameters in the file (default float32)"
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=kept)
     known = f"platforms of stablehlo, some of {', '.join(export.PLATFORMS)} (default: all)"
     parser.add_argument("--platforms", type=names, default=list(export.PLATFORMS), metavar="A,B", help=known)
     parser.add_argument("--segment", type=positive, default=64, help="tokens of a call of prefill (default 64)")
@@ -24,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     folder = output(options, f"export_{options.to}")
     parameters = metrics.count(model_io.named_parameters(model))
     result = {"to": options.to, "parameters": parameters, "step": step, "checkpoint": str(options.checkpoint)}
-    model_io.save_model(folder, experiment, model, step, facts)
+    model_io.save_model(folder, experiment, model, step, facts, options.dtype)
     if options.to == "stablehlo":
         with training.memory_advice():
             sizes = export.write(folder, model, segment=options.segment, platforms=options.platforms)

@@ -10,7 +10,16 @@ from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
 from titans_jax.bench.report import Rows
-from titans_jax.cli.options import needle_of, needle_options, positive, positives, run_folder, stopped, which
+from titans_jax.cli.options import (
+    checkpoint,
+    needle_of,
+    needle_options,
+    positive,
+    positives,
+    run_folder,
+    stopped,
+    which,
+)
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
 from titans_jax.evaluation.loglikelihood import no_room
@@ -21,8 +30,8 @@ DEPTHS = "0,0.25,0.5,0.75,1"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: checkpoints, needle, haystack, lengths and depths."""
-    checkpoint = "a run's output folder; repeatable, for several heatmaps"
-    parser.add_argument("--checkpoint", type=Path, required=True, action="append", metavar="DIR", help=checkpoint)
+    shown = "a run's output folder, or released; repeatable, for several heatmaps"
+    parser.add_argument("--checkpoint", type=checkpoint, required=True, action="append", metavar="DIR", help=shown)
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     needle_options(parser)
     hay = "folder or file of texts, or a corpus by name (default: the noise of the passkey task)"

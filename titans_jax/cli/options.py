@@ -8,11 +8,13 @@ from typing import Any
 
 from titans_jax import config
 from titans_jax.evaluation.haystack import Needle
+from titans_jax.training.model_io import RELEASED
 
 
 def checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint, --which and --output-dir."""
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's output folder")
+    shown = "a run's output folder, or released (default): the small model inside the package"
+    parser.add_argument("--checkpoint", type=checkpoint, default=RELEASED, metavar="DIR", help=shown)
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     parser.add_argument("--output-dir", type=Path, help="output folder (default: a folder in the checkpoint's run)")
 
@@ -38,6 +40,11 @@ def needle_of(options: argparse.Namespace, default: Needle) -> Needle:
     """The needle of the options; the default's where they are not given."""
     chosen = {"text": options.needle, "question": options.question, "answer": options.answer}
     return replace(default, digits=options.digits, **{name: text for name, text in chosen.items() if text is not None})
+
+
+def checkpoint(text: str) -> Path:
+    """Argument type of --checkpoint: a folder, or `released` for the model inside the package."""
+    return RELEASED if text == "released" else Path(text)
 
 
 def which(text: str) -> str | int:
@@ -73,7 +80,12 @@ def rates(text: str) -> list[float]:
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """The output folder of the run that wrote a checkpoint: --checkpoint may also be its folder `checkpoints`."""
+    """The output folder of the run that wrote a checkpoint: --checkpoint may also be its folder `checkpoints`.
+
+    For the model inside the package it is outputs/released.
+    """
+    if checkpoint == RELEASED:
+        return Path("outputs", "released")
     return checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint
 
 

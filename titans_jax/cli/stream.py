@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import jax
 
 from titans_jax import config, data, metrics, plots, results, training
-from titans_jax.cli.options import output, positive, which
+from titans_jax.cli.options import checkpoint, output, positive, which
 from titans_jax.config import Experiment
 from titans_jax.decode import streaming
 from titans_jax.evaluation import StreamEvaluator, curves, load_state
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "titans-jax stream FILE (--checkpoint DIR | --config NAME [--section.field value ...]) [options]"
     parser.add_argument("file", metavar="FILE", help="UTF-8 text of any size; - for standard input")
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run's output folder")
+    model.add_argument("--checkpoint", type=checkpoint, metavar="DIR", help="a run's output folder, or released")
     model.add_argument("--config", help="an untrained model of this config, to measure the cost of reading")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     other = "start from the state in another stream's output folder, as if this text continued that one"

@@ -69,7 +69,7 @@ print(tokenizer.decode(generate(model, [tokenizer.encode("The ")], length=100, t
 ```
 
 `titans-jax eval`, `titans-jax generate` take `--checkpoint FOLDER`. `model.safetensors` holds the parameters by name,
-float32, matrices [in, out], layers stacked on the first axis; `config.json` the experiment that made them.
+matrices [in, out], layers stacked on the first axis; `config.json` the experiment that made them.
 """
 
 

@@ -27,6 +27,8 @@ from titans_jax.nn import LM
 from titans_jax.training.step import define
 
 WEIGHTS = "model.safetensors"
+RELEASED = Path(__file__).parents[1] / "released"
+"""A trained model inside the package, for `load`; released/README.md is its card."""
 
 
 def load(folder: str | Path, which: Any = "best") -> tuple[Experiment, LM, int]:
@@ -67,11 +69,19 @@ def facts(folder: str | Path, step: int) -> dict[str, Any]:
 
 
 def save_model(
-    folder: str | Path, experiment: Experiment, model: LM, step: int, facts: Mapping[str, Any] | None = None
+    folder: str | Path,
+    experiment: Experiment,
+    model: LM,
+    step: int,
+    facts: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
 ) -> None:
-    """Write a model so that `load(folder)` gives it back, bit for bit, and others can read it too; facts as `facts`."""
+    """Write a model so that `load(folder)` gives it back, and others can read it too; facts as `facts`.
+
+    dtype: of the file: float32, from which it comes back bit for bit, or float16, rounded.
+    """
     path = Path(folder)
-    arrays = {name: np.ascontiguousarray(array) for name, array in named_parameters(model).items()}
+    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in named_parameters(model).items()}
     weights = safetensors.numpy.save(arrays, {"format": "jax"})
     record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
     record["experiment"] = config.to_json(experiment)
@@ -87,7 +97,7 @@ def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         experiment, step, written = config.from_json(record["experiment"]), int(record["step"]), record["sha256"]
         raw = (folder / WEIGHTS).read_bytes()
-        found = safetensors.numpy.load(raw)
+        found = {name: _widened(array) for name, array in safetensors.numpy.load(raw).items()}
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}") from None
     if hashlib.sha256(raw).hexdigest() != written:
@@ -102,3 +112,8 @@ def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
     require_same(f"{folder} does not fit its config.json: {WEIGHTS}", wanted, kinds)
     arrays = [jnp.asarray(found[name]) for name in wanted]
     return experiment, definition.model(jax.tree.unflatten(jax.tree.structure(abstract), arrays)), step
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """A parameter that was written in float16, as float32; another array as it is."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
