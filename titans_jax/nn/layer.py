@@ -60,7 +60,8 @@ class MemoryLayer(nnx.Module):
         memory = MemoryConfig(rule=rule, heads=heads, chunk=chunk, **{"head_dim": dim // heads} | options)
         config = ModelConfig(block="lmm", dim=dim, depth=1, dtype=dtype, memory=memory)  # type: ignore[arg-type]
         config.check()
-        self.dim, self.mixer = dim, MemoryMixer(config, rngs=rngs)
+        make = nnx.jit(lambda rngs: MemoryMixer(config, rngs=rngs))  # one program, as `_run`
+        self.dim, self.mixer = dim, make(rngs)
 
     def init_state(self, batch: int) -> LayerState:
         """The state before the first token."""
