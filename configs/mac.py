@@ -1,4 +1,4 @@
-"""MAC: memory as context; the same model as tiny."""
+"""MAC: memory as context, at the size of tiny."""
 
 from dataclasses import replace
 

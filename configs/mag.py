@@ -1,4 +1,4 @@
-"""MAG: memory as gate, with sliding-window attention, at the size of tiny."""
+"""MAG: memory as gate, with sliding-window attention; the same model as tiny."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""tiny on text without facts, for benchmarks: bits per byte of a language model, and nothing beside it."""
+"""A MAC of the size of tiny on text without facts, for benchmarks."""
 
 from dataclasses import replace
 
@@ -7,4 +7,5 @@ from titans_jax.config import Experiment, load
 
 def get_config() -> Experiment:
     tiny = load("tiny")
-    return replace(tiny, name="text", data=replace(tiny.data, facts=0.0), train=replace(tiny.train, baseline=""))
+    model, data = replace(tiny.model, block="mac"), replace(tiny.data, facts=0.0)
+    return replace(tiny, name="text", model=model, data=data, train=replace(tiny.train, baseline=""))

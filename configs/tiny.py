@@ -1,4 +1,4 @@
-"""The default: a small MAC (memory as context) on the bytes of Moby-Dick, trained in minutes on two cores."""
+"""The default: a small MAG (memory as gate) on the bytes of Moby-Dick, trained in minutes on two cores."""
 
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
@@ -10,7 +10,7 @@ def get_config() -> Experiment:
     return Experiment(
         name="tiny",
         model=ModelConfig(
-            block="mac",
+            block="mag",
             vocab_size=256,
             dim=128,
             depth=4,

@@ -1,50 +1,67 @@
-"""The notebooks of colab/: each .py and its .ipynb say the same, and run as they are."""
+"""The notebooks of colab/: both halves say the same, outputs are those of the sources, and each runs as in Colab."""
 
-import os
-from pathlib import Path
+import re
+import site
+import subprocess
+import sys
+import venv
 
 import jupytext
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "colab").glob("*.py"))
+from tests.notebooks import COLAB, ROOT, SETUP, address, cells, digest, execute
+
+NOTEBOOKS = sorted(COLAB.glob("*.py"))
 STRICT = (
     "import warnings\nfor module in ('titans_jax', '__main__'):\n    warnings.filterwarnings('error', module=module)"
 )
-
-
-def cells(notebook):
-    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+LARGEST = 1_500_000  # bytes of a notebook with its pictures
+EXECUTE = "from nbclient.cli import main; main()"
 
 
 def test_every_notebook_is_a_pair():
     assert NOTEBOOKS
-    assert {path.stem for path in NOTEBOOKS} == {path.stem for path in (ROOT / "colab").glob("*.ipynb")}
+    assert {path.stem for path in NOTEBOOKS} == {path.stem for path in COLAB.glob("*.ipynb")}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_both_of_a_pair_say_the_same(path):
+def test_a_notebook_holds_the_outputs_of_its_sources(path):
     text, notebook = jupytext.read(path), nbformat.read(path.with_suffix(".ipynb"), as_version=4)
-    assert cells(text) == cells(notebook), f"run: jupytext --to ipynb colab/{path.name}"
-    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    command = f"run: python -m tests.notebooks {path.stem}"
+    assert cells(text) == cells(notebook) and notebook.metadata["ran"] == digest(notebook), command
+    assert pictures(notebook), "it shows no picture"
+    assert path.with_suffix(".ipynb").stat().st_size < LARGEST
     nbformat.validate(notebook)
     kind, first = cells(text)[0]
     assert kind == "markdown" and first.startswith("# ") and "see" in first  # what the reader will see
+    assert next(source for kind, source in cells(text) if kind == "code") == SETUP.format(address=address())
+
+
+def test_readme_opens_every_notebook_at_the_same_address():
+    found = re.findall(r"colab\.research\.google\.com/github/(\S+)/blob/main/colab/(\S+)\.ipynb", read_readme())
+    assert found == [(address().removeprefix("https://github.com/"), path.stem) for path in NOTEBOOKS]
+
+
+def read_readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def pictures(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output for output in outputs if "image/png" in output.get("data", {})]
 
 
 @pytest.fixture
 def run_notebook(tmp_path, monkeypatch):
     """Runs a notebook in an empty folder, on a CPU; a warning from titans_jax or from the notebook is an error."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def run(path):
         notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
         notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
-        where = {"metadata": {"path": tmp_path}}
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+        execute(notebook, tmp_path)
         return notebook
 
     return run
@@ -54,7 +71,35 @@ def run_notebook(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_pictures(path, run_notebook):
     notebook = run_notebook(path)
+    assert pictures(notebook), "it shows no picture"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert [output for output in outputs if "image/png" in output.get("data", {})], "it shows no picture"
     said = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert "Warning" not in said, said
+
+
+@pytest.mark.slow
+def test_the_quickstart_installs_the_library_as_in_colab(tmp_path, monkeypatch):
+    """A Python with everything but titans_jax, an empty folder, and a checkout in place of the address."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env/bin/python"
+    where = subprocess.run(
+        [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
+    )
+    (tmp_path / "colab").mkdir()
+    others = "\n".join(site.getsitepackages())
+    with open(f"{where.stdout.strip()}/others.pth", "w", encoding="utf-8") as file:
+        file.write(others)
+    notebook = nbformat.read(COLAB / "00_quickstart.ipynb", as_version=4)
+    here = "import titans_jax; print('from', titans_jax.__file__)"
+    notebook.cells = [notebook.cells[1], nbformat.v4.new_code_cell(here), *notebook.cells[2:]]
+    notebook.cells[0].source = notebook.cells[0].source.replace(f"git+{address()}", ROOT.as_uri())
+    nbformat.write(notebook, tmp_path / "colab/quickstart.ipynb")
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    command = [python, "-c", EXECUTE, "quickstart.ipynb", "--inplace", "--timeout=600"]
+    done = subprocess.run(command, cwd=tmp_path / "colab", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    ran = nbformat.read(tmp_path / "colab/quickstart.ipynb", as_version=4)
+    assert f"from {tmp_path}/env" in ran.cells[1].outputs[0].text
+    assert len(pictures(ran)) == 2 and sys.prefix not in ran.cells[1].outputs[0].text

@@ -9,7 +9,7 @@ from PIL import Image
 from titans_jax import cli
 
 SMALL = [
-    *("--model.dim", "16", "--model.depth", "2", "--model.heads", "2", "--model.head-dim", "8"),
+    *("--model.block", "mac", "--model.dim", "16", "--model.depth", "2", "--model.heads", "2", "--model.head-dim", "8"),
     *("--model.segment", "16", "--model.memory.chunk", "16", "--model.memory.head-dim", "8"),
     *("--model.memory.rule", "titans_linear", "--model.memory.conv", "0"),
     *("--data.sequence", "32", "--data.batch", "4", "--train.steps", "4", "--train.eval-every", "4"),
