@@ -144,6 +144,15 @@ def test_a_seed_gives_the_same_text_in_any_batch(trained, tmp_path, capsys):
     assert json.loads((tmp_path / "several/result.json").read_text())["tokens"] == 4 * 6
 
 
+def test_prompts_are_lines_and_nothing_else_parts_them(trained, tmp_path):
+    prompts = ["one\u2028two", "a\fb\x85c"]
+    (tmp_path / "prompts.txt").write_bytes(("\ufeff" + "\r\n".join(prompts)).encode())
+    arguments = ["generate", "--checkpoint", str(trained), "--length", "1", "--prompts", str(tmp_path / "prompts.txt")]
+    assert cli.main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    samples = json.loads((tmp_path / "samples.json").read_text())
+    assert [sample[: len(prompt)] for sample, prompt in zip(samples, prompts, strict=True)] == prompts
+
+
 def test_generate_ends_before_the_stop_text(trained, tmp_path):
     arguments = ["generate", "--checkpoint", str(trained), "--length", "6", "--prompt", "Call", "--output-dir"]
     cli.main([*arguments, str(tmp_path / "free")])

@@ -28,6 +28,10 @@ def test_show_counts_both_parts_and_names_the_source(corpus, tmp_path, capsys):
     assert result["train_bytes"] == len(train.encode()) == len(train) + 1
     assert "= Two =" in result["held_out_start"] and "licence                  unknown" in text
     assert "= Three =" in command(capsys, tmp_path, "show", corpus, "--split", "test")[0]["held_out_start"]
+    (corpus / "README.md").touch()
+    result, text = command(capsys, tmp_path, "show", corpus)
+    assert result["valid_files"] == 1 and result["valid_names"] == str(corpus / "wiki.valid.raw")
+    assert json.loads((tmp_path / "out/files.json").read_text())["ignored"] == [str(corpus / "README.md")]
     moby = command(capsys, tmp_path, "show", "moby-dick", "--held-out", "0.1")[0]
     assert moby["licence"].startswith("CC0") and moby["train_documents"] + moby["held_out_documents"] == 138 + 1
     assert 0.08 < moby["held_out_characters"] / (moby["held_out_characters"] + moby["train_characters"]) < 0.12

@@ -83,5 +83,12 @@ def test_what_is_no_utf8_is_named_by_its_byte(at):
         tokens_of(raw[:at] + b"\xff" + raw[at:], BYTES, 7)
 
 
+def test_a_byte_order_mark_is_no_text():
+    for piece in (4, 1000):
+        found = tokens_of(b"\xef\xbb\xbf a\xef\xbb\xbf", BYTES, 3, piece=piece)
+        assert np.concatenate([block for block, _ in found]).tolist() == [32, 97, 0xEF, 0xBB, 0xBF]
+    assert tokens_of(b"\xef\xbb\xbf a\xef\xbb\xbf", BYTES, 3, found[0][1])[0][0].tolist() == [0xBB, 0xBF]
+
+
 def test_nothing_gives_no_block():
     assert tokens_of(b"", BYTES, 4) == []

@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from titans_jax import data, metrics, results
+from titans_jax import data, files, metrics, results
 from titans_jax.cli.options import first_line, positive
 
 FORMS = {
     "moby-dick": "Moby-Dick, 1.2 MB, part of the package",
     "python": "the source of Python's standard library, about 12 MB",
-    "FILE, FOLDER": "text; WikiText as wiki.train.raw ... or Parquet with its own train, valid and test; JSON lines",
+    "FILE, FOLDER": "text, JSON lines, Parquet; names such as wiki.train.raw, val.txt, test/ are a folder's parts",
     "hf:NAME[:CONFIG]": "a Hugging Face dataset, such as hf:Salesforce/wikitext:wikitext-103-raw-v1, or a saved one",
     "tfds:NAME[/CONFIG]": "a TensorFlow Datasets dataset, such as tfds:lm1b, from $TFDS_DATA_DIR",
 }
@@ -46,9 +46,13 @@ def list_corpora(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Show the source, licence, size, held-out part and first characters of a corpus."""
+    """Show the source, licence, files, size, held-out part and first characters of a corpus."""
     config = _config(options)
     result: dict[str, Any] = {"corpus": config.corpus} | data.provenance(config.corpus)
+    found = {part: [str(path) for path in paths] for part, paths in data.files_of(config.corpus).items()}
+    for part, paths in found.items():
+        result |= {f"{part}_files": len(paths), f"{part}_names": ", ".join(paths[:8] + ["..."] * (len(paths) > 8))}
+    files.write_json(options.output_dir / "files.json", found)
     for name, documents in zip(("train", "held_out"), data.load_sides(config), strict=True):
         result |= {f"{name}_documents": len(documents), f"{name}_characters": sum(map(len, documents))}
         result[f"{name}_bytes"] = sum(len(document.encode()) for document in documents)

@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _prompts(options: argparse.Namespace) -> list[str]:
     if options.prompts:
-        lines = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line]
-        if not lines:
+        lines = (line.removesuffix("\r") for line in data.read_text(options.prompts).split("\n"))
+        if not (prompts := [line for line in lines if line]):
             raise ValueError(f"{options.prompts}: the file has no prompt; write one per line")
-        return lines
-    return options.prompt or [options.prompt_file.read_text(encoding="utf-8") if options.prompt_file else ""]
+        return prompts
+    return options.prompt or [data.read_text(options.prompt_file) if options.prompt_file else ""]

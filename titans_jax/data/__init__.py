@@ -2,7 +2,8 @@
 
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
 from titans_jax.data.blocks import Position, token_blocks
-from titans_jax.data.corpus import load_documents, load_parts, provenance
+from titans_jax.data.corpus import files_of, load_documents, load_parts, provenance
+from titans_jax.data.formats import read_text
 from titans_jax.data.synthetic import Needles, needle_splits, needles, recall
 from titans_jax.data.text import (
     DataConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "Tokenizer",
     "cache_folder",
     "check_ids",
+    "files_of",
     "held_out_batches",
     "held_out_stream",
     "load_documents",
@@ -36,6 +38,7 @@ __all__ = [
     "needle_splits",
     "needles",
     "provenance",
+    "read_text",
     "recall",
     "split_documents",
     "steps_an_epoch",

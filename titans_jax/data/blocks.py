@@ -99,6 +99,6 @@ def _cut(raw: bytes) -> int:
 
 def _text(raw: bytes, byte: int) -> str:
     try:
-        return raw.decode()
+        return raw.decode().removeprefix("" if byte else "\ufeff")  # a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text: {error.reason} at byte {byte + error.start:,}") from None

@@ -7,9 +7,8 @@
 - `python`: the library source of the Python that runs this (PSF licence, about 12 MB). It differs between versions;
   `provenance` names the version. The library's tests are left out: some distributions do not have them.
 - a path: a text file is one document; a folder has one for every text file below it, sorted by path. The files of
-  WikiText (`wiki.train.raw`, `.tokens`), JSON lines and Parquet have several, see `formats`. A folder with files named
-  for train and for valid or test (`wiki.*.raw`, `train-00000-of-00002.parquet`, `valid.txt`) has these parts; its other
-  files are ignored.
+  WikiText (`wiki.train.raw`, `.tokens`), JSON lines and Parquet have several, see `formats`. Names for train, valid and
+  test, of files or folders, are the parts of a folder, see `parts`.
 - `hf:NAME`, `hf:NAME:CONFIG`: a dataset of Hugging Face; `tfds:NAME`, `tfds:NAME/CONFIG`: of TensorFlow Datasets. A
   part is read into memory as a whole.
 """
@@ -19,13 +18,13 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from titans_jax.data import hubs
-from titans_jax.data.formats import documents, part_of
+from titans_jax.data import hubs, parts
+from titans_jax.data.formats import documents
 from titans_jax.nearest import unknown
 
 MOBY_DICK_SHA256 = "2a4540e494e8ec31c696751d4158b7db4344ea33a1fc61268942447c56e755b4"
@@ -66,8 +65,10 @@ def load_parts(spec: str) -> hubs.Parts:
     """
     if spec in _NAMED:
         return _NAMED[spec]
+    if _is_path(spec):
+        return {part: partial(documents, files) for part, files in files_of(spec).items() if part != "ignored"}
     kind, _, name = spec.partition(":")
-    return _HUBS[kind][0](name) if kind in _HUBS and name else _from_path(spec)
+    return _HUBS[kind][0](name)
 
 
 def provenance(spec: str) -> dict[str, str]:
@@ -84,8 +85,8 @@ def provenance(spec: str) -> dict[str, str]:
     if spec == "python":
         source = f"{platform.python_implementation()} {platform.python_version()} library source"
         return {"source": source, "licence": "PSF-2.0", "path": str(_library())}
-    kind, _, name = spec.partition(":")
-    if kind in _HUBS and name:
+    if not _is_path(spec):
+        kind, _, name = spec.partition(":")
         hub, page = _HUBS[kind][1:]
         return {"source": hub, "licence": f"as {page.format(name.split(':')[0])} says", "name": name}
     return {"source": "local text", "licence": "unknown", "path": str(_existing(spec).resolve())}
@@ -105,22 +106,29 @@ def _library() -> Path:
 
 
 def _python_library() -> list[str]:
-    root = _library()
-    paths = (path for path in _files_below(root) if path.suffix == ".py")
-    return documents([path for path in paths if not _NOT_LIBRARY & set(path.relative_to(root).parts)])
+    return documents([path for path in _files_below(_library(), _NOT_LIBRARY) if path.suffix == ".py"])
 
 
-def _from_path(spec: str) -> hubs.Parts:
+def files_of(spec: str) -> parts.Files:
+    """Returns the files of a corpus by part, and "ignored"; none for a corpus that is not a path.
+
+    Raises ValueError: there is no such path, or names for parts do not fit together.
+    """
+    if not _is_path(spec):
+        return {}
     path = _existing(spec)
     if not path.is_dir():
-        return {"train": partial(documents, [path])}
-    named: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir()):
-        if part := part_of(file):
-            named.setdefault(part, []).append(file)
-    if "train" in named and len(named) > 1:
-        return {part: partial(documents, named[part]) for part in ("train", "valid", "test") if part in named}
-    return {"train": lambda: documents(list(_files_below(path)))}
+        return {"train": [path]}
+    try:
+        found = parts.parts_of([file.relative_to(path) for file in _files_below(path)])
+    except ValueError as error:
+        raise ValueError(f"corpus {spec!r}: {error}") from None
+    return {part: [path / file for file in files] for part, files in found.items()}
+
+
+def _is_path(spec: str) -> bool:
+    kind, _, name = spec.partition(":")
+    return spec not in _NAMED and not (kind in _HUBS and name)
 
 
 def _existing(spec: str) -> Path:
@@ -132,9 +140,10 @@ def _existing(spec: str) -> Path:
     raise unknown("data.corpus", spec, _NAMED, ", or the path of a text file or a folder, or hf:NAME, tfds:NAME")
 
 
-def _files_below(root: Path) -> Iterator[Path]:
+def _files_below(root: Path, without: Collection[str] = ()) -> Iterator[Path]:
+    """All files but hidden ones and those in folders `without`, sorted by path."""
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _NOT_LIBRARY)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in without)
         paths = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
 

@@ -1,47 +1,36 @@
 """The documents in files: a text, WikiText's articles, the rows of JSON lines or of Parquet."""
 
+import contextlib
+import gzip
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
-_PART = re.compile(r"(?:wiki\.)?(train|validation|valid|test)(?:-\d+-of-\d+)?\.(?:raw|tokens|txt|jsonl|parquet)")
+ENDING = re.compile(r"(\.(?:txt|raw|tokens|jsonl|ndjson|parquet))(\.gz)?$", re.IGNORECASE)
+"""The endings of text and tables, and whether they are packed."""
 # ` = Title = ` begins an article where blank lines stand around it; ` = = Section = = ` does not.
-_TITLE = re.compile(r"\n = [^=\n][^\n]* = \n ?\n")
-_BLANK = (" \n", "\n\n")
-
-
-def part_of(path: Path) -> str | None:
-    """The part in a file's name, "train", "valid" or "test", as WikiText and the hubs name them; None without one.
-
-    >>> [part_of(Path(name)) for name in ("wiki.valid.raw", "train-00000-of-00002.parquet", "test.py")]
-    ['valid', 'train', None]
-    """
-    match = _PART.fullmatch(path.name)
-    return part_name(match[1]) if match else None
-
-
-def part_name(name: str) -> str:
-    """This library's name of a part: the validation part is "valid"."""
-    return "valid" if name == "validation" else name
+_TITLE = re.compile(r"(?:(?<=[ \n])|(?<=[ \n]\r))\n = [^=\r\n][^\r\n]* = \r?\n ?\r?\n")
 
 
 def documents(paths: Sequence[Path]) -> list[str]:
     """The documents of files, in order; files that are not UTF-8 text are ignored.
 
-    `.parquet` and `.jsonl`: the column `text`, see `from_rows`. `.raw` and `.tokens`: `articles`. Every other file is
-    one document.
-    Raises ValueError: a table has no column `text`; pyarrow, which reads Parquet, is not installed.
+    By the ending, in any case and perhaps with `.gz` behind it: `.parquet`, `.jsonl` and `.ndjson` are tables with a
+    column `text`, see `from_rows`; `.raw` and `.tokens`, see `articles`. Every other file is one document.
+    Raises ValueError, which says where: a table's cell is not text; a file is damaged; pyarrow, which reads Parquet, is
+    not installed.
     """
     found: list[str] = []
-    for suffix, group in itertools.groupby(paths, key=lambda path: path.suffix):
-        if suffix in (".parquet", ".jsonl"):
-            read = _parquet if suffix == ".parquet" else _json_lines
-            found += from_rows(itertools.chain.from_iterable(map(read, group)))
+    for ending, group in itertools.groupby(paths, key=_ending):
+        if ending in _TABLES:
+            found += from_rows(itertools.chain.from_iterable(map(_TABLES[ending], group)))
         else:
-            texts = [text for path in group if (text := read_text(path)) is not None]
-            found += itertools.chain.from_iterable(map(articles, texts)) if suffix in (".raw", ".tokens") else texts
+            texts = [text for path in group if (text := _text(path)) is not None]
+            found += itertools.chain.from_iterable(map(articles, texts)) if ending in (".raw", ".tokens") else texts
     return found
 
 
@@ -52,9 +41,24 @@ def from_rows(rows: Iterable[str]) -> list[str]:
     [' = One = \\n \\n first \\n \\n', ' = Two = \\n \\n second \\n']
     """
     rows = list(rows)
-    if any(row.startswith(" = ") and row.endswith(" = \n") for row in rows[:100]):
+    if any(re.fullmatch(r" = .* = \r?\n", row) for row in rows[:100]):
         return articles("".join(row or " \n" for row in rows))
     return rows
+
+
+def row_text(cell: object, where: str) -> str:
+    """The text of a table's cell, a string or bytes; "" for null.
+
+    Raises ValueError, which says where: it is something else, or not UTF-8.
+    """
+    try:
+        text = cell.decode() if isinstance(cell, bytes) else "" if cell is None else cell
+        if isinstance(text, str):
+            text.encode()  # refuses half a surrogate pair, which JSON may hold
+            return text
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ValueError(f"{where}: the text is not UTF-8: {error.reason}") from None
+    raise ValueError(f"{where}: the text is {type(cell).__name__}, not a string")
 
 
 def articles(text: str) -> list[str]:
@@ -63,42 +67,80 @@ def articles(text: str) -> list[str]:
     >>> articles(" \\n = One = \\n \\n first \\n = = Part = = \\n \\n more \\n \\n = Two = \\n \\n second \\n")
     [' \\n = One = \\n \\n first \\n = = Part = = \\n \\n more \\n \\n', ' = Two = \\n \\n second \\n']
     """
-    titles = (match.start() + 1 for match in _TITLE.finditer(text))
     first = re.match(r"\s*", text).end()  # type: ignore[union-attr]  # it matches every text
-    begins = [at for at in titles if at > first and text[at - 2 : at] in _BLANK]
+    begins = [match.start() + 1 for match in _TITLE.finditer(text) if match.start() >= first]
     return [text[begin:end] for begin, end in itertools.pairwise([0, *begins, len(text)])]
 
 
-def read_text(path: Path) -> str | None:
-    """The text of a file, with its line ends; None if it is not UTF-8."""
-    raw = path.read_bytes()
+def read_text(path: Path) -> str:
+    """The text of a file, with its line ends and without a byte order mark. Raises ValueError if it is not UTF-8."""
+    try:
+        return _bytes(path).decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start:,}") from None
+
+
+def _text(path: Path) -> str | None:
+    """The text of a file; None if it is not UTF-8."""
+    raw = _bytes(path)
     if b"\0" in raw[:8192]:
         return None
+    with contextlib.suppress(UnicodeDecodeError):
+        return raw.decode().removeprefix("\ufeff")
+    return None
+
+
+def _ending(path: Path) -> str:
+    match = ENDING.search(path.name)
+    return match[1].lower() if match else ""
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """The bytes of a file, unpacked where the ending says so. Raises ValueError if it is damaged."""
+    match = ENDING.search(path.name)
     try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return None
+        with gzip.open(path) if match and match[2] else path.open("rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file: {error}") from None
+
+
+def _bytes(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
 
 
 def _parquet(path: Path) -> Iterator[str]:
     try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'titans-jax[hf]'") from None
-    file = parquet.ParquetFile(path)
-    if "text" not in file.schema_arrow.names:
-        raise ValueError(f"{path}: it has no column 'text', only {', '.join(file.schema_arrow.names)}")
-    for batch in file.iter_batches(columns=["text"]):
-        yield from (text or "" for text in batch.column("text").to_pylist())
+    try:
+        file = parquet.ParquetFile(path)
+        if "text" not in file.schema_arrow.names:
+            raise ValueError(f"{path}: it has no column 'text', only {', '.join(file.schema_arrow.names)}")
+        batches = (batch.column("text") for batch in file.iter_batches(columns=["text"]))
+        for number, cell in enumerate(itertools.chain.from_iterable(batches), 1):
+            binary = pyarrow.types.is_string(cell.type) or pyarrow.types.is_large_string(cell.type)
+            yield row_text((cell.cast(pyarrow.binary()) if binary else cell).as_py(), f"{path}, row {number}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: {next(iter(str(error).splitlines()), type(error).__name__)}") from None
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
+            where = f"{path}, line {number}"
+            text = row_text(line, where).removeprefix("\ufeff" if number == 1 else "")
+            if not text.strip():
+                continue
             try:
-                text = json.loads(line)["text"]
-            except (ValueError, TypeError, KeyError):
-                text = None
-            if not isinstance(text, str):
-                raise ValueError(f'{path}, line {number}: not an object such as {{"text": "..."}}')
-            yield text
+                cell = json.loads(text)["text"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise ValueError(f'{where}: not an object such as {{"text": "..."}}') from None
+            yield row_text(cell, where)
+
+
+_TABLES = {".parquet": _parquet, ".jsonl": _json_lines, ".ndjson": _json_lines}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from titans_jax.data.formats import from_rows, part_name
+from titans_jax.data.formats import from_rows, row_text
 
 Parts = dict[str, Callable[[], list[str]]]
 
@@ -31,11 +31,11 @@ def hugging_face(name: str) -> Parts:
     for part, table in tables.items():
         if "text" not in table.column_names:
             raise ValueError(f"corpus 'hf:{name}': {part} has no column 'text', only {', '.join(table.column_names)}")
-    return {part_name(part): functools.partial(_texts, table) for part, table in tables.items()}
+    return _with_valid({part: functools.partial(_texts, table, f"hf:{name}, {part}") for part, table in tables.items()})
 
 
-def _texts(table: Any) -> list[str]:
-    return from_rows(text or "" for text in table["text"])
+def _texts(table: Any, where: str) -> list[str]:
+    return from_rows(row_text(cell, f"{where}, row {number}") for number, cell in enumerate(table["text"], 1))
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,10 +59,16 @@ def tfds(name: str) -> Parts:
     key = "text" if "text" in texts else texts[0]
 
     def read(part: str) -> list[str]:
-        rows = (row[key] for row in builder.as_data_source(split=part))
-        return [row.decode() if isinstance(row, bytes) else row for row in rows]
+        rows = enumerate(builder.as_data_source(split=part), 1)
+        return [row_text(row[key], f"tfds:{name}, {part}, row {number}") for number, row in rows]
 
-    return {part_name(part): functools.partial(read, part) for part in builder.info.splits}
+    return _with_valid({part: functools.partial(read, part) for part in builder.info.splits})
+
+
+def _with_valid(parts: Parts) -> Parts:
+    """The parts, the one to validate with under its name here."""
+    valid = next((name for name in ("valid", "validation", "val", "dev") if name in parts), None)
+    return {"valid" if part == valid else part: read for part, read in parts.items()}
 
 
 def _not_loaded(spec: str, error: Exception) -> ValueError:
