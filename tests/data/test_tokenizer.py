@@ -97,6 +97,27 @@ def test_a_foreign_byte_level_tokenizer_with_added_tokens_counts_bytes(bpe, tmp_
     assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode())
 
 
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_white_space_beside_an_added_token_is_kept(bpe, tmp_path, side):
+    model = tokenizers.Tokenizer.from_file(bpe[1])
+    model.add_special_tokens([tokenizers.AddedToken("<mask>", **{side: True})])
+    model.save(str(tmp_path / "added.json"))
+    tokenizer, text = load_tokenizer(str(tmp_path / "added.json")), "the  <mask> \n sea"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and tokenizer.byte_lengths[ids].sum() == len(text)
+    assert np.isin(model.token_to_id("<mask>"), ids)
+
+
+def test_a_text_that_would_not_come_back_is_refused(bpe, tmp_path):
+    model = tokenizers.Tokenizer.from_file(bpe[1])
+    model.normalizer = tokenizers.normalizers.Replace("whale", "shark")  # which no probe would find
+    model.save(str(tmp_path / "lossy.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "lossy.json"))
+    assert tokenizer.decode(tokenizer.encode("a shark")) == "a shark"
+    with pytest.raises(ValueError, match="not a lossless byte-level tokenizer"):
+        tokenizer.encode("a whale")
+
+
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
 def test_a_vocabulary_in_gpt2s_files_is_put_together(tmp_path, names):
     """Bytes first, then two merges: what GPT-2's files look like, with a vocabulary small enough to see through."""
