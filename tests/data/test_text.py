@@ -4,7 +4,16 @@ import pickle
 import numpy as np
 import pytest
 
-from titans_jax.data import BYTES, DataConfig, load_documents, load_streams, split_documents, tokenise
+from titans_jax.data import (
+    BYTES,
+    DataConfig,
+    content,
+    load_documents,
+    load_streams,
+    split_documents,
+    tokenise,
+    train_bpe,
+)
 from titans_jax.data.tokenizer import ByteTokenizer
 
 DOCUMENTS = ["one\ntwo\n", "three é\n", "x" * 40]
@@ -128,6 +137,32 @@ def test_streams_of_a_configuration_are_the_two_sides_of_the_split(tmp_path):
     train, kept, tokenizer = load_streams(DataConfig(corpus=str(path), cache_dir=str(tmp_path / "cache")))
     assert tokenizer.decode(train.tokens) + tokenizer.decode(kept.tokens) == path.read_text()
     assert load_streams(DataConfig(corpus=str(path), held_out=0.0, cache_dir=str(tmp_path / "cache")))[1] is None
+
+
+def test_the_content_is_each_side_of_the_text_and_the_tokenizer(tmp_path):
+    paths = {"training text": "train.txt", "held-out text": "val.txt", "tokenizer": "bpe.json"}
+    texts = {name: f"a {name} of the sea\n" for name in paths}
+    (tmp_path / "corpus").mkdir()
+    config = DataConfig(corpus=str(tmp_path / "corpus"), tokenizer=str(tmp_path / "bpe.json"))
+
+    def write(name):
+        if name == "tokenizer":
+            train_bpe([texts[name]], 260, config.tokenizer)
+        else:
+            (tmp_path / "corpus" / paths[name]).write_text(texts[name])
+
+    for name in paths:
+        write(name)
+    before = content(config)
+    assert content(config) == before
+    for name in paths:
+        kept = texts[name]
+        texts[name] = kept.replace("sea", "sky")
+        write(name)
+        after = content(config)
+        assert [key for key in paths if after[key] != before[key]] == [name]
+        texts[name] = kept
+        write(name)
 
 
 def test_without_a_folder_the_cache_is_the_users_or_a_temporary_one(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from titans_jax import config, data, metrics, training
+from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
 from titans_jax.evaluation import evaluate
@@ -123,6 +124,34 @@ def test_another_configuration_does_not_go_on_with_a_run(finished):
         training.run(replace(other, optim=replace(other.optim, peak_rate=2e-2)))
     with pytest.raises(ValueError, match="holds a run of 60 steps; train.steps is 30"):
         training.run(experiment(folder, steps=30))
+
+
+def test_another_text_under_the_same_name_does_not_go_on_with_a_run(finished, monkeypatch):
+    folder, _ = finished
+    monkeypatch.setattr("titans_jax.data.text.load_documents", lambda *spec: ["another text\n" * 100])
+    with pytest.raises(ValueError, match=r"holds a run with held-out text = .{16}, not .{16}; give another"):
+        training.run(experiment(folder, steps=60))
+
+
+def test_a_checkpoint_of_an_older_version_loads_and_goes_on(finished, monkeypatch):
+    folder, result = finished
+    meta = Checkpoints(folder / "checkpoints").meta()
+    del meta["experiment"]["model"]["weight_residual"], meta["experiment"]["train"]["z_loss"], meta["content"]
+    monkeypatch.setattr(Checkpoints, "meta", lambda self, which="last": meta)
+    assert training.load(folder)[0].model.weight_residual is False
+    assert training.run(experiment(folder, steps=60, eval_every=30, save_every=50))["loss"] == result["loss"]
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_with_the_version(finished, monkeypatch):
+    folder, _ = finished
+    meta = Checkpoints(folder / "checkpoints").meta()
+    meta["experiment"]["model"]["new"], meta["version"] = 3, "9.9"
+    monkeypatch.setattr(Checkpoints, "meta", lambda self, which="last": meta)
+    for use in (lambda: training.load(folder), lambda: training.run(experiment(folder, steps=60))):
+        with pytest.raises(
+            CheckpointError, match=r"model.new is not a field of .* written by titans-jax 9.9, and this"
+        ):
+            use()
 
 
 def test_a_checkpoint_is_the_model_that_was_evaluated(finished):

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +159,15 @@ def load_streams(config: DataConfig) -> tuple[TokenStream, TokenStream | None, T
     return tokenise(train, tokenizer, cache), tokenise(test, tokenizer, cache) if test else None, tokenizer
 
 
+def content(config: DataConfig) -> dict[str, str]:
+    """Returns what names do not say: digests of the text to train on, of the held-out text, and of the tokenizer.
+
+    Raises ValueError as `load_streams`.
+    """
+    train, held_out = (_sha256(side).hexdigest()[:16] for side in load_sides(config))
+    return {"training text": train, "held-out text": held_out, "tokenizer": load_tokenizer(config.tokenizer).name}
+
+
 def load_sides(config: DataConfig) -> tuple[list[str], list[str]]:
     """Returns the documents to train on, and those held out; raises ValueError as `load_streams`."""
     train, own = load_documents(config.corpus), _own_part(config)
@@ -207,11 +216,16 @@ def tokenise(
 
 
 def _key(documents: Sequence[str], tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256(b"titans_jax stream 1")
+    return f"{tokenizer.name}-{_sha256(documents, b'titans_jax stream 1').hexdigest()[:32]}"
+
+
+def _sha256(documents: Sequence[str], first: bytes = b"") -> Any:
+    digest = hashlib.sha256(first)
     for document in documents:
         raw = document.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return f"{tokenizer.name}-{digest.hexdigest()[:32]}"
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest
 
 
 def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer, on_documents: Callable[[int], object]) -> None:

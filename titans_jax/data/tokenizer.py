@@ -123,9 +123,7 @@ class BPETokenizer(Tokenizer):
         rows = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         for ids, text in zip(rows, texts, strict=True):
             if self.to_bytes(ids) != text.encode():
-                raise ValueError(
-                    "not a lossless byte-level tokenizer: a text's ids do not decode to it"
-                )
+                raise ValueError("not a lossless byte-level tokenizer: a text's ids do not decode to it")
         return rows
 
     def to_bytes(self, ids: ArrayLike) -> bytes:

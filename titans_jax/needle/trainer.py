@@ -16,7 +16,7 @@ from jax import Array
 
 from titans_jax import config as configs
 from titans_jax import data, files, metrics, optim
-from titans_jax.checkpoint import Checkpoints, Which
+from titans_jax.checkpoint import CheckpointError, Checkpoints, Which
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
@@ -55,8 +55,10 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     record: list[dict[str, Any]] = []
     start = 0
     if checkpoints.steps():
-        now = json.loads(json.dumps(dataclasses.asdict(config)))
-        require_same_run(folder, checkpoints.meta("last")["config"], now, option="--out")
+        saved, now = (
+            json.loads(json.dumps(dataclasses.asdict(each))) for each in (_config_of(checkpoints, "last"), config)
+        )
+        require_same_run(folder, saved, now, option="--out")
         arrays, meta, start = checkpoints.restore(arrays)
         record = meta["record"]
     files.write_json(folder / "config.json", dataclasses.asdict(config))
@@ -101,6 +103,13 @@ def _check(n: int, what: str, loss: float) -> None:
         raise Diverged(f"diverged at step {n}: the {what} is {loss}; a lower --learning-rate may help")
 
 
+def _config_of(checkpoints: Checkpoints, which: Which) -> NeedleConfig:
+    try:
+        return configs.parse(NeedleConfig, checkpoints.meta(which)["config"], "needle")
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{checkpoints.directory} holds no Titan-Min: {type(error).__name__}: {error}") from None
+
+
 def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, int]:
     """The configuration, the model and the step of a checkpoint: "best", "last" or a step.
 
@@ -108,7 +117,7 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
     """
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
-    config = configs.parse(NeedleConfig, checkpoints.meta(step)["config"], "needle")
+    config = _config_of(checkpoints, step)
     model = define(config, TitanMin)
     arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
     return config, model.model(arrays["params"]), step

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from titans_jax import config, data, files
+from titans_jax import __version__, config, data, files
 from titans_jax.checkpoint import CheckpointError, Checkpoints, by_name, kind, require_same
 from titans_jax.config import Experiment
 from titans_jax.nn import LM
@@ -40,10 +40,31 @@ def load(folder: str | Path, which: Any = "best") -> tuple[Experiment, LM, int]:
         return _load_saved(Path(folder))
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
-    experiment = config.from_json(checkpoints.meta(step)["experiment"])
+    experiment = experiment_of(checkpoints.meta(step), folder)
     model = define(experiment.model)
     arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
     return experiment, model.model(arrays["params"]), step
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """What a checkpoint says about its run, as JSON: the experiment, its text and tokenizer, and this version."""
+    written = {"version": __version__, "experiment": config.to_json(experiment)}
+    return written | {"corpus": data.provenance(experiment.data.corpus), "content": data.content(experiment.data)}
+
+
+def experiment_of(meta: Mapping[str, Any], folder: str | Path) -> Experiment:
+    """The experiment of `describe`, by an older version too. Raises CheckpointError, which names the folder."""
+    try:
+        return config.from_json(meta["experiment"])
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{folder} holds no usable model: {type(error).__name__}: {error}"
+        writer = meta.get("version", "of an unknown version")
+        raise CheckpointError(f"{why}; it was written by titans-jax {writer}, and this is {__version__}") from None
+
+
+def identity(meta: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """What makes two of `describe` the same run, as JSON. Raises CheckpointError as `experiment_of`."""
+    return config.to_json(experiment_of(meta, folder)) | meta["content"]
 
 
 def checkpoints_of(folder: str | Path) -> Checkpoints:
@@ -84,7 +105,7 @@ def save_model(
     arrays = {name: np.ascontiguousarray(array, dtype) for name, array in named_parameters(model).items()}
     weights = safetensors.numpy.save(arrays, {"format": "jax"})
     record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
-    record["experiment"] = config.to_json(experiment)
+    record |= {"version": __version__, "experiment": config.to_json(experiment)}
     files.write(path / WEIGHTS, weights)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     if isinstance(tokenizer, data.BPETokenizer):
@@ -95,7 +116,7 @@ def save_model(
 def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
     try:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        experiment, step, written = config.from_json(record["experiment"]), int(record["step"]), record["sha256"]
+        experiment, step, written = experiment_of(record, folder), int(record["step"]), record["sha256"]
         raw = (folder / WEIGHTS).read_bytes()
         found = {name: _widened(array) for name, array in safetensors.numpy.load(raw).items()}
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:

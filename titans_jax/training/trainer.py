@@ -26,6 +26,7 @@ from titans_jax.evaluation.ablation import frozen
 from titans_jax.nn import LM
 from titans_jax.training import loop
 from titans_jax.training.errors import Diverged, Stopped, memory_advice, stop_requested
+from titans_jax.training.model_io import describe, identity
 from titans_jax.training.placement import Placement
 from titans_jax.training.recalled import baseline_of, figures, tells_facts
 from titans_jax.training.report import finish
@@ -42,6 +43,7 @@ class Session:
     graphdef: Any
     optimizer: optax.GradientTransformation
     batches: grain.DatasetIterator
+    meta: dict[str, Any]
     checkpoints: Checkpoints
     log: metrics.Log
 
@@ -109,9 +111,9 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     checkpoints = Checkpoints(folder, keep=experiment.train.keep)
-    going_on = bool(checkpoints.steps())
+    going_on, meta = bool(checkpoints.steps()), describe(experiment)
     if going_on:
-        saved, now = checkpoints.meta("last")["experiment"], configs.to_json(experiment)
+        saved, now = (identity(each, folder) for each in (meta | checkpoints.meta("last"), meta))
         require_same_run(experiment.output, saved, now, option="--output-dir", may_change=_MAY_CHANGE)
     model = define(experiment.model)
     optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
@@ -124,7 +126,8 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
     if start > experiment.train.steps:
         raise ValueError(f"{experiment.output} holds a run of {start} steps; train.steps is {experiment.train.steps}")
     log = metrics.Log(experiment.output, step=start or None)
-    return Session(experiment, placement, tokenizer, model.graphdef, optimizer, batches, checkpoints, log), state, start
+    session = Session(experiment, placement, tokenizer, model.graphdef, optimizer, batches, meta, checkpoints, log)
+    return session, state, start
 
 
 # What decides no number of the run, and its length, which moves the schedule from here on as asked.
@@ -276,11 +279,7 @@ def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any
             n,
             state._asdict(),
             data=session.batches,
-            meta={
-                "experiment": configs.to_json(session.experiment),
-                "evaluation": evaluation,
-                "corpus": data.provenance(session.experiment.data.corpus),
-            },
+            meta=session.meta | {"evaluation": evaluation},
             score=evaluation["bits_per_byte"] if evaluation else None,
         )
     except FloatingPointError as error:
