@@ -50,7 +50,7 @@ def test_a_bpe_is_trained_on_the_training_part_and_its_tokens_fill_the_cache(cor
     assert result["train_tokens"] == len(train.tokens) - 1
     first = train.tokens[1]
     assert f"{first}:{bpe.decode([first])!r}" in result["train_first"]
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.iterdir())) == 6
 
 
 def test_the_list_has_every_form(capsys):

@@ -61,6 +61,22 @@ def test_a_cut_file_is_made_again(tmp_path, suffix, damage):
     np.testing.assert_array_equal(again.starts, want[1])
 
 
+@pytest.mark.parametrize("suffix", [".tokens.npy", ".starts.npy", ".crc32.json"])
+def test_a_changed_file_is_made_again_and_said_so(tmp_path, suffix, caplog):
+    stream = tokenise(DOCUMENTS, BYTES, tmp_path)
+    want = np.array(stream.tokens), stream.starts
+    path = stream.path.with_name(stream.path.name + suffix)
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    again = tokenise(DOCUMENTS, BYTES, tmp_path)
+    np.testing.assert_array_equal(again.tokens, want[0])
+    np.testing.assert_array_equal(again.starts, want[1])
+    tokenise(DOCUMENTS, BYTES, tmp_path)
+    [message] = caplog.messages
+    assert message.startswith(f"cached tokens {stream.path} are damaged and made again: ")
+
+
 def test_an_id_outside_the_vocabulary_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="token id 195 at position 6 is not below the vocabulary's size 120"):
         tokenise(DOCUMENTS, Narrow(), tmp_path)
@@ -85,7 +101,7 @@ def test_processes_may_write_the_cache_at_once(tmp_path):
     assert results[0] == results[1] and len(results[0]) == 2 * (
         5000 * (3 + sum(len(d.encode()) for d in DOCUMENTS)) + 1
     )
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_stream_is_pickled_as_its_path(tmp_path):

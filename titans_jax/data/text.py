@@ -7,8 +7,11 @@ N + 1 tokens has N targets: every token of every document and n ends.
 
 import contextlib
 import hashlib
+import json
+import logging
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +23,13 @@ from numpy.typing import NDArray
 from titans_jax.data.corpus import load_documents, load_parts
 from titans_jax.data.tasks import check_task
 from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
-from titans_jax.files import replacing
+from titans_jax.files import replacing, write_json
 from titans_jax.nearest import require_known
 
 Packing = Literal["stream", "documents"]
 Split = Literal["tail", "documents", "test"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -200,17 +205,21 @@ def tokenise(
 ) -> TokenStream:
     """Returns the token stream of documents, from the cache if it is there.
 
-    The file's name is the hash of the text and the tokenizer. It is written in one step, so many processes may ask at
-    once, and a killed one leaves no partial file. `on_documents` is called with the number of newly tokenised
-    documents.
+    The files' name is the hash of the text and the tokenizer. Each is written in one step, so many processes may ask at
+    once, and a killed one leaves no partial file. Their CRC-32 stands beside them; files that differ from it are logged
+    as damaged, and made again. `on_documents` is called with the number of newly tokenised documents.
     Raises ValueError: there is no document, or the tokenizer made an id outside its vocabulary.
     """
     if not documents:
         raise ValueError("no documents to tokenise")
     path = Path(cache_dir, _key(documents, tokenizer))
     try:
-        return TokenStream(path)
-    except (OSError, EOFError, ValueError):  # missing, or truncated by a full disk
+        if json.loads(Path(f"{path}.crc32.json").read_text()) != _checksums(path):
+            raise ValueError("it is not what was written")
+    except FileNotFoundError:
+        _write(path, documents, tokenizer, on_documents)
+    except (OSError, ValueError) as error:
+        _log.warning("cached tokens %s are damaged and made again: %s", path, error)
         _write(path, documents, tokenizer, on_documents)
     return TokenStream(path)
 
@@ -240,6 +249,13 @@ def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer, on_docume
         on_documents(len(some))
     _replace(Path(f"{path}.starts.npy"), np.asarray(starts, np.int64))
     _replace(Path(f"{path}.tokens.npy"), np.concatenate(pieces))
+    write_json(f"{path}.crc32.json", _checksums(path))  # last: without it, the others are made again
+
+
+def _checksums(path: Path) -> dict[str, int]:
+    """The CRC-32 of both files."""
+    names = f"{path}.starts.npy", f"{path}.tokens.npy"
+    return {Path(name).name: zlib.crc32(np.memmap(name, np.uint8, "r").data) for name in names}
 
 
 def _replace(path: Path, array: NDArray) -> None:
