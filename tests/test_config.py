@@ -38,6 +38,37 @@ def test_load_takes_a_path_and_says_what_is_wrong_with_it(tmp_path):
         config.load("tiney")
 
 
+@pytest.fixture
+def working_folder(tmp_path, monkeypatch):
+    """A folder to work in, with an empty folder of configs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    return tmp_path / "configs"
+
+
+def test_a_config_that_does_not_parse_harms_no_other(working_folder):
+    (working_folder / "broken.py").write_text('"""Broken."""\ndef (:\n')
+    (working_folder / "latin.py").write_bytes(b'"""\xe9"""')
+    assert config.load("tiny").name == "tiny"
+    found = config.available()
+    for name in ("broken", "latin"):
+        assert found[name].startswith(f"(configs/{name}.py cannot be read: ") and "\n" not in found[name]
+        with pytest.raises(ValueError, match=f"configs/{name}.py, line ") as error:
+            config.load(name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_config_of_the_working_folder_is_used_and_said_so(working_folder, caplog):
+    config.load("tiny")
+    assert not caplog.messages
+    (working_folder / "tiny.py").write_text(
+        "from titans_jax.config import Experiment\ndef get_config(): return Experiment(name='mine')\n"
+    )
+    assert config.load("tiny").name == "mine"
+    [message] = caplog.messages
+    assert message.startswith("config tiny: configs/tiny.py is used, not /")
+
+
 def test_override_changes_what_is_named_and_nothing_else():
     start = config.load("tiny")
     changed = config.override(

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import itertools
 import json
+import logging
 import math
 import types
 import typing
@@ -23,6 +24,8 @@ from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
 
 Config = typing.TypeVar("Config")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,29 @@ def available() -> dict[str, str]:
     for folder in _folders():
         for path in sorted(folder.glob("*.py")):
             if path.stem != "__init__":
-                line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-                found.setdefault(path.stem, line)
+                found.setdefault(path.stem, _first_line(path))
     return found
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0]
+    except (SyntaxError, ValueError, OSError) as error:
+        return f"({path} cannot be read: {error})"
 
 
 def load(name_or_path: str) -> Experiment:
     """The experiment that get_config() of configs/NAME.py, or of a Python file, returns.
 
-    Raises ValueError if there is no such file, or if get_config does not return an Experiment.
+    A config of the working folder is used before the package's of this name, with a warning.
+    Raises ValueError if there is no such file, or it does not parse, or get_config does not return an Experiment.
     """
     path = Path(name_or_path)
     if path.suffix != ".py":
-        candidates = [folder / f"{name_or_path}.py" for folder in _folders()]
-        path = next((p for p in candidates if p.is_file()), path)
+        found = [file for folder in _folders() if (file := folder / f"{name_or_path}.py").is_file()]
+        path = next(iter(found), path)
+        if found and not path.samefile(found[-1]):
+            _log.warning("config %s: %s is used, not %s", name_or_path, path, found[-1])
     if not path.is_file():
         raise ValueError(
             f"no config named {name_or_path!r}{did_you_mean(name_or_path, available())}; see train.py --help"
@@ -113,7 +125,10 @@ def load(name_or_path: str) -> Experiment:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     experiment = module.get_config() if hasattr(module, "get_config") else None
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{path} must define get_config() -> titans_jax.config.Experiment")

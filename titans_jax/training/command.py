@@ -25,7 +25,9 @@ EXITS: dict[type[Exception], int] = {
 
 def command(arguments: Sequence[str], prog: str) -> int:
     """Train a config by name or path, changed by `--section.field value`; returns the exit code."""
-    configs = "\n".join(f"  {name:<14} {line}" for name, line in config.available().items())
+    asks_help = not arguments or arguments[0] in ("-h", "--help")
+    listed = config.available() if asks_help else {}  # which reads every config
+    configs = "\n".join(f"  {name:<14} {line}" for name, line in listed.items())
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} NAME_OR_PATH [--section.field value ...]",
@@ -33,7 +35,7 @@ def command(arguments: Sequence[str], prog: str) -> int:
         epilog=f"configs:\n{configs}\n\n`{prog} NAME --help` lists the fields of a config.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        add_help=not arguments or arguments[0] in ("-h", "--help"),
+        add_help=asks_help,
     )
     parser.add_argument("config", metavar="NAME_OR_PATH", help="a config below, or a Python file with get_config()")
     parser.add_argument(
