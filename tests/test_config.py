@@ -69,6 +69,11 @@ def test_a_config_of_the_working_folder_is_used_and_said_so(working_folder, capl
     assert message.startswith("config tiny: configs/tiny.py is used, not /")
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ishmael")
+    assert str(Experiment(output_dir="~/runs").output) == "/home/ishmael/runs"
+
+
 def test_override_changes_what_is_named_and_nothing_else():
     start = config.load("tiny")
     changed = config.override(

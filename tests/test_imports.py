@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "optim": {"nearest"},
     "results": {"files", "metrics"},
     "nn": {"memory", "sharding", "nearest"},
-    "config": {"nn", "memory", "optim", "data", "nearest"},
+    "config": {"nn", "memory", "optim", "data", "nearest", "files"},
     "decode": {"nn", "memory"},
     "interop": {"nn", "memory"},
     "series": {"memory", "plots"},

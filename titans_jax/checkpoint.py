@@ -46,7 +46,7 @@ class Checkpoints:
     keep: int = dataclasses.field(default=2, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "directory", Path(self.directory).expanduser().resolve())
+        object.__setattr__(self, "directory", files.expand(self.directory).resolve())
         if self.keep < 1:
             raise ValueError(f"keep={self.keep}: at least one checkpoint must be kept")
 

@@ -19,6 +19,7 @@ from typing import Any
 import tyro
 
 from titans_jax.data import DataConfig
+from titans_jax.files import expand
 from titans_jax.nearest import did_you_mean
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
@@ -80,7 +81,7 @@ class Experiment:
     @property
     def output(self) -> Path:
         """The output folder."""
-        return Path(self.output_dir or f"outputs/{self.name}")
+        return expand(self.output_dir or f"outputs/{self.name}")
 
 
 def _folders() -> list[Path]:

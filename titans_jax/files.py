@@ -11,6 +11,14 @@ from typing import Any, BinaryIO
 Target = str | os.PathLike[str]
 
 
+def expand(path: Target) -> Path:
+    """The path, with a home folder for ~ or ~USER. Raises ValueError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no home folder for ~; give a full path") from None
+
+
 def check_folder(path: Target) -> None:
     """Raise ValueError unless `path` is a folder that can be written to, or can be made one."""
     folder = Path(path)

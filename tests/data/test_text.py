@@ -7,9 +7,11 @@ import pytest
 from titans_jax.data import (
     BYTES,
     DataConfig,
+    cache_folder,
     content,
     load_documents,
     load_streams,
+    load_tokenizer,
     split_documents,
     tokenise,
     train_bpe,
@@ -189,6 +191,20 @@ def test_without_a_folder_the_cache_is_the_users_or_a_temporary_one(tmp_path, mo
     monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path / "file")
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
     assert load_streams(DataConfig())[0].path.parent.parent == tmp_path / "temporary"
+
+
+def test_without_a_home_folder_the_cache_is_temporary_and_a_tilde_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as in a container that runs as any user
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert cache_folder(None).parent == tmp_path
+    for use in (
+        lambda: cache_folder("~/cache"),
+        lambda: load_documents("~/text"),
+        lambda: load_tokenizer("~/bpe.json"),
+    ):
+        with pytest.raises(ValueError, match="^~/.*: there is no home folder for ~; give a full path"):
+            use()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from titans_jax.data import hubs, parts
 from titans_jax.data.formats import documents
+from titans_jax.files import expand
 from titans_jax.nearest import unknown
 
 MOBY_DICK_SHA256 = "2a4540e494e8ec31c696751d4158b7db4344ea33a1fc61268942447c56e755b4"
@@ -132,7 +133,7 @@ def _is_path(spec: str) -> bool:
 
 
 def _existing(spec: str) -> Path:
-    path = Path(spec).expanduser()
+    path = expand(spec)
     if spec and path.exists():
         return path
     if path.suffix or len(path.parts) > 1:

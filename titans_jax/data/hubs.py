@@ -3,10 +3,10 @@
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from titans_jax.data.formats import from_rows, row_text
+from titans_jax.files import expand
 
 Parts = dict[str, Callable[[], list[str]]]
 
@@ -21,7 +21,7 @@ def hugging_face(name: str) -> Parts:
         import datasets
     except ImportError:
         raise ValueError(f"corpus 'hf:{name}' needs a library: pip install 'titans-jax[hf]'") from None
-    folder = Path(name).expanduser()
+    folder = expand(name)
     path, _, config = name.partition(":")
     try:
         found: Any = datasets.load_from_disk(folder) if folder.is_dir() else datasets.load_dataset(path, config or None)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from titans_jax.data.corpus import load_documents, load_parts
 from titans_jax.data.tasks import check_task
 from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
-from titans_jax.files import replacing, write_json
+from titans_jax.files import expand, replacing, write_json
 from titans_jax.nearest import require_known
 
 Packing = Literal["stream", "documents"]
@@ -266,9 +266,9 @@ def _replace(path: Path, array: NDArray) -> None:
 def cache_folder(cache_dir: str | None) -> Path:
     """Returns the folder for tokens that `DataConfig.cache_dir` means."""
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    folder = Path.home() / ".cache" / "titans_jax"
-    with contextlib.suppress(OSError):
+        return expand(cache_dir)
+    with contextlib.suppress(OSError, RuntimeError):  # there may be no home folder
+        folder = Path.home() / ".cache" / "titans_jax"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder

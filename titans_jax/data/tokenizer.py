@@ -16,7 +16,7 @@ import tokenizers
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax.data.formats import read_text
-from titans_jax.files import replacing
+from titans_jax.files import expand, replacing
 from titans_jax.nearest import unknown
 
 
@@ -152,7 +152,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """
     if spec == BYTES.name:
         return BYTES
-    path = Path(spec).expanduser()
+    path = expand(spec)
     try:
         if path.is_dir():
             return BPETokenizer(_folder_json(path))
