@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from titans_jax.data import DataConfig
+from titans_jax.data import DataConfig, check_seed
 from titans_jax.files import expand
 from titans_jax.nearest import did_you_mean
 from titans_jax.nn import ModelConfig
@@ -240,6 +240,7 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
     for name in ("steps", "log_every", "eval_every", "save_every", "keep"):
         if getattr(train, name) < 1:
             raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
+    check_seed("train.seed", train.seed)
     if train.eval_batches is not None and train.eval_batches < 1:
         raise ValueError(f"train.eval_batches is {train.eval_batches}; give at least 1, or None for all held-out text")
     if train.sample < 0:

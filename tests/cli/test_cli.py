@@ -80,6 +80,28 @@ def test_an_error_is_one_line_and_an_exit_code(arguments, code, message, capsys)
     assert message in printed and printed.count("\n") == 1
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate --checkpoint .",
+        "haystack --checkpoint .",
+        "audit .",
+        "plot surprise",
+        "plot learning",
+        "needle infer --ckpt .",
+        "train tiny --train.seed",
+        "needle train --seed",
+        "needle train --data-seed",
+    ],
+)
+def test_a_seed_that_another_one_equals_is_refused(command, seed, capsys):
+    arguments = command.split() + ([] if command.endswith("seed") else ["--seed"])
+    assert cli.main([*arguments, str(seed)]) == 2
+    printed = capsys.readouterr().err
+    assert "seed" in printed and str(seed) in printed and "in [0, 2**32)" in printed and printed.count("\n") == 1
+
+
 def test_help_and_typing_errors_import_no_jax(run_python):
     watched = (
         "import sys; from titans_jax import cli; code = cli.main({}); assert 'jax' not in sys.modules; sys.exit(code)"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import checkpoint, needle_of, needle_options, positive, run_folder, which
+from titans_jax.cli.options import checkpoint, needle_of, needle_options, positive, run_folder, seed, which
 from titans_jax.config import Experiment
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation import audit, facts
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     length = "tokens of a text with a fact (default: as many training sequences as attention cannot reach over)"
     parser.add_argument("--length", type=positive, help=length)
     parser.add_argument("--samples", type=positive, default=32, help="texts with a fact (default 32)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the facts and the texts (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the facts and the texts (default 0)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import checkpoint_options, output, positive
+from titans_jax.cli.options import checkpoint_options, output, positive, seed
 from titans_jax.decode import Sampling, Text, generate
 
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, help="sample from the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="sample from the fewest tokens whose probabilities reach this sum")
     parser.add_argument("--min-p", type=float, help="sample from tokens of at least this share of the best probability")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal text (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="equal seeds give equal text (default 0)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--batch", type=positive, default=1, help="samples of each prompt (default 1)")
     parser.add_argument("--slots", type=positive, default=16, help="samples generated at once (default 16)")

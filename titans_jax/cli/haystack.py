@@ -17,6 +17,7 @@ from titans_jax.cli.options import (
     positive,
     positives,
     run_folder,
+    seed,
     stopped,
     which,
 )
@@ -39,7 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", type=positives, default=LENGTHS, help="in tokens (default %(default)s)")
     parser.add_argument("--depths", type=_depths, default=DEPTHS, help="0: start, 1: end (default %(default)s)")
     parser.add_argument("--samples", type=positive, default=4, help="samples of each cell (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the keys and of the start in the text (default 0)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="seed of the keys and of where the text starts (default 0)"
+    )
     room = "tokens that full attention caches; not with learned positions (default: as in training)"
     parser.add_argument("--context", type=positive, help=room)
     folder = Path("outputs", "haystack")

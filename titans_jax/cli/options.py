@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config
+from titans_jax import config, data
 from titans_jax.evaluation.haystack import Needle
 from titans_jax.training.model_io import RELEASED
 
@@ -59,6 +59,14 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """Argument type: a seed."""
+    try:
+        return data.check_seed("seed", int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer in [0, 2**32)") from None
 
 
 def positives(text: str) -> list[int]:

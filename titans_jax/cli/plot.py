@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from titans_jax import metrics, results
-from titans_jax.cli.options import first_line
+from titans_jax.cli.options import first_line, seed
 from titans_jax.memory import PRESETS
 from titans_jax.series import SCENARIOS, draw_learning, run_scenario, series_memory, series_rule
 
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     learning.add_argument("--output", type=Path, default=file, metavar="FILE", help="output file (default %(default)s)")
     learning.set_defaults(draw=plot_learning)
     for kind in (surprise, learning):
-        kind.add_argument("--seed", type=int, default=42, help="seed of the memory's initial weights (default 42)")
+        kind.add_argument("--seed", type=seed, default=42, help="seed of the memory's initial weights (default 42)")
 
 
 def run(options: argparse.Namespace) -> None:

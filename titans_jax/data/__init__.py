@@ -4,7 +4,7 @@ from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batc
 from titans_jax.data.blocks import Position, token_blocks
 from titans_jax.data.corpus import files_of, load_documents, load_parts, provenance
 from titans_jax.data.formats import read_text
-from titans_jax.data.synthetic import Needles, needle_splits, needles, recall
+from titans_jax.data.synthetic import Needles, check_seed, needle_splits, needles, recall
 from titans_jax.data.text import (
     DataConfig,
     Split,
@@ -28,6 +28,7 @@ __all__ = [
     "Tokenizer",
     "cache_folder",
     "check_ids",
+    "check_seed",
     "content",
     "files_of",
     "held_out_batches",

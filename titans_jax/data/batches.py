@@ -12,6 +12,7 @@ from absl import flags
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax.data.facts import tell
+from titans_jax.data.synthetic import check_seed
 from titans_jax.data.tasks import TaskRows
 from titans_jax.data.text import DataConfig, TokenStream, held_out_stream, load_sides, load_streams
 from titans_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -145,8 +146,7 @@ def train_batches(
     Raises ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range; rows longer than
     the text.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    check_seed("seed", seed)
     if not 0 <= shard_index < shard_count or config.batch % shard_count:
         raise ValueError(
             f"shard {shard_index} of {shard_count}: data.batch={config.batch} must divide over them, "

@@ -16,6 +16,13 @@ class Needles(NamedTuple):
     position: NDArray[np.int32]
 
 
+def check_seed(field: str, seed: int) -> int:
+    """Returns the seed. Raises ValueError unless it is in [0, 2**32): JAX keeps 32 bits, so others have its numbers."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{field}={seed} must be in [0, 2**32)")
+    return seed
+
+
 def needles(seed: int, count: int, lengths: tuple[int, ...] = (64, 128, 256)) -> Needles:
     """Makes random sequences with one NEEDLE each; the label is its position.
 

@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Literal
 
+from titans_jax.data import check_seed
 from titans_jax.memory import PRESETS
 from titans_jax.nn import MemoryConfig, ModelConfig
 
@@ -67,6 +68,8 @@ class NeedleConfig:
         for name in ("memory_slots", "n_persistent", "surprise_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}; it must be 0 or more")
+        for name in ("data_seed", "seed"):
+            check_seed(name, getattr(self, name))
         if self.memory_rule not in PRESETS:
             raise ValueError(f"memory_rule: {self.memory_rule!r}; it must be one of {', '.join(PRESETS)}")
         for whole, part in (("dim", "heads"), ("memory_dim", "memory_heads")):
