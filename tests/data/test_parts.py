@@ -21,7 +21,7 @@ def shown(files: str) -> dict[str, str]:
         ("train.txt", "val.txt", "", ""),
         ("train.jsonl", "dev.jsonl", "", "README.md"),
         (f"data/train-{HASH}.parquet", "", f"data/test-{HASH}.parquet", "README.md"),
-        ("train/a.txt train/b/c.txt", "valid/d.txt", "", "LICENSE README.txt"),
+        ("train/a.txt train/b/c.txt", "valid/d.txt", "", "LICENSE README.txt train/README.md"),
         ("train/a.md", "val/b.md", "test/c.md", ""),
         ("train.txt", "validation.ndjson", "test.txt.gz", "prepare.py"),
         ("training_set.txt", "held-out.txt", "", ""),
@@ -31,6 +31,7 @@ def shown(files: str) -> dict[str, str]:
         ("en/train.raw fr/train.raw", "en/val.raw fr/val.raw", "", ""),
         ("movies/train/pos/0.txt", "", "movies/test/neg/1.txt", "movies/imdb.vocab"),
         (f"train-{HASH}.parquet", "", "", "README.md"),
+        ("texts/train_data/a.txt", "texts/val_data/b.txt", "", ""),
     ],
 )
 def test_names_of_the_field_are_parts(train, valid, test, ignored):
@@ -45,6 +46,8 @@ def test_names_of_the_field_are_parts(train, valid, test, ignored):
         "a/train.py a/test.py valid.md",
         "the-test-of-time.txt moby.txt",
         "src/a.c src/b.c test/CMakeLists.txt test/a.c test/b.c requirements-dev.txt requirements.txt",
+        "a.c b.c c.c d.c e.c test/f.c test/val.txt",
+        "bench/a.py training/b.py evaluation/c.py testing/d.py",
     ],
 )
 def test_a_folder_without_names_for_parts_is_text(files):
@@ -59,8 +62,10 @@ def test_a_folder_without_names_for_parts_is_text(files):
         ("train.txt val.txt notes.txt", "names for parts, such as train.txt, and other text: notes.txt;"),
         ("train/a.txt train/test.txt", "a name for test and train at once: train/test.txt;"),
         ("train_test.txt", "a name for test and train at once"),
-        ("train.csv test.csv", "parts in files that are not read; give .txt, .jsonl or .parquet: train.csv, test.csv;"),
+        ("train.csv test.csv", "parts in files that are not read; give .txt, .jsonl or .parquet: test.csv, train.csv;"),
         ("input.txt train.bin val.bin prepare.py", "parts in files that are not read"),
+        ("dataset_dict.json train/state.json train/a.arrow test/b.arrow", "parts in files that are not read; give"),
+        ("input.txt val.txt README.md prepare.py config.yaml", "names for held-out text and none for train: val.txt;"),
         ("train.txt train.txt.gz val.txt", "files packed and unpacked, perhaps the same text twice: train.txt.gz;"),
         ("a.py b.py c.py d/e.py f/train.txt f/val.txt", "names for parts, such as f/train.txt, and other text: d/e.py"),
         (" ".join(f"{i}.txt" for i in range(9)) + " train.txt", "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more; rename"),

@@ -34,9 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if name == "infer":
             kind.add_argument("--script", type=Path, metavar="FILE", help="an exported program, instead of --ckpt")
             kind.add_argument("--seq", action="append", metavar="TOKENS", help='such as "5 17 127 8"; repeatable')
-            kind.add_argument(
-                "--seed", type=seed, default=0, help="of random sequences, without --seq (default 0)"
-            )
+            kind.add_argument("--seed", type=seed, default=0, help="of random sequences, without --seq (default 0)")
             kind.add_argument("--save-csv", type=Path, metavar="FILE", help="also write the predictions to FILE")
 
 
