@@ -23,7 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "results": {"files", "metrics"},
     "nn": {"memory", "sharding", "nearest"},
     "config": {"nn", "memory", "optim", "data", "nearest", "files"},
-    "decode": {"nn", "memory"},
+    "decode": {"nn", "memory", "sharding"},
     "interop": {"nn", "memory"},
     "series": {"memory", "plots"},
     "evaluation": LEAVES | MIDDLE,

@@ -90,7 +90,7 @@ def out(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec | None:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Reshard an activation to its logical axes."""
+    """Reshard an activation to its logical axes; further axes are whole on every device."""
     mesh = active()
     return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape))
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
+from titans_jax import sharding
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
 from titans_jax.nn.model import ByLayer
@@ -24,7 +25,7 @@ from titans_jax.nn.model import ByLayer
 def advance(graphdef: Any, params: Any, state: Any, tokens: Array) -> tuple[Array, Any]:
     """Read tokens [B, T] after a multiple of T tokens; returns the next token's logits [B, V], and the state."""
     logits, state, _ = nnx.merge(graphdef, params)(tokens, state, aligned=True)
-    return logits[:, -1], state
+    return sharding.constrain(logits[:, -1], "batch"), state
 
 
 @partial(jax.jit, static_argnums=(0, 2))

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array, lax
 from numpy.typing import ArrayLike, NDArray
 
+from titans_jax import sharding
 from titans_jax.decode.rows import advance, check_tokens, copied, first_state, unrolled
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
@@ -171,7 +172,7 @@ def _step(
 
     def one(state: Any, token: Array) -> tuple[Any, Array]:
         logits, state, _ = model(token[None, None], state)
-        return state, logits[0, 0]
+        return state, sharding.constrain(logits[0, 0])
 
     states, logits = jax.vmap(one, in_axes=(axes, 0), out_axes=(axes, 0))(states, tokens)
     return tokens, states, logits

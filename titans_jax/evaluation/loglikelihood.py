@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
+from titans_jax import sharding
 from titans_jax.decode import first_state
 from titans_jax.nn import LM
 
@@ -40,9 +41,10 @@ class TargetScores(NamedTuple):
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _read(graphdef: Any, params: Any, state: Any, inputs: Array, targets: Array, mask: Array) -> Any:
     logits, state, _ = nnx.merge(graphdef, params)(inputs, state)
+    logits = sharding.constrain(logits, "batch")  # the vocabulary on every device
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
     right = (logits.argmax(-1) == targets) & (mask != 0)
-    return jnp.where(mask != 0, picked, 0).sum(1), right.sum(1), state
+    return sharding.constrain(jnp.where(mask != 0, picked, 0).sum(1)), sharding.constrain(right.sum(1)), state
 
 
 def score_targets(
