@@ -1,7 +1,6 @@
 """Checkpoints by orbax with sha256 manifests. They survive `kill -9`, flipped bits and a change of mesh.
 
     directory/20/params, 20/optimizer, ...   one orbax item for each entry of `arrays`
-    directory/20/data                        the data iterator's state
     directory/20/meta                        score, shapes, dtypes and the caller's JSON
     directory/manifests/20.json              sha256 of every file of step 20, written after orbax has committed it
 
@@ -21,7 +20,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from grain.checkpoint import CheckpointHandler, CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
 
 from titans_jax import files
@@ -55,7 +53,6 @@ class Checkpoints:
         step: int,
         arrays: Mapping[str, Any],
         *,
-        data: Any = None,
         meta: Mapping[str, Any] | None = None,
         score: float | None = None,
     ) -> None:
@@ -63,7 +60,6 @@ class Checkpoints:
 
         Args:
           arrays: from item names ("params", "optimizer") to pytrees of arrays, which may be typed PRNG keys.
-          data: a grain iterator, or None.
           meta: any JSON.
           score: lower is better.
 
@@ -71,13 +67,12 @@ class Checkpoints:
         CheckpointError if this or a later step exists.
         """
         named = {item: by_name(tree, item) for item, tree in arrays.items()}
-        if bad := {"data", "meta"} & named.keys():
-            raise ValueError(f"arrays: the name {min(bad)!r} is reserved")
+        if "meta" in named:
+            raise ValueError("arrays: the name 'meta' is reserved")
         _check_finite(named, step)
         record = {
             "meta": dict(meta or {}),
             "score": None if score is None else float(score),
-            "data": data is not None,
             "arrays": {item: {name: kind(leaf) for name, leaf in leaves.items()} for item, leaves in named.items()},
         }
         try:
@@ -88,8 +83,6 @@ class Checkpoints:
         for item, leaves in named.items():
             if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:  # orbax refuses empty arrays
                 items[item] = ocp.args.StandardSave(stored)
-        if data is not None:
-            items["data"] = CheckpointSave(data)
         with self._writer() as manager:
             self._make_way(manager, step)
             if not manager.save(step, args=ocp.args.Composite(**items)):
@@ -100,14 +93,13 @@ class Checkpoints:
             self._delete(manager, self._superseded())
 
     def restore(
-        self, abstract: Mapping[str, Any], *, data: Any = None, which: Which = "last"
+        self, abstract: Mapping[str, Any], *, which: Which = "last"
     ) -> tuple[dict[str, Any], dict[str, Any], int]:
         """Return `(arrays, meta, step)` of the last or best undamaged step, or of the step `which`.
 
         Args:
           abstract: from item names to pytrees of arrays or jax.ShapeDtypeStruct; items may be left out. Leaves are
             restored with their `sharding`, on any mesh; without one, on the first device.
-          data: a grain iterator of the same pipeline, whose state is restored, or None.
 
         Raises CheckpointError if there is no such step, or if its names, shapes or dtypes differ.
         """
@@ -127,8 +119,6 @@ class Checkpoints:
             if stored:
                 found |= self._read(step, item, ocp.args.StandardRestore(stored))
             arrays[item] = jax.tree.unflatten(jax.tree.structure(abstract[item]), [found[name] for name in leaves])
-        if data is not None:
-            self._restore_data(step, record, data)
         return arrays, record["meta"], step
 
     def meta(self, which: Which = "last") -> dict[str, Any]:
@@ -236,17 +226,6 @@ class Checkpoints:
         json_item = isinstance(args, ocp.args.JsonRestore)
         with ocp.Checkpointer(ocp.JsonCheckpointHandler() if json_item else ocp.StandardCheckpointHandler()) as reader:
             return reader.restore(self.directory / str(step) / item, args=args)
-
-    def _restore_data(self, step: int, record: Mapping[str, Any], data: Any) -> None:
-        if not record["data"]:
-            raise CheckpointError(f"{self.directory}: step {step} was saved without a data iterator")
-        try:
-            CheckpointHandler().restore(self.directory / str(step) / "data", args=CheckpointRestore(data))
-        except Exception as error:  # a pipeline's set_state may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise CheckpointError(
-                f"{self.directory}: step {step}: its data iterator is of another pipeline: {reason}"
-            ) from error
 
 
 def by_name(tree: Any, where: str) -> dict[str, Any]:

@@ -24,6 +24,11 @@ from titans_jax.files import Target
 Item = TypeVar("Item")
 
 
+def is_main() -> bool:
+    """Whether this process prints and writes: the only one, or process 0 of several."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
 def count(params: Any) -> int:
     """The number of elements in a tree of arrays, or of ShapeDtypeStructs."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -136,10 +141,13 @@ class Log(AbstractContextManager["Log"]):
 
     `step=None` starts a new log. `step=s` continues after step s: it removes records of later steps and an incomplete
     last line, so the file equals that of an uninterrupted run. This requires that the records of a step are written
-    before its checkpoint is saved.
+    before its checkpoint is saved. Of several processes, only the main one writes.
     """
 
     def __init__(self, output_dir: Target, *, step: int | None = None) -> None:
+        self._writes = is_main()
+        if not self._writes:
+            return
         directory = Path(output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
@@ -157,6 +165,8 @@ class Log(AbstractContextManager["Log"]):
         Values are numbers or 0-d arrays; others raise ValueError. Values that are not finite become null, as JSON has
         no NaN.
         """
+        if not self._writes:
+            return
         numbers = {name: number(name, value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": int(step), "split": split} | finite) + "\n")
@@ -166,8 +176,9 @@ class Log(AbstractContextManager["Log"]):
 
     def close(self) -> None:
         """Close both files."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -187,12 +198,12 @@ class Progress(AbstractContextManager["Progress"]):
 
     Use `with Progress(1000, "train") as bar:` and `bar.advance(1, tokens=4096, loss=2.1)`. On a terminal it is redrawn
     in place; elsewhere (a log file, CI) it prints a line every ten seconds. Its clock runs on without an advance, such
-    as while a step is compiled. total: None if it is not known.
+    as while a step is compiled. total: None if it is not known. Of several processes, only the main one prints.
     """
 
     def __init__(self, total: int | None, desc: str, *, initial: int = 0, unit: str = "tokens") -> None:
         stream = sys.stderr
-        live = stream.isatty()
+        live = stream.isatty() and is_main()
         share = "" if total is None else "{percentage:3.0f}%|{bar}| " if live else "{percentage:3.0f}% "
         self._bar = tqdm(
             total=total,
@@ -253,7 +264,7 @@ class _Lines:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        if is_main() and (line := text.strip()):
             self._stream.write(line + "\n")
 
     def flush(self) -> None:

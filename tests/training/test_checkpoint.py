@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,41 +204,21 @@ def test_what_cannot_be_saved(tmp_path):
     assert checkpoints.steps() == [5]
 
 
-def pipeline(seed: int) -> grain.DatasetIterator:
-    return iter(grain.MapDataset.range(50).seed(seed).shuffle().repeat().batch(3).to_iter_dataset())
-
-
-def test_data_go_on_where_they_were(tmp_path):
-    checkpoints, data = Checkpoints(tmp_path), pipeline(0)
-    before = [next(data) for _ in range(20)]
-    checkpoints.save(20, arrays_at(20), data=data)
-    expected = [next(data) for _ in range(20)]
-    resumed = pipeline(0)
-    checkpoints.restore({}, data=resumed)
-    np.testing.assert_array_equal([next(resumed) for _ in range(20)], expected)
-    assert not np.array_equal(before, expected)
-
-    checkpoints.save(21, arrays_at(21))
-    with pytest.raises(CheckpointError, match="step 21 was saved without a data iterator"):
-        checkpoints.restore({}, data=pipeline(0))
-
-
 WRITER = """
 import sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/tests/training"]
-from test_checkpoint import Checkpoints, CheckpointError, arrays_at, abstract_of, assert_same, pipeline
-checkpoints, data = Checkpoints(Path(sys.argv[1])), pipeline(0)
+from test_checkpoint import Checkpoints, CheckpointError, arrays_at, abstract_of, assert_same
+checkpoints = Checkpoints(Path(sys.argv[1]))
 try:
-    arrays, _, step = checkpoints.restore(abstract_of(arrays_at(0)), data=data)
+    arrays, _, step = checkpoints.restore(abstract_of(arrays_at(0)))
     assert_same(arrays, arrays_at(step))
 except CheckpointError:
     step = 0
 print("from", step, flush=True)
 while True:
     step += 1
-    next(data)
-    checkpoints.save(step, arrays_at(step), data=data, score=1.0 / step)
+    checkpoints.save(step, arrays_at(step), score=1.0 / step)
     print("saved", step, flush=True)
 """
 
@@ -263,14 +242,9 @@ def test_kill_in_the_middle_of_saves_loses_nothing(tmp_path):
     for _ in range(3):
         first, now = run_until_killed(tmp_path, generator.uniform(0.05, 0.3))
         assert last <= first <= last + 1  # a step may be complete and the process killed before it could say so
-        data = pipeline(0)
-        arrays, _, last = Checkpoints(tmp_path).restore(abstract_of(arrays_at(0)), data=data)
+        arrays, _, last = Checkpoints(tmp_path).restore(abstract_of(arrays_at(0)))
         assert now <= last <= now + 1
         assert_same(arrays, arrays_at(last))
-        fresh = pipeline(0)
-        for _ in range(last):
-            next(fresh)
-        np.testing.assert_array_equal(next(data), next(fresh))
     Checkpoints(tmp_path).save(last + 1, arrays_at(last + 1))  # clears temporary folders and trash away
     assert {path.name for path in tmp_path.iterdir()} == {"manifests", str(last), str(last + 1)}
     assert {path.stem for path in (tmp_path / "manifests").glob("*.json")} == {str(last), str(last + 1)}

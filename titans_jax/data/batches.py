@@ -1,6 +1,6 @@
 """From a token stream to batches. The rows are laid out in advance, so any batch can be made from its number.
 
-Batch k depends on (config, seed, k) alone, and each host takes a slice of it. The state of an iterator is one number.
+Batch k depends on (config, seed, k) alone, and each host makes its rows of it. So the state of the data is a number.
 """
 
 from collections.abc import Iterator
@@ -129,37 +129,33 @@ class Loader:
 
 
 def train_batches(
-    config: DataConfig, *, seed: int, shard_index: int = 0, shard_count: int = 1
+    config: DataConfig, *, seed: int, start: int = 0, rows: ArrayLike | None = None
 ) -> grain.DatasetIterator[Batch]:
-    """Returns an endless iterator of training batches; its get_state and set_state resume exactly.
+    """Returns an endless iterator of training batches.
 
-    Every epoch has all rows once, in a new order; a batch may span two epochs. Shard i of n gets rows [i*b, (i+1)*b) of
-    the global batches, b = config.batch / n; the global batches do not depend on n. With workers = 0 the state is
-    {"next_index": number of batches so far}.
+    Every epoch has all rows once, in a new order; a batch may span two epochs.
 
     Args:
       config: which text, and how it becomes batches.
       seed: of the order of the rows, in [0, 2**32).
-      shard_index, shard_count: this host, and the number of hosts.
+      start: the number of the first batch, to go on after as many.
+      rows: the rows of each batch to make, such as those of this host; None for all.
 
-    Returns: an iterator of dicts as `Loader.load` makes, [config.batch / shard_count, config.sequence] each.
-    Raises ValueError: as `load_streams`; the batch does not divide over the shards; seed out of range; rows longer than
-    the text.
+    Returns: an iterator of dicts as `Loader.load` makes, [number of rows, config.sequence] each.
+    Raises ValueError: as `load_streams`; start, rows or seed out of range; rows longer than the text.
     """
     check_seed("seed", seed)
-    if not 0 <= shard_index < shard_count or config.batch % shard_count:
-        raise ValueError(
-            f"shard {shard_index} of {shard_count}: data.batch={config.batch} must divide over them, "
-            "0 <= shard_index < shard_count"
-        )
-    size = config.batch // shard_count
-    mine = slice(shard_index * size, (shard_index + 1) * size)
+    if start < 0:
+        raise ValueError(f"start={start} must be 0 or more batches")
+    mine = np.arange(config.batch) if rows is None else np.asarray(rows)
+    if not ((mine >= 0) & (mine < config.batch)).all():
+        raise ValueError(f"rows={mine.tolist()} must be rows of a batch of data.batch={config.batch}")
     loader = _loader(config, held_out=False)
-    rows = grain.MapDataset.range(loader.rows).seed(seed).shuffle().repeat()
+    order = grain.MapDataset.range(loader.rows).seed(seed).shuffle().repeat()
     # drop_remainder: there is none, but without it grain counts 2**63 batches of one row and fails.
-    batches = rows.batch(config.batch, drop_remainder=True).map(lambda numbers: loader.load(numbers[mine]))
+    batches = order.batch(config.batch, drop_remainder=True).map(lambda numbers: loader.load(numbers[mine]))
     # No threads: making a batch costs less than passing it between them.
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    dataset = batches[start:].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl programs parse

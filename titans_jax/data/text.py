@@ -52,7 +52,7 @@ class DataConfig:
         trains on its train part, and all of valid is held out if held_out is not 0; "test" reads its test part in
         place of valid.
       align: in "documents", each starts at a multiple of it; with the memory's chunk, no chunk has two documents.
-      workers: processes that load data; 0 loads in this one. A saved iterator needs the same number.
+      workers: processes that load data; 0 loads in this one.
       cache_dir: folder for tokens; None is ~/.cache/titans_jax (a folder below the system's temporary one if that
         cannot be written).
 

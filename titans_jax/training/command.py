@@ -12,7 +12,8 @@ import jax
 
 from titans_jax import config, data
 from titans_jax.checkpoint import CheckpointError
-from titans_jax.training.errors import Diverged, Stopped
+from titans_jax.training import processes
+from titans_jax.training.errors import Diverged, Lost, Stopped
 from titans_jax.training.trainer import run as train
 
 EXITS: dict[type[Exception], int] = {
@@ -20,6 +21,7 @@ EXITS: dict[type[Exception], int] = {
     CheckpointError: 3,
     **dict.fromkeys((Diverged, FloatingPointError), 4),
     Stopped: 75,
+    Lost: 76,
 }
 
 
@@ -44,14 +46,22 @@ def command(arguments: Sequence[str], prog: str) -> int:
         default=True,
         help="go on with the run in the output folder; --no-resume removes its checkpoints and starts over",
     )
+    parser.add_argument(
+        "--distributed",
+        default="",
+        metavar="HOST:PORT,PROCESSES,INDEX",
+        help="this process of a run of several; TPU pods, SLURM and Open MPI are recognised without it",
+    )
     add_common(parser)
     options, changes = parser.parse_known_args(arguments)
 
     def run() -> None:
         experiment = config.override(config.load(options.config), changes, prog=f"{prog} {options.config}")
-        train(experiment, resume=options.resume)
+        processes.start(options.distributed, prog=prog)
+        with processes.reports_lost():
+            train(experiment, resume=options.resume)
 
-    return guard(run, prog=prog, debug=options.debug, cache=not options.no_cache)
+    return processes.leave(guard(run, prog=prog, debug=options.debug, cache=not options.no_cache))
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,10 @@ class Stopped(Exception):
     """A signal ended the run; everything needed to resume is saved."""
 
 
+class Lost(Exception):
+    """Another process of the run has ended; its newest checkpoint is what it continues from."""
+
+
 @contextlib.contextmanager
 def stop_requested() -> Iterator[threading.Event]:
     """An event that SIGTERM or SIGINT sets; a second one interrupts at once. In a thread, signals stay as they are."""

@@ -1,12 +1,18 @@
 """The training loop: every training in this library, long or short, is a call of `train`."""
 
-import threading
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
 Metrics = TypeVar("Metrics")
+
+
+class Event(Protocol):
+    """What may be set to end a training, such as a threading.Event."""
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
 
 
 def train(
@@ -18,7 +24,7 @@ def train(
     record: Callable[[int, Metrics], None],
     due: Callable[[int], bool],
     pause: Callable[[int, State, bool], None],
-    stop: threading.Event | None = None,
+    stop: Event | None = None,
 ) -> State:
     """Take a step for every batch; returns the state after the last one.
 
@@ -31,7 +37,7 @@ def train(
         due: whether `pause` is called after step n.
         pause: called with the number, the state and whether the run should end, after `record` of the same step: it
             evaluates and saves. It ends the run by an exception.
-        stop: once it is set, `pause` is called after the step in progress, with True.
+        stop: asked after every step; once it is set, `pause` is called after the step in progress, with True.
     """
     pending: tuple[int, Metrics] | None = None
     for n, batch in enumerate(batches, start + 1):

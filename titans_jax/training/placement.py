@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from numpy.typing import NDArray
 
 from titans_jax import sharding
 from titans_jax.data import DataConfig
@@ -52,9 +53,22 @@ class Placement(NamedTuple):
         types = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.float32, "reset": jnp.bool}
         return {name: jax.ShapeDtypeStruct(shape, types[name], sharding=self.batch) for name in _names(config)}
 
+    def rows(self, batch: int) -> NDArray[np.int64]:
+        """Which rows of a batch the devices of this process hold: all of them, or a part."""
+        slices = self.batch.addressable_devices_indices_map((batch,)).values()
+        return np.unique([np.arange(batch)[index] for index in slices])
+
     def device_batch(self, host_batch: Mapping[str, np.ndarray], config: DataConfig) -> dict[str, jax.Array]:
-        """A training batch on the devices, from this host's part of it."""
-        return {name: jax.make_array_from_process_local_data(self.batch, host_batch[name]) for name in _names(config)}
+        """A training batch on the devices, from its `rows` of this process."""
+        rows, every = self.rows(config.batch), np.arange(config.batch)
+
+        def place(own: np.ndarray) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                return own[np.searchsorted(rows, every[index[0]])]
+
+            return jax.make_array_from_callback((config.batch, *own.shape[1:]), self.batch, part)
+
+        return {name: place(host_batch[name]) for name in _names(config)}
 
 
 def _names(config: DataConfig) -> tuple[str, ...]:

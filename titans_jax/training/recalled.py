@@ -52,9 +52,10 @@ def baseline_of(experiment: Experiment) -> Experiment | None:
     )
 
 
-def figures(experiment: Experiment, models: Mapping[str, LM]) -> Figures:
+def figures(experiment: Experiment, models: Mapping[str, LM], sharding: jax.sharding.Sharding) -> Figures:
     """For each model: bits_per_byte on held-out text; and recalled, by length.
 
+    sharding: of a batch of held-out text.
     recalled: the share of texts of a length whose fact, told at the beginning, is answered right at the end.
     """
     source, tokenizer = experiment.data, data.load_tokenizer(experiment.data.tokenizer)
@@ -64,7 +65,7 @@ def figures(experiment: Experiment, models: Mapping[str, LM]) -> Figures:
     with metrics.Progress(len(models) * sum(lengths) * SAMPLES, "facts recalled") as bar:
         for name, model in models.items():
             text = data.held_out_batches(source, limit=experiment.train.eval_batches)
-            bits = evaluate(model, text, tokenizer.byte_lengths)["bits_per_byte"]
+            bits = evaluate(model, text, tokenizer.byte_lengths, sharding=sharding)["bits_per_byte"]
             recalled = {n: _recalled(model, hay, n, source.sequence, bar) for n in lengths if not no_room(model, n)}
             found[name] = {"bits_per_byte": bits, "recalled": recalled}
     return found

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from titans_jax import data, files, metrics, plots, results
+from titans_jax import data, files, metrics, plots, results, sharding
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.decode import generate
@@ -22,25 +22,32 @@ def finish(
     measured: dict[str, Any],
     found: Figures | None = None,
 ) -> dict[str, Any]:
-    """Write result.json, sample.txt and pictures, print the summary, return the result. found: facts recalled."""
+    """Write result.json, sample.txt and pictures, print the summary, return the result. found: facts recalled.
+
+    Every process of a run takes part in what the model computes and what orbax reads; others than the main one return
+    `measured`.
+    """
+    text, inside = sample(experiment, model, tokenizer), _look_inside(experiment, model)
+    best = checkpoints.find("best")
+    best_score = checkpoints.meta(best)["evaluation"]["bits_per_byte"]
+    if not metrics.is_main():
+        return measured
     folder = experiment.output
     steps = [record for record in metrics.read_records(folder) if record["split"] == "train"]
-    best = checkpoints.find("best")
     result = {
         **measured,
         "steps": steps[-1]["step"],
         "tokens_per_second": steps[-1]["tokens_per_second"],
         "parameters": metrics.count(nnx.split(model)[1]),
         "best_step": best,
-        "best_bits_per_byte": checkpoints.meta(best)["evaluation"]["bits_per_byte"],
+        "best_bits_per_byte": best_score,
     }
     for name, row in (found or {}).items():
         key = name.replace(" ", "_")
         result |= {f"{key}_{length}_recalled": share for length, share in row["recalled"].items()}
         result[f"{key}_bits_per_byte"] = row["bits_per_byte"]
-    text = sample(experiment, model, tokenizer)
     files.write(folder / "sample.txt", text)
-    drawn = _draw(experiment, model, tokenizer)
+    drawn = _draw(experiment, inside, tokenizer)
     if found and plots.available():
         plots.recall_picture(found, folder / "recall.png")
         drawn.append("recall.png")
@@ -59,18 +66,21 @@ def sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str:
     return train.prompt + tokenizer.decode(written[0])
 
 
-def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[str]:
+def _look_inside(experiment: Experiment, model: LM) -> tuple[np.ndarray, Any]:
+    """Tokens of held-out text [T], and the memory's info on them; None without matplotlib, or without a memory."""
+    tokens = next(data.held_out_batches(experiment.data, limit=1))["inputs"][:1]
+    return tokens[0], _memory_info(*nnx.split(model), tokens) if plots.available() else None
+
+
+def _draw(experiment: Experiment, inside: tuple[np.ndarray, Any], tokenizer: data.Tokenizer) -> list[str]:
     """The pictures' names; none without matplotlib."""
     if not plots.available():
         return []
-    folder = experiment.output
+    folder, (tokens, info) = experiment.output, inside
     plots.loss_curve(metrics.read_records(folder), folder / "loss_curve.png")
-    batch = next(data.held_out_batches(experiment.data, limit=1))
-    info = _memory_info(*nnx.split(model), batch["inputs"][:1])
     if info is None:
         return ["loss_curve.png"]
-    text = [tokenizer.decode([token]) for token in batch["inputs"][0]]
-    plots.memory_picture(info, folder / "memory.png", text=text)
+    plots.memory_picture(info, folder / "memory.png", text=[tokenizer.decode([token]) for token in tokens])
     return ["loss_curve.png", "memory.png"]
 
 
@@ -78,7 +88,8 @@ def _draw(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> list[
 def _memory_info(graphdef: Any, params: Any, tokens: jax.Array) -> Any:
     """The memory's info on tokens [1, T], without the axis of the batch."""
     model = nnx.merge(graphdef, params)
-    return jax.tree.map(lambda x: x[:, 0], model(tokens, model.init_state(1), aligned=True)[2])
+    info = model(tokens, model.init_state(1), aligned=True)[2]
+    return jax.tree.map(lambda x: sharding.constrain(x[:, 0]), info)
 
 
 def _summary(experiment: Experiment, result: dict[str, Any], sample: str, files: list[str]) -> str:

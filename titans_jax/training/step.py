@@ -21,7 +21,7 @@ Batch = Mapping[str, Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes, and what a checkpoint holds besides the data's cursor.
+    """What a step changes, and what a checkpoint holds; the number of steps says which batch is next.
 
     params: the model's arrays by name. optimizer: optax' state. key: what the run's samples are drawn from.
     """

@@ -1,51 +1,34 @@
 """A training run: from an Experiment to a trained model on disk, through signals, kills and resumes."""
 
-import contextlib
 import itertools
 import math
-import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from titans_jax import config as configs
-from titans_jax import data, files, metrics, optim
+from titans_jax import data, files, metrics, sharding
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
 from titans_jax.evaluation.ablation import frozen
 from titans_jax.nn import LM
-from titans_jax.training import loop
-from titans_jax.training.errors import Diverged, Stopped, memory_advice, stop_requested
+from titans_jax.training import loop, processes
+from titans_jax.training.errors import Stopped, memory_advice, stop_requested
 from titans_jax.training.model_io import describe, identity
 from titans_jax.training.placement import Placement
 from titans_jax.training.recalled import baseline_of, figures, tells_facts
 from titans_jax.training.report import finish
+from titans_jax.training.session import Recorder, Session, diverged
 from titans_jax.training.step import TrainState, define, init_state, make_step, optimizer_of
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a run holds besides its TrainState."""
-
-    experiment: Experiment
-    placement: Placement
-    tokenizer: data.Tokenizer
-    graphdef: Any
-    optimizer: optax.GradientTransformation
-    batches: grain.DatasetIterator
-    meta: dict[str, Any]
-    checkpoints: Checkpoints
-    log: metrics.Log
 
 
 def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
@@ -58,18 +41,20 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
     Stopped; CheckpointError when there are checkpoints and none can be used.
     """
     session, model, measured = _trained(experiment := _with_steps(experiment), resume)
-    found = None
+    placement, found = session.placement, None
     if tells_facts(experiment.data):
         remembers = experiment.model.pattern != ("transformer",)
-        models = {"memory": model, "memory frozen": frozen(model)} if remembers else {"transformer": model}
-        if (baseline := baseline_of(experiment)) is not None:
-            models[baseline.name] = _trained(baseline, resume)[1]
-        found = figures(experiment, models)
-    return finish(experiment, model, session.tokenizer, session.checkpoints, measured, found)
+        baseline = baseline_of(experiment)
+        others = {} if baseline is None else {baseline.name: _trained(baseline, resume)[1]}
+        with placement.active():
+            models = {"memory": model, "memory frozen": frozen(model)} if remembers else {"transformer": model}
+            found = figures(experiment, models | others, placement.batch)
+    with placement.active():
+        return finish(experiment, model, session.tokenizer, session.checkpoints, measured, found)
 
 
 def _trained(experiment: Experiment, resume: bool) -> tuple[Session, LM, dict[str, Any]]:
-    """The session of a run at its end, its model on one device, and what its last evaluation measured."""
+    """The session of a run at its end, its model on the run's devices, and what its last evaluation measured."""
     with stop_requested() as stop, memory_advice():
         session, state, start = _open(experiment, resume)
         try:
@@ -80,8 +65,7 @@ def _trained(experiment: Experiment, resume: bool) -> tuple[Session, LM, dict[st
                     evaluation, compile_seconds = _evaluate(session, state), 0.0
         finally:
             session.log.close()
-        params = jax.device_put(jax.device_get(state.params), jax.local_devices()[0])
-        return session, nnx.merge(session.graphdef, params), {**evaluation, "compile_seconds": compile_seconds}
+        return session, nnx.merge(session.graphdef, state.params), {**evaluation, "compile_seconds": compile_seconds}
 
 
 def _with_steps(experiment: Experiment) -> Experiment:
@@ -101,30 +85,24 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
     placement = Placement.of(experiment.mesh)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     configs.validate(experiment, vocabulary=tokenizer.vocab_size, shards=placement.shards)
-    batches = data.train_batches(
-        experiment.data,
-        seed=experiment.train.seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-    )
     folder = experiment.output / "checkpoints"
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    checkpoints = Checkpoints(folder, keep=experiment.train.keep)
-    going_on, meta = bool(checkpoints.steps()), describe(experiment)
-    if going_on:
-        saved, now = (identity(each, folder) for each in (meta | checkpoints.meta("last"), meta))
+        processes.remove(folder)
+    checkpoints, start, meta = Checkpoints(folder, keep=experiment.train.keep), 0, describe(experiment)
+    if checkpoints.steps():
+        start = checkpoints.find("last")
+        saved, now = (identity(each, folder) for each in (meta | checkpoints.meta(start), meta))
         require_same_run(experiment.output, saved, now, option="--output-dir", may_change=_MAY_CHANGE)
-    model = define(experiment.model)
-    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
-    start = 0
-    with placement.active():
-        state = init_state(model, optimizer, placement, experiment.train.seed)
-        if going_on:
-            arrays, _, start = checkpoints.restore(state._asdict(), data=batches)
-            state = TrainState(**arrays)
     if start > experiment.train.steps:
         raise ValueError(f"{experiment.output} holds a run of {start} steps; train.steps is {experiment.train.steps}")
+    rows = placement.rows(experiment.data.batch)
+    batches = data.train_batches(experiment.data, seed=experiment.train.seed, start=start, rows=rows)
+    model = define(experiment.model)
+    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
+    with placement.active():
+        state = init_state(model, optimizer, placement, experiment.train.seed)
+        if start:
+            state = TrainState(**checkpoints.restore(state._asdict(), which=start)[0])
     log = metrics.Log(experiment.output, step=start or None)
     session = Session(experiment, placement, tokenizer, model.graphdef, optimizer, batches, meta, checkpoints, log)
     return session, state, start
@@ -163,11 +141,13 @@ def _train(
         bar.advance()
     compile_seconds = time.perf_counter() - started
     _announce(session, state, start, compile_seconds)
+    byte_lengths = jax.device_put(session.tokenizer.byte_lengths, placement.replicated)
     evaluation: dict[str, Any] = {}
 
     def advance(state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, dict[str, Any]]:
-        state, step_metrics = step(state, placement.device_batch(batch, config))
-        return state, step_metrics | {"tokens_a_byte": _tokens_a_byte(batch, session.tokenizer)}
+        arrays = placement.device_batch(batch, config)
+        state, step_metrics = step(state, arrays)
+        return state, step_metrics | {"counted": _counted(arrays["targets"], arrays["mask"], byte_lengths)}
 
     def evaluating(n: int) -> bool:
         return n % train.eval_every == 0 or n == train.steps
@@ -178,13 +158,13 @@ def _train(
                 evaluation.update(_evaluate(session, state))
                 session.log.write(n, "held_out", {name: evaluation[name] for name in _CURVES})
                 if not math.isfinite(evaluation["loss"]):
-                    raise _diverged(n, "held-out loss not finite", session)
+                    raise diverged(n, "held-out loss not finite", session)
             _save(session, state, n, evaluation if evaluating(n) else None)
         if stopping and n < train.steps:
             raise Stopped(f"stopped after step {n}, which is saved in {session.checkpoints.directory}")
 
     with metrics.Progress(train.steps, session.experiment.name, initial=start) as bar:
-        recorder = _Recorder(session, bar)
+        recorder = Recorder(session, bar)
         state = loop.train(
             advance,
             state,
@@ -193,7 +173,7 @@ def _train(
             record=recorder.record,
             due=lambda n: evaluating(n) or n % train.save_every == 0,
             pause=pause,
-            stop=stop,
+            stop=processes.Agreed(stop, placement.mesh) if placement.mesh and jax.process_count() > 1 else stop,
         )
     return state, evaluation, compile_seconds
 
@@ -201,65 +181,12 @@ def _train(
 _CURVES = ("loss", "perplexity", "bits_per_byte", "accuracy")
 
 
-class _Recorder:
-    """Takes each step's metrics to the log and the progress bar, and keeps the time that steps took."""
-
-    def __init__(self, session: Session, bar: metrics.Progress) -> None:
-        self.session, self.bar = session, bar
-        self.tokens = session.experiment.data.batch * session.experiment.data.sequence
-        self.rate = optim.learning_rate(session.experiment.optim, session.experiment.train.steps)
-        self.steps, self.seconds, self.mark = 0, 0.0, time.perf_counter()
-
-    def record(self, n: int, device_metrics: Mapping[str, Any]) -> None:
-        """Wait for step n's metrics, check that they are finite, and log them."""
-        values = jax.device_get(dict(device_metrics))
-        now = time.perf_counter()
-        self.steps, self.seconds, self.mark = self.steps + 1, self.seconds + now - self.mark, now
-        memory = values.pop("memory")
-        _require_finite(n, values, memory, self.session)
-        values["bits_per_byte"] = values.pop("nll") / math.log(2) * values.pop("tokens_a_byte")
-        self.bar.advance(1, tokens=self.tokens, loss=float(values["loss"]))
-        train = self.session.experiment.train
-        if n % train.log_every == 0 or n in (1, train.steps):
-            values |= {"learning_rate": float(self.rate(n - 1)), "tokens_per_second": self.tokens_per_second}
-            self.session.log.write(n, "train", values)
-            if memory is not None:
-                self.session.log.write(n, "memory", metrics.telemetry(memory))
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Over the steps so far, without compiling, evaluating and saving."""
-        return self.steps * self.tokens / max(self.seconds, 1e-9)
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave what happens inside out of the steps' time."""
-        yield
-        self.mark = time.perf_counter()
-
-
-def _tokens_a_byte(batch: Mapping[str, np.ndarray], tokenizer: data.Tokenizer) -> float:
-    """Targets that count over the bytes of text they stand for."""
-    targets = batch["targets"][batch["mask"] != 0]
-    return len(targets) / max(int(tokenizer.byte_lengths[targets].sum()), 1)
-
-
-def _require_finite(n: int, values: Mapping[str, Any], memory: Any, session: Session) -> None:
-    wrong = [name for name in ("loss", "grad_norm") if not np.isfinite(values[name])]
-    if not wrong:
-        return
-    bad = [name for name, value in metrics.telemetry(memory).items() if not np.isfinite(value)]
-    where = f"; the first of the memory's numbers that is not is {bad[0]}" if bad else ""
-    raise _diverged(n, f"{' and '.join(wrong)} not finite{where}", session)
-
-
-def _diverged(n: int, why: str, session: Session) -> Diverged:
-    steps = session.checkpoints.steps()
-    kept = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-    return Diverged(
-        f"diverged at step {n}: {why}; {kept}; "
-        "a lower --optim.peak-rate, a longer --optim.warmup or a smaller --optim.clip may help"
-    )
+@jax.jit
+def _counted(targets: jax.Array, mask: jax.Array, byte_lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Targets that count, over all devices, and the bytes of text they stand for."""
+    counts = mask != 0
+    lengths = byte_lengths.at[targets].get(out_sharding=sharding.out(targets.shape, "batch", None))
+    return jnp.sum(counts), jnp.sum(jnp.where(counts, lengths, 0))
 
 
 def _evaluate(session: Session, state: TrainState) -> dict[str, Any]:
@@ -278,15 +205,16 @@ def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any
         session.checkpoints.save(
             n,
             state._asdict(),
-            data=session.batches,
             meta=session.meta | {"evaluation": evaluation},
             score=evaluation["bits_per_byte"] if evaluation else None,
         )
     except FloatingPointError as error:
-        raise _diverged(n, str(error), session) from error
+        raise diverged(n, str(error), session) from error
 
 
 def _announce(session: Session, state: TrainState, start: int, compile_seconds: float) -> None:
+    if not metrics.is_main():
+        return
     parameters = metrics.count(state.params)
     print(
         f"{session.experiment.name}: {session.experiment.model.block}, {parameters:,} parameters, "
