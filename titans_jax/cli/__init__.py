@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "write a checkpoint as safetensors with a model card, or as StableHLO",
     "generate": "write text with a checkpoint",
     "haystack": "find a hidden sentence in texts of many lengths",
+    "launch": "train in several processes on this machine, as several hosts would",
     "lm-eval": "run tasks of the lm-evaluation-harness",
     "needle": "train and test Titan-Min: find a needle among random tokens",
     "plot": "draw surprise, memories and gates",
