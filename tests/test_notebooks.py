@@ -38,13 +38,15 @@ def test_a_notebook_holds_the_outputs_of_its_sources(path):
     assert next(source for kind, source in cells(text) if kind == "code") == SETUP.format(address=address())
 
 
-def test_readme_opens_every_notebook_at_the_same_address():
-    found = re.findall(r"colab\.research\.google\.com/github/(\S+)/blob/main/colab/(\S+)\.ipynb", read_readme())
-    assert found == [(address().removeprefix("https://github.com/"), path.stem) for path in NOTEBOOKS]
-
-
-def read_readme():
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+def test_each_notebook_has_a_badge_and_all_name_one_repository():
+    text = (COLAB / "README.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"\[(\d)\]: https://colab\.research\.google\.com/github/(\S+)/blob/main/colab/(\S+)\.ipynb", text
+    )
+    repository = address().removeprefix("https://github.com/")
+    assert found == [(str(i), repository, path.stem) for i, path in enumerate(NOTEBOOKS)]
+    assert all(f"[badge]][{i}] [" in text and f"]({path.stem}.ipynb)" in text for i, path in enumerate(NOTEBOOKS))
+    assert f"{repository}/blob/main/colab/00_quickstart.ipynb" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def pictures(notebook):
@@ -87,7 +89,7 @@ def test_the_quickstart_installs_the_library_as_in_colab(tmp_path, monkeypatch):
     )
     (tmp_path / "colab").mkdir()
     others = "\n".join(site.getsitepackages())
-    with open(f"{where.stdout.strip()}/others.pth", "w", encoding="utf-8") as file:
+    with open(f"{where}/others.pth", "w", encoding="utf-8") as file:
         file.write(others)
     notebook = nbformat.read(COLAB / "00_quickstart.ipynb", as_version=4)
     here = "import titans_jax; print('from', titans_jax.__file__)"

@@ -152,16 +152,6 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(there), f"{target}: no such heading"
 
 
-def test_each_notebook_has_a_badge_and_all_name_one_repository():
-    text = text_of(README)
-    targets = re.findall(
-        r"^\[(colab [^\]]+)\]: https://colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/main/(.+)$", text, re.M
-    )
-    assert {path for _, _, path in targets} == {f"colab/{p.name}" for p in (ROOT / "colab").glob("*.ipynb")}
-    assert len({repository for _, repository, _ in targets}) == 1
-    assert all(f"[{label}]" in text.split(f"[{label}]:")[0] for label, _, _ in targets)
-
-
 def test_the_table_of_rules_is_what_the_command_prints():
     text = text_of(ROOT / "titans_jax/memory/README.md")
     printed = text.split("<!-- titans-jax rules -->\n")[1].split("<!-- end -->")[0].strip()

@@ -122,15 +122,13 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
     if learner.orthogonalise is not None:
         return 1 / (gain**0.5 * (chunk if learner.orthogonalise == "token" else 1))
     b = chunk if learner.grad_at in ("chunk_start", "delta_decay") else 1
-
-    @jax.jit  # one program: operation by operation, it compiles for seconds
-    def weight() -> Array:
-        ones = jnp.ones(b)
-        grads = unroll(learner, Gates(ones, momentum * ones, ones), None).last_grad[0]
-        return jnp.abs(grads).sum() * (1.0 if rule.retention.identity else _slope(rule))
-
     with jax.ensure_compile_time_eval():
-        return 1 / (max(rule.bias.curvature, 1.0) * gain * float(weight()))
+        gates = Gates(jnp.ones(b), momentum * jnp.ones(b), jnp.ones(b))
+        grads = jax.jit(lambda gates: unroll(learner, gates, None).last_grad[0])(
+            gates
+        )  # eagerly it compiles for seconds
+        slope = 1.0 if rule.retention.identity else float(jax.jit(lambda: _slope(rule))())
+        return 1 / (max(rule.bias.curvature, 1.0) * gain * slope * float(jnp.abs(grads).sum()))
 
 
 def _slope(rule: Rule) -> Array:
