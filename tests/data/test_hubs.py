@@ -52,6 +52,14 @@ def test_what_hugging_face_does_not_give_is_one_line(fetched):
         load_documents("hf:bodies")
 
 
+def test_a_part_to_validate_with_has_many_names_and_a_row_that_is_no_text_is_named(fetched):
+    _, gives = fetched
+    gives |= {"train": Table(text=["one", None, 3]), "dev": Table(text=[b"two"])}
+    assert load_documents("hf:dev", "valid") == ["two"]
+    with pytest.raises(ValueError, match="hf:dev, train, row 3: the text is int, not a string"):
+        load_documents("hf:dev")
+
+
 def test_without_the_library_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"corpus 'hf:squad' needs a library: pip install 'titans-jax\[hf\]'"):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from titans_jax import cli, data, needle, training
+from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.needle import pipeline, samples, trainer
 
 SMALL = {
@@ -62,6 +63,19 @@ def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, sample
     assert cli.main(["needle", "train", *OPTIONS, *options]) == 4
     error = capsys.readouterr().err
     assert f"diverged at {where} is " in error and "a lower --learning-rate may help" in error
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_and_one_of_a_newer_is_refused(folder, monkeypatch):
+    meta = Checkpoints(folder / "checkpoints").meta()
+    monkeypatch.setattr(Checkpoints, "meta", lambda self, which="last": meta)
+    del meta["config"]["l2"]
+    config, _, step = needle.load(folder)
+    needle.train(config, folder)
+    assert config.l2 and needle.load(folder)[2] == step
+    meta["config"]["new"] = 1
+    for use in (lambda: needle.load(folder), lambda: needle.train(config, folder)):
+        with pytest.raises(CheckpointError, match=r"holds no Titan-Min: ValueError: needle.new is not a field"):
+            use()
 
 
 def test_run_trains_and_leaves_everything(folder, capsys):

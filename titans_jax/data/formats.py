@@ -46,10 +46,10 @@ def from_rows(rows: Iterable[str]) -> list[str]:
     return rows
 
 
-def row_text(cell: object, where: str) -> str:
+def row_text(cell: object, table: str, number: int) -> str:
     """The text of a table's cell, a string or bytes; "" for null.
 
-    Raises ValueError, which says where: it is something else, or not UTF-8.
+    Raises ValueError, which names the table and the number: it is something else, or not UTF-8.
     """
     try:
         text = cell.decode() if isinstance(cell, bytes) else "" if cell is None else cell
@@ -57,8 +57,8 @@ def row_text(cell: object, where: str) -> str:
             text.encode()  # refuses half a surrogate pair, which JSON may hold
             return text
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise ValueError(f"{where}: the text is not UTF-8: {error.reason}") from None
-    raise ValueError(f"{where}: the text is {type(cell).__name__}, not a string")
+        raise ValueError(f"{table} {number}: the text is not UTF-8: {error.reason}") from None
+    raise ValueError(f"{table} {number}: the text is {type(cell).__name__}, not a string")
 
 
 def articles(text: str) -> list[str]:
@@ -121,26 +121,28 @@ def _parquet(path: Path) -> Iterator[str]:
         file = parquet.ParquetFile(path)
         if "text" not in file.schema_arrow.names:
             raise ValueError(f"{path}: it has no column 'text', only {', '.join(file.schema_arrow.names)}")
-        batches = (batch.column("text") for batch in file.iter_batches(columns=["text"]))
-        for number, cell in enumerate(itertools.chain.from_iterable(batches), 1):
-            binary = pyarrow.types.is_string(cell.type) or pyarrow.types.is_large_string(cell.type)
-            yield row_text((cell.cast(pyarrow.binary()) if binary else cell).as_py(), f"{path}, row {number}")
+        columns = (batch.column("text") for batch in file.iter_batches(columns=["text"]))
+        strings = pyarrow.string(), pyarrow.large_string()  # may hold what is not UTF-8: decoded here, row by row
+        columns = (column.cast(pyarrow.large_binary()) if column.type in strings else column for column in columns)
+        cells = itertools.chain.from_iterable(column.to_pylist() for column in columns)
+        where = f"{path}, row"
+        yield from (row_text(cell, where, number) for number, cell in enumerate(cells, 1))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: {next(iter(str(error).splitlines()), type(error).__name__)}") from None
 
 
 def _json_lines(path: Path) -> Iterator[str]:
+    where = f"{path}, line"
     with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
-            where = f"{path}, line {number}"
-            text = row_text(line, where).removeprefix("\ufeff" if number == 1 else "")
+            text = row_text(line, where, number).removeprefix("\ufeff" if number == 1 else "")
             if not text.strip():
                 continue
             try:
                 cell = json.loads(text)["text"]
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise ValueError(f'{where}: not an object such as {{"text": "..."}}') from None
-            yield row_text(cell, where)
+                raise ValueError(f'{where} {number}: not an object such as {{"text": "..."}}') from None
+            yield row_text(cell, where, number)
 
 
 _TABLES = {".parquet": _parquet, ".jsonl": _json_lines, ".ndjson": _json_lines}

@@ -31,11 +31,13 @@ def hugging_face(name: str) -> Parts:
     for part, table in tables.items():
         if "text" not in table.column_names:
             raise ValueError(f"corpus 'hf:{name}': {part} has no column 'text', only {', '.join(table.column_names)}")
-    return _with_valid({part: functools.partial(_texts, table, f"hf:{name}, {part}") for part, table in tables.items()})
+    return _with_valid(
+        {part: functools.partial(_texts, table, f"hf:{name}, {part}, row") for part, table in tables.items()}
+    )
 
 
 def _texts(table: Any, where: str) -> list[str]:
-    return from_rows(row_text(cell, f"{where}, row {number}") for number, cell in enumerate(table["text"], 1))
+    return from_rows(row_text(cell, where, number) for number, cell in enumerate(table["text"], 1))
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,7 +62,7 @@ def tfds(name: str) -> Parts:
 
     def read(part: str) -> list[str]:
         rows = enumerate(builder.as_data_source(split=part), 1)
-        return [row_text(row[key], f"tfds:{name}, {part}, row {number}") for number, row in rows]
+        return [row_text(row[key], f"tfds:{name}, {part}, row", number) for number, row in rows]
 
     return _with_valid({part: functools.partial(read, part) for part in builder.info.splits})
 
