@@ -30,6 +30,7 @@ def test_show_counts_both_parts_and_names_the_source(corpus, tmp_path, capsys):
     assert "= Three =" in command(capsys, tmp_path, "show", corpus, "--split", "test")[0]["held_out_start"]
     (corpus / "README.md").touch()
     result, text = command(capsys, tmp_path, "show", corpus)
+    assert result["parts"] == "train, valid, test"
     assert result["valid_files"] == 1 and result["valid_names"] == str(corpus / "wiki.valid.raw")
     assert json.loads((tmp_path / "out/files.json").read_text())["ignored"] == [str(corpus / "README.md")]
     moby = command(capsys, tmp_path, "show", "moby-dick", "--held-out", "0.1")[0]

@@ -49,6 +49,7 @@ def show(options: argparse.Namespace) -> None:
     """Show the source, licence, files, size, held-out part and first characters of a corpus."""
     config = _config(options)
     result: dict[str, Any] = {"corpus": config.corpus} | data.provenance(config.corpus)
+    result["parts"] = ", ".join(data.load_parts(config.corpus))
     found = {part: [str(path) for path in paths] for part, paths in data.files_of(config.corpus).items()}
     for part, paths in found.items():
         result |= {f"{part}_files": len(paths), f"{part}_names": ", ".join(paths[:8] + ["..."] * (len(paths) > 8))}
