@@ -3,11 +3,13 @@
 import html
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from titans_jax import cli, config, training
+from titans_jax.waiting import STOPPING
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -32,7 +34,7 @@ def test_train_py_lists_the_configs(run_python):
 
 def test_train_py_suggests_the_closest_field(run_python):
     done = run_python(ROOT / "train.py", "tiny", "--model.dpeth", "3", code=2)
-    assert done.stderr.strip() == "train.py: no option --model.dpeth; did you mean --model.depth?"
+    assert done.stderr.splitlines()[-1] == "train.py: no option --model.dpeth; did you mean --model.depth?"
 
 
 def test_a_config_lists_its_fields(capsys):
@@ -98,12 +100,48 @@ def test_compiled_programs_are_kept_below_the_home_folder(cache, run_python, tmp
     assert bool([*tmp_path.glob(".cache/titans_jax/programs-*/*")]) == cache
 
 
-def test_an_interrupt_is_one_line(capsys):
-    def interrupted():
-        raise KeyboardInterrupt
+def test_an_interrupt_is_one_line(capsys, monkeypatch):
+    def interrupted(options):
+        signal.raise_signal(signal.SIGINT)
 
-    assert training.guard(interrupted, prog="titans-jax") == 130
+    monkeypatch.setattr(cli.module_of("rules"), "run", interrupted)
+    assert cli.main(["rules"]) == 130
     assert capsys.readouterr().err.strip() == "titans-jax: interrupted"
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_ends_what_does_not_end_by_itself(number, run_python):
+    dropped = f"""import signal, time
+from titans_jax.waiting import ends_at_once
+signal.signal({int(number)}, lambda number, frame: None)
+with ends_at_once("stopped here", 75):
+    signal.raise_signal({int(number)})
+    time.sleep(60)"""
+    assert run_python("-c", dropped, code=75).stderr.strip() == "stopped here"
+
+
+def test_what_ends_in_time_is_not_ended(run_python):
+    ended = """import signal, time
+from titans_jax.waiting import ends_at_once, ends_by_itself
+signal.signal(signal.SIGINT, lambda number, frame: None)
+with ends_at_once("stopped here", 75):
+    with ends_by_itself():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1.5)
+    signal.raise_signal(signal.SIGINT)
+time.sleep(1.5)"""
+    assert not run_python("-c", ended).stderr
+
+
+def test_a_program_that_waits_shows_it(run_python):
+    busy = "import time; from titans_jax.waiting import waiting\nwith waiting('importing'): time.sleep(2.3)"
+    assert run_python("-c", busy).stderr == "importing [2 s]\n"
+
+
+def test_a_letter_that_the_terminal_lacks_is_replaced(run_python, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run_python("-m", "titans_jax", "tr\N{LATIN SMALL LETTER A WITH DIAERESIS}in", code=2)
+    assert "titans-jax: no command 'tr?in'; did you mean train?" in done.stderr
 
 
 def test_debug_shows_the_traceback(capsys):

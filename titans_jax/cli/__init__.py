@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from titans_jax import __version__
 from titans_jax.nearest import did_you_mean
+from titans_jax.waiting import ends_at_once, waiting
 
 COMMANDS = {
     "train": "train a config; `titans-jax train --help` lists them",
@@ -36,17 +37,28 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; see the README beside this file."""
+def main(arguments: Sequence[str] | None = None, train_py: str = "titans-jax train") -> int:
+    """Run a command and return its exit code; see the README beside this file. train_py: the name of `train`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    message = f"{train_py.split()[0]}: interrupted"
+    try:
+        with ends_at_once(message, 130):
+            return _run(arguments, train_py)
+    except KeyboardInterrupt:
+        print(f"\n{message}", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str], train_py: str) -> int:
     name = next(iter(arguments), "")
     if name not in COMMANDS:
         return _without_command(arguments)
-    from titans_jax import files, training
+    with waiting("importing"):
+        from titans_jax import files, training
 
-    if name == "train":  # its options are the fields of an Experiment; their defaults depend on the config
-        return training.command(arguments[1:], prog="titans-jax train")
-    module = module_of(name)
+        module = module_of(name) if name != "train" else None
+    if module is None:  # its options are the fields of an Experiment; their defaults depend on the config
+        return training.command(arguments[1:], prog=train_py)
     parser = Parser(prog=f"titans-jax {name}", description=module.run.__doc__)
     module.configure(parser)
     training.add_common(parser)

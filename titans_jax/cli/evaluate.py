@@ -7,7 +7,7 @@ from typing import get_args
 from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
-from titans_jax.cli.options import checkpoint_options, output, positive
+from titans_jax.cli.options import checkpoint_options, load, output, positive
 from titans_jax.decode import Sampling
 from titans_jax.evaluation import RESETS, score
 from titans_jax.evaluation.report import STEPS, Report
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.no_report and not plots.available():
         raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
     Sampling(options.temperature)
-    experiment, model, step = training.load(options.checkpoint, options.which)
+    experiment, model, step = load(options.checkpoint, options.which)
     names = ("corpus", "split", "batch", "sequence")
     changes = {name: getattr(options, name) for name in names if getattr(options, name)}
     source = replace(experiment.data, **changes)

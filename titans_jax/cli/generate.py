@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import checkpoint_options, output, positive
+from titans_jax.cli.options import checkpoint_options, load, output, positive
 from titans_jax.decode import Sampling, Text, generate
 
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     """Continue a prompt with a checkpoint; a single sample is printed token by token."""
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
     prompts = [prompt for prompt in _prompts(options) for _ in range(options.batch)]
-    experiment, model, step = training.load(options.checkpoint, options.which)
+    experiment, model, step = load(options.checkpoint, options.which)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
     texts = [Text(tokenizer.decode, options.stop) for _ in rows]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
 from titans_jax.bench.report import Rows
-from titans_jax.cli.options import needle_of, needle_options, positive, positives, run_folder, stopped, which
+from titans_jax.cli.options import load, needle_of, needle_options, positive, positives, run_folder, stopped, which
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
 from titans_jax.evaluation.loglikelihood import no_room
@@ -53,7 +53,7 @@ def _test(
     name: str, path: Path, texts: list[str], needle: Needle, options: argparse.Namespace, rows: Rows
 ) -> dict[int, list[Cell] | None]:
     """The cells of each length; None for a length that does not fit into the context."""
-    experiment, model, step = training.load(path, options.which)
+    experiment, model, step = load(path, options.which)
     if options.context:
         config = replace(experiment.model, context=options.context)
         model = training.define(config).model(nnx.to_pure_dict(nnx.split(model)[1]))

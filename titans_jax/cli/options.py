@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config
+from titans_jax import config, training
 from titans_jax.evaluation.haystack import Needle
+from titans_jax.nn import LM
+from titans_jax.waiting import waiting
 
 
 def checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +17,12 @@ def checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's output folder")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     parser.add_argument("--output-dir", type=Path, help="output folder (default: a folder in the checkpoint's run)")
+
+
+def load(checkpoint: Path, which: str | int) -> tuple[config.Experiment, LM, int]:
+    """The experiment, the model and the step of a checkpoint, as `training.load`, with a line while it is read."""
+    with waiting(f"loading {checkpoint}"):
+        return training.load(checkpoint, which)
 
 
 def comparison(options: argparse.Namespace, changes: Sequence[str], prog: str) -> config.Experiment:

@@ -19,7 +19,7 @@ EXITS: dict[type[Exception], int] = {
     **dict.fromkeys((ValueError, OSError, MemoryError, ImportError), 2),
     CheckpointError: 3,
     **dict.fromkeys((Diverged, FloatingPointError), 4),
-    Stopped: 75,
+    Stopped: Stopped.code,
 }
 
 
@@ -73,9 +73,6 @@ def guard(run: Callable[[], object], *, prog: str, debug: bool = False, cache: b
             traceback.print_exc()
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return next(code for kind, code in EXITS.items() if isinstance(error, kind))
-    except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -12,6 +12,7 @@ from titans_jax.config import Experiment
 from titans_jax.decode import generate
 from titans_jax.nn import LM
 from titans_jax.training.recalled import Figures, lines
+from titans_jax.waiting import waiting
 
 
 def finish(
@@ -38,12 +39,13 @@ def finish(
         key = name.replace(" ", "_")
         result |= {f"{key}_{length}_recalled": share for length, share in row["recalled"].items()}
         result[f"{key}_bits_per_byte"] = row["bits_per_byte"]
-    text = sample(experiment, model, tokenizer)
-    files.write(folder / "sample.txt", text)
-    drawn = _draw(experiment, model, tokenizer)
-    if found and plots.available():
-        plots.recall_picture(found, folder / "recall.png")
-        drawn.append("recall.png")
+    with waiting("writing a sample and pictures"):
+        text = sample(experiment, model, tokenizer)
+        files.write(folder / "sample.txt", text)
+        drawn = _draw(experiment, model, tokenizer)
+        if found and plots.available():
+            plots.recall_picture(found, folder / "recall.png")
+            drawn.append("recall.png")
     results.write_result(folder, result)
     print(_summary(experiment, result, text, ["result.json", "metrics.jsonl", "sample.txt", *drawn]), flush=True)
     if found:
