@@ -91,7 +91,7 @@ def available() -> dict[str, str]:
     for folder in _folders():
         for path in sorted(folder.glob("*.py")):
             if path.stem != "__init__":
-                line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+                line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
                 found.setdefault(path.stem, line)
     return found
 

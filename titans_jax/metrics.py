@@ -77,7 +77,7 @@ def resident_bytes() -> int:
     """
     statm = Path("/proc/self/statm")
     if statm.exists():
-        _, resident, mapped = map(int, statm.read_text().split()[:3])
+        _, resident, mapped = map(int, statm.read_text(encoding="utf-8").split()[:3])
         return (resident - mapped) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

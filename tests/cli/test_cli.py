@@ -4,6 +4,7 @@ import html
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,21 @@ def test_every_command_has_help(arguments, capsys):
         (["train", "tinny"], 2, "no config named 'tinny'; did you mean tiny?"),
         (["train", "tiny", "--data.corpus", "moby-dik"], 2, "did you mean moby-dick?"),
         (["train", "tiny", "--mesh", "dada=2"], 2, "dada=2"),
-        (["eval", "--checkpoint", "nowhere", "--which", "bst"], 2, "'bst' is not best, last or a step"),
+        (["eval", "--checkpoint", "nowhere", "--which", "bst"], 2, "not best, last or a step; did you mean best?"),
+        (["eval", "--checkpoint", __file__], 3, f"{__file__} is no folder of checkpoints; give a run's output folder"),
+        (["eval", "--checkpoint", "a/checkpoints/4"], 3, "give a/checkpoints and --which 4"),
+        (["eval", "--checkpoint", "nowhere", "--temperature", "inf"], 2, "temperature is inf; it must be 0"),
+        (["eval", "--checkpoint", "nowhere", "--output-dir", __file__], 2, f"{__file__} is a file"),
+        (["eval", "--checkpoint", "nowhere", "--split", "tst"], 2, "--split: 'tst' is unknown; known are tail, "),
+        (["generate", "--chekpoint", "x"], 2, "no option --chekpoint; did you mean --checkpoint?"),
+        (["generate", "--checkpoint", ".", "--prompt-file", "."], 2, "titans-jax: .: Is a directory"),
+        (["generate", "--checkpoint", ".", "--prompt", "\udce9"], 2, "--prompt: not UTF-8 text"),
+        (["plot", "learning", "--output", "."], 2, "output file .: it is a folder; give a file in it"),
+        (["plot", "surprise", "--rule", "titanz"], 2, "did you mean titans?"),
+        (["bench", "memry"], 2, "KIND: 'memry' is unknown"),
+        (["bench", "memory", "--rules", "titan"], 2, "did you mean titans?"),
+        (["bench", "memory", "--json", "."], 2, "output file .: it is a folder; give a file in it"),
+        (["compare", "macc"], 2, "did you mean mac?"),
         (["train", "tiny", "--output-dir", __file__], 2, f"output folder {__file__}: {__file__} is a file"),
         (["compare", "lmm", "--output-dir", f"{__file__}/new"], 2, f"{__file__} is a file; give another folder"),
         (["train", "tiny", "--data.sequence", "9999999"], 2, "data.sequence=9999999: the training text has rows of 1"),
@@ -80,6 +95,28 @@ def test_an_error_is_one_line_and_an_exit_code(arguments, code, message, capsys)
     assert cli.main(arguments) == code
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1
+
+
+def test_a_prompt_that_is_not_text_is_refused(tmp_path, capsys):
+    (tmp_path / "latin.txt").write_bytes("caf\N{LATIN SMALL LETTER E WITH ACUTE}".encode("latin-1"))
+    for option in ("--prompt-file", "--prompts"):
+        assert cli.main(["generate", "--checkpoint", "nowhere", option, str(tmp_path / "latin.txt")]) == 2
+        assert "latin.txt: not UTF-8 text: unexpected end of data at byte 3" in capsys.readouterr().err
+
+
+def test_a_wrong_checkpoint_leaves_no_folder(tmp_path):
+    (tmp_path / "text").write_text("The")
+    where = ["--checkpoint", str(tmp_path / "typo")]
+    for command in (["stream", str(tmp_path / "text")], ["generate"], ["eval"], ["export"]):
+        assert cli.main([*command, *where]) == 3
+    assert not (tmp_path / "typo").exists()
+
+
+def test_pictures_without_matplotlib_are_refused_before_the_work(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("titans_jax.cli.plot.draw_learning", None)
+    assert cli.main(["plot", "learning"]) == 2
+    assert "pip install titans-jax[plot]" in capsys.readouterr().err
 
 
 def test_help_and_typing_errors_import_no_jax(run_python):
@@ -147,6 +184,16 @@ def test_a_letter_that_the_terminal_lacks_is_replaced(run_python, monkeypatch):
 def test_debug_shows_the_traceback(capsys):
     assert cli.main(["eval", "--checkpoint", "nowhere", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_sequence_longer_than_the_text_is_refused(trained, capsys):
+    assert cli.main(["eval", "--checkpoint", str(trained), "--sequence", "9999999", "--no-report"]) == 2
+    assert "--sequence 9999999: the held-out text has 61890 tokens; give at most that" in capsys.readouterr().err
+
+
+def test_a_run_of_another_command_is_refused(trained, capsys):
+    assert cli.main(["needle", "infer", "--checkpoint", str(trained)]) == 3
+    assert "is a run of another command" in capsys.readouterr().err
 
 
 def test_eval_writes_its_files(trained, tmp_path, capsys):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from titans_jax import __version__
-from titans_jax.nearest import did_you_mean
+from titans_jax.nearest import did_you_mean, require_known
 from titans_jax.waiting import ends_at_once, waiting
 
 COMMANDS = {
@@ -30,7 +30,11 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ValueErrors of one line."""
+    """A parser whose errors are ValueErrors of one line, with the nearest name where one is misspelt."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            require_known("/".join(action.option_strings) or str(action.metavar), value, [*action.choices])
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError."""
@@ -65,12 +69,20 @@ def _run(arguments: list[str], train_py: str) -> int:
     debug, cache = "--debug" in arguments, "--no-cache" not in arguments
 
     def run() -> None:
-        options, changes = parser.parse_known_args(arguments[1:])
+        try:
+            options, changes = parser.parse_known_args(arguments[1:])
+        except ValueError as error:  # what is missing may be misspelt
+            flags = [*flags_of(parser)]
+            wrong = [word for word in arguments if word.startswith("--") and word.partition("=")[0] not in flags]
+            near = did_you_mean(wrong[0], flags) if wrong and "required" in str(error) else ""
+            raise ValueError(f"no option {wrong[0]}{near}" if near else str(error)) from None
         if changes and "changes" not in options:
             parser.error(f"unrecognized arguments: {' '.join(changes)}{did_you_mean(changes[0], flags_of(parser))}")
-        for folder in (getattr(options, name, None) for name in ("output_dir", "out")):
-            if folder is not None:
-                files.check_folder(folder)
+        if getattr(options, "output_dir", None) is not None:
+            files.check_folder(options.output_dir)
+        for file in (getattr(options, name, None) for name in ("output", "json", "save_csv")):
+            if file is not None:
+                files.check_file(file)
         options.changes, options.flags = changes, [*flags_of(parser)]
         module.run(options)
 

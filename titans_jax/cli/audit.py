@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
     if options.samples < 2:
         raise ValueError("--samples 1: memories are swapped between texts; give at least 2")
     for path in options.checkpoint:
+        files.check_folder(run_folder(path) / "audit")
         experiment, model, step = load(path, options.which)
         with training.memory_advice(), metrics.Progress(2, f"audit {path}") as bar:
             source = replace(experiment.data, batch=max(ROWS, experiment.data.batch))

@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.no_report and not plots.available():
         raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
     Sampling(options.temperature)
+    folder = output(options, "eval")
     experiment, model, step = load(options.checkpoint, options.which)
     names = ("corpus", "split", "batch", "sequence")
     changes = {name: getattr(options, name) for name in names if getattr(options, name)}
@@ -42,9 +43,10 @@ def run(options: argparse.Namespace) -> None:
     stream = None if source.task else data.held_out_stream(source)
     batches = data.held_out_batches(source, limit=options.limit)
     total = len(stream.tokens) - 1 if stream else 0
+    if stream and total < (options.sequence or 0):
+        raise ValueError(f"--sequence {options.sequence}: the held-out text has {total} tokens; give at most that")
     if options.limit:
         total = min(total, options.limit * source.batch * source.sequence)
-    folder = output(options, "eval")
     with training.memory_advice(), metrics.Progress(total, "eval") as bar:
         counted = bar.each(batches, lambda batch: int(batch["mask"].sum()))
         scores = score(model, counted, tokenizer.byte_lengths, reset=options.reset)

@@ -22,8 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run tasks of EleutherAI's lm-evaluation-harness on a checkpoint; ours need no network. Needs the extra `eval`."""
     adapter_class()  # it says at once where lm-eval is not installed
-    experiment, model, step = load(options.checkpoint, options.which)
     folder = output(options, "lm_eval")
+    experiment, model, step = load(options.checkpoint, options.which)
     tasks_dir = options.tasks_dir or folder / "tasks"
     own = [name for name in options.tasks if name in TEXT_TASKS]
     hay = "\n".join(data.load_documents(experiment.data.corpus))

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config, training
+from titans_jax import config, files, training
 from titans_jax.evaluation.haystack import Needle
+from titans_jax.nearest import did_you_mean
 from titans_jax.nn import LM
 from titans_jax.waiting import waiting
 
@@ -51,7 +52,7 @@ def needle_of(options: argparse.Namespace, default: Needle) -> Needle:
 def which(text: str) -> str | int:
     """Argument type of --which: best, last or a step."""
     if text not in ("best", "last") and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step")
+        raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step{did_you_mean(text, ['best', 'last'])}")
     return int(text) if text.isdigit() else text
 
 
@@ -86,10 +87,19 @@ def run_folder(checkpoint: Path) -> Path:
 
 
 def output(options: argparse.Namespace, command: str) -> Path:
-    """Make and return the output folder of a command."""
+    """The output folder of a command. Raises ValueError for one that cannot be written."""
     folder: Path = options.output_dir or run_folder(options.checkpoint) / command
-    folder.mkdir(parents=True, exist_ok=True)
+    if options.output_dir or options.checkpoint.is_dir():  # else `load` says what is wrong
+        files.check_folder(folder)
     return folder
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError, with its name, for one that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start:,}") from None
 
 
 def stopped(folder: Path) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from titans_jax import metrics, results
 from titans_jax.cli.options import first_line
 from titans_jax.memory import PRESETS
+from titans_jax.plots.style import matplotlib
 from titans_jax.series import SCENARIOS, draw_learning, run_scenario, series_memory, series_rule
 from titans_jax.waiting import waiting
 
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draw how a memory learns a series: its predictions, surprise, momentum and forgetting."""
+    matplotlib()  # it says at once where it is not installed
     options.draw(options)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import itertools
 import math
 import os
 import shutil
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
             evaluator, facts, tokenizer = _open(options, folder)
         stack.callback(evaluator.log.close)
         blocks = data.token_blocks(file, tokenizer, options.segment, evaluator.position)
+        first = [*itertools.islice(blocks, 1)]  # before compiling: it may not be text
         size = None if options.file == "-" else os.fstat(file.fileno()).st_size
         enter(training.memory_advice())
         _give_back_memory()
@@ -69,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         stop = enter(stop_requested())
         bar = enter(metrics.Progress(size, "stream", initial=evaluator.total.bytes))
         footprint = enter(metrics.Footprint(WARM_UP))
-        for tokens, size_in_bytes in evaluator.evaluate(blocks, save_every=options.save_every):
+        for tokens, size_in_bytes in evaluator.evaluate(itertools.chain(first, blocks), save_every=options.save_every):
             total = evaluator.total
             numbers = {"bits/byte": total.nll / math.log(2) / total.bytes, "MiB": footprint.step() / 2**20}
             bar.advance(size_in_bytes, tokens=tokens, **numbers)

@@ -16,7 +16,7 @@ from jax import Array
 
 from titans_jax import config as configs
 from titans_jax import data, files, metrics, optim
-from titans_jax.checkpoint import Checkpoints, Which
+from titans_jax.checkpoint import CheckpointError, Checkpoints, Which
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
@@ -56,7 +56,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     start = 0
     if checkpoints.steps():
         now = json.loads(json.dumps(dataclasses.asdict(config)))
-        require_same_run(folder, checkpoints.meta("last")["config"], now, option="--out")
+        require_same_run(folder, checkpoints.meta("last")["config"], now, option="--output-dir")
         arrays, meta, start = checkpoints.restore(arrays)
         record = meta["record"]
     files.write_json(folder / "config.json", dataclasses.asdict(config))
@@ -108,7 +108,10 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
     """
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
-    config = configs.parse(NeedleConfig, checkpoints.meta(step)["config"], "needle")
+    meta = checkpoints.meta(step)
+    if "config" not in meta:
+        raise CheckpointError(f"{folder} is a run of another command; give one of `titans-jax needle`")
+    config = configs.parse(NeedleConfig, meta["config"], "needle")
     model = define(config, TitanMin)
     arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
     return config, model.model(arrays["params"]), step

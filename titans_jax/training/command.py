@@ -71,7 +71,10 @@ def guard(run: Callable[[], object], *, prog: str, debug: bool = False, cache: b
     except tuple(EXITS) as error:
         if debug:
             traceback.print_exc()
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"{prog}: {' '.join(text.split())}", file=sys.stderr)
         return next(code for kind, code in EXITS.items() if isinstance(error, kind))
     return 0
 
