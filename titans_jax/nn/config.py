@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import numbers
+import types
+import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +19,13 @@ BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
 OPTIONS = ("depth", "expansion", "window", "degree", "writes", "to_origin")
 CMS_BLOCKS = ("hope", "hope_attention")
+KINDS: dict[Any, type] = {
+    int: numbers.Integral,
+    float: numbers.Real,
+    bool: bool,
+    str: str,
+    types.NoneType: types.NoneType,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +243,8 @@ class ModelConfig:
     def check(self) -> None:
         """Raise ValueError, in one line, for invalid values."""
         memory = self.memory
+        for where, config in (("model", self), ("model.memory", memory), ("model.cms", self.cms)):
+            _check_types(where, config)
         for name in self.pattern:
             require_known("model.block", name, BLOCKS)
         if memory.implementation is not None:
@@ -280,6 +292,17 @@ class ModelConfig:
             raise ValueError(f"model.weight_residual: needs memory layers of one type, not {self.block!r}")
         if self.weight_residual and rule_of(memory).learner.grad_at != "chunk_start":
             raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at the chunk start")
+
+
+def _check_types(where: str, config: Any) -> None:
+    """Raise ValueError for a field that is not of its type, such as 8.0 where an integer is wanted."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value, kinds = getattr(config, name), typing.get_args(hint) or (hint,)
+        if typing.get_origin(hint) is Literal:
+            require_known(f"{where}.{name}", value, kinds)
+        elif set(kinds) <= KINDS.keys() and not isinstance(value, tuple(KINDS[kind] for kind in kinds)):
+            names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
+            raise ValueError(f"{where}.{name}: {value!r} is not of type {names}")
 
 
 def _positive(field: str, value: float) -> None:
