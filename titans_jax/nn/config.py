@@ -4,9 +4,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import numbers
-import types
-import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,18 +11,12 @@ from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras, uni
 from titans_jax.memory.presets import GATES, GateStyle
 from titans_jax.memory.tnt import tnt
 from titans_jax.nearest import require_known
+from titans_jax.nn.checks import check_types, positive
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
 OPTIONS = ("depth", "expansion", "window", "degree", "writes", "to_origin")
 CMS_BLOCKS = ("hope", "hope_attention")
-KINDS: dict[Any, type] = {
-    int: numbers.Integral,
-    float: numbers.Real,
-    bool: bool,
-    str: str,
-    types.NoneType: types.NoneType,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +114,7 @@ class CMSConfig:
         if self.rate < 0:
             raise ValueError(f"model.cms.rate: {self.rate}; it must be 0 or more")
         if self.clip is not None:
-            _positive("model.cms.clip", self.clip)
+            positive("model.cms.clip", self.clip)
 
 
 def preset_of(name: str) -> Callable[..., Rule]:
@@ -244,25 +235,25 @@ class ModelConfig:
         """Raise ValueError, in one line, for invalid values."""
         memory = self.memory
         for where, config in (("model", self), ("model.memory", memory), ("model.cms", self.cms)):
-            _check_types(where, config)
+            check_types(where, config)
         for name in self.pattern:
             require_known("model.block", name, BLOCKS)
         if memory.implementation is not None:
             require_known("model.memory.implementation", memory.implementation, IMPLEMENTATIONS)
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
-            _positive(f"model.{field}", getattr(self, field))
+            positive(f"model.{field}", getattr(self, field))
         for field in ("chunk", "heads", "head_dim"):
-            _positive(f"model.memory.{field}", getattr(memory, field))
+            positive(f"model.memory.{field}", getattr(memory, field))
         for field, value in memory.options.items():
             if field != "to_origin":
-                _positive(f"model.memory.{field}", value)
+                positive(f"model.memory.{field}", value)
         rule_of(memory)
         for field in ("momentum", "forget"):
             if not 0 < getattr(memory, field) < 1:
                 raise ValueError(f"model.memory.{field}: {getattr(memory, field)} is not between 0 and 1")
         for field in ("clip", "max_rate"):
             if (value := getattr(memory, field)) is not None:
-                _positive(f"model.memory.{field}", value)
+                positive(f"model.memory.{field}", value)
         if self.persistent < 0 or memory.conv < 0:
             raise ValueError("model.persistent and model.memory.conv must be 0 or more")
         if self.depth % len(self.pattern):
@@ -292,19 +283,3 @@ class ModelConfig:
             raise ValueError(f"model.weight_residual: needs memory layers of one type, not {self.block!r}")
         if self.weight_residual and rule_of(memory).learner.grad_at != "chunk_start":
             raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at the chunk start")
-
-
-def _check_types(where: str, config: Any) -> None:
-    """Raise ValueError for a field that is not of its type, such as 8.0 where an integer is wanted."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value, kinds = getattr(config, name), typing.get_args(hint) or (hint,)
-        if typing.get_origin(hint) is Literal:
-            require_known(f"{where}.{name}", value, kinds)
-        elif set(kinds) <= KINDS.keys() and not isinstance(value, tuple(KINDS[kind] for kind in kinds)):
-            names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
-            raise ValueError(f"{where}.{name}: {value!r} is not of type {names}")
-
-
-def _positive(field: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{field}: {value}; it must be above 0")
