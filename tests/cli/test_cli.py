@@ -259,3 +259,13 @@ def test_an_audit_writes_a_page_and_says_what_it_found(trained, capsys):
     assert passed["scores changed by later tokens"] and not passed["the fact, memory on"]
     page = html.unescape((trained / "audit/audit.html").read_text())
     assert all(name in page for name in passed) and "FAIL" in page
+
+
+def test_doctor_reports_what_works_and_what_does_not(tmp_path, capsys):
+    assert cli.main(["doctor", "--json", "--output-dir", str(tmp_path / "new")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(row["ok"] for row in found.values()) and "cpu" in found["devices"]["found"]
+    assert "jax 0." in found["packages"]["found"] and not (tmp_path / "new").exists()
+    assert cli.main(["doctor", "--output-dir", __file__]) == 2
+    printed = capsys.readouterr()
+    assert "FAIL  output folder" in printed.out and "1 failed: output folder" in printed.err

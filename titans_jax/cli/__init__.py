@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": "compare rules, optimizers or models by short trainings, or measure speed and memory",
     "compare": "train models on the same batches and compare them",
     "data": "list and show corpora, or train a tokenizer",
+    "doctor": "check this installation, and show what a report of a fault needs",
     "eval": "score a checkpoint on held-out text",
     "export": "write a checkpoint as safetensors with a model card, or as StableHLO",
     "generate": "write text with a checkpoint",
