@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import titans_jax
-from titans_jax import data, files
+from titans_jax import __version__, data, files
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.memory import Gates, miras, presets
 from titans_jax.waiting import waiting
@@ -37,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Check this installation: versions, devices, folders, a memory and a checkpoint. Reports of faults need it all."""
     checks = {
-        "titans_jax": lambda: f"{titans_jax.__version__} in {Path(titans_jax.__file__).parent}",
+        "titans_jax": lambda: f"{__version__} in {Path(files.__file__).parent}",
         "python": lambda: f"{platform.python_version()} in {sys.prefix}",
         "machine": lambda: f"{platform.platform()}, {os.cpu_count()} cores",
         "packages": lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
