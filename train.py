@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from titans_jax import training  # not at the top: data workers import this file and must not import jax
+    from titans_jax.__main__ import main  # not at the top: data workers import this file
 
-    sys.exit(training.command(sys.argv[1:], prog="train.py"))
+    sys.exit(main(["train", *sys.argv[1:]], "train.py"))

@@ -164,3 +164,12 @@ def test_what_cannot_work_is_refused_with_what_would(arguments, message):
     with pytest.raises(ValueError) as error:
         config.validate(experiment, vocabulary=256, shards=4)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_installed_package_has_its_configs_inside(tmp_path, monkeypatch):
+    for folder in ("site-packages/configs", "site-packages/titans_jax/configs"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{len(folder)}.py").write_text('"""One."""')
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "site-packages/titans_jax/config.py"))
+    monkeypatch.chdir(tmp_path)
+    assert config.available() == {"32": "One."}  # the longer of the two names

@@ -1,6 +1,8 @@
 """Files are replaced atomically; results are finite numbers."""
 
+import ast
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,3 +32,27 @@ def test_result(tmp_path):
         results.write_result(tmp_path / "new", {"curve": [1, 2]})
     assert json.loads(path.read_text())["loss"] == 0.5
     assert [p.name for p in path.parent.iterdir()] == ["result.json"]
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [
+    ROOT / "train.py",
+    *(path for top in ("titans_jax", "configs", "colab") for path in (ROOT / top).rglob("*.py")),
+]
+
+
+def without_encoding(tree):
+    """The lines that open a text and leave the encoding to the machine."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        binary = any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in call.args)
+        opens = name.rpartition(".")[2] in ("open", "fdopen", "TemporaryFile") and name != "os.open" and not binary
+        if (opens or name.endswith((".read_text", ".write_text")) and name != "data.read_text") and not any(
+            word.arg == "encoding" for word in call.keywords
+        ):
+            yield call.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_text_file_is_opened_as_utf_8(path):
+    assert not [*without_encoding(ast.parse(path.read_text(encoding="utf-8")))]

@@ -1,13 +1,29 @@
 """`python -m titans_jax COMMAND`, and the script titans-jax: see `titans_jax.cli`."""
 
+import io
+import signal
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 
-def main() -> int:
-    """Run the command in sys.argv and return its exit code."""
+def main(arguments: Sequence[str] | None = None, train_py: str = "titans-jax train") -> int:
+    """Run a command, by default that of sys.argv, and return its exit code; as the last thing of a process."""
     from titans_jax import cli  # not at the top: data workers import this file and must not import jax
 
-    return cli.main()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the rest
+    sys.unraisablehook = _unraisable
+    code = cli.main(arguments, train_py)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done: Python would show a traceback while it ends
+    return code
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Python's report of an exception that it drops, except for an interrupt: `waiting.ends_at_once` ends that."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ class Checkpoints:
             if which not in steps:
                 raise CheckpointError(f"{self.directory}: there is no step {which}, only {steps[::-1]}")
             if damage := self._damage(which):
-                raise CheckpointError(f"{self.directory}: step {which} is damaged: {damage}")
+                raise CheckpointError(f"{self.directory}: step {which} is damaged: {damage}; try --which last")
             return which
         sound = filter(self._sound, steps)
         for step in sorted(sound, key=self._score) if which == "best" else sound:
@@ -164,7 +164,7 @@ class Checkpoints:
 
     def _damage(self, step: int) -> str | None:
         try:
-            digests = json.loads(self._manifest(step).read_text())
+            digests = json.loads(self._manifest(step).read_text(encoding="utf-8"))
             for name, digest in digests.items():
                 if _sha256(self.directory / str(step) / name) != digest:
                     return f"{name} is not what was written"

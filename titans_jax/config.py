@@ -85,8 +85,10 @@ class Experiment:
 
 
 def _folders() -> list[Path]:
-    """The folders of configs: of the working folder, and beside the package (in a checkout or a wheel)."""
-    return [Path("configs"), Path(__file__).parent.parent / "configs"]
+    """The folders of configs: of the working folder, and of the package; a checkout has them beside the package."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return [Path("configs"), inside if inside.is_dir() else package.parent / "configs"]
 
 
 def available() -> dict[str, str]:

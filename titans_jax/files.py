@@ -29,6 +29,13 @@ def check_folder(path: Target) -> None:
         raise ValueError(f"output folder {folder}: {there} cannot be written to; give another folder")
 
 
+def check_file(path: Target) -> None:
+    """Raise ValueError unless `path` is a file that can be written, or can be made one."""
+    check_folder(Path(path).parent)
+    if Path(path).is_dir():
+        raise ValueError(f"output file {path}: it is a folder; give a file in it")
+
+
 @contextlib.contextmanager
 def replacing(path: Target) -> Iterator[BinaryIO]:
     """Open a temporary file; after the block it replaces `path`, unless the block raises.

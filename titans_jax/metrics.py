@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
 
@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from titans_jax import files
+from titans_jax import waiting as waits
 from titans_jax.files import Target
 
 Item = TypeVar("Item")
@@ -27,6 +28,11 @@ Item = TypeVar("Item")
 def is_main() -> bool:
     """Whether this process prints and writes: the only one, or process 0 of several."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def waiting(what: str) -> AbstractContextManager[None]:
+    """As `titans_jax.waiting.waiting`, on the main process."""
+    return waits.waiting(what) if is_main() else nullcontext()
 
 
 def count(params: Any) -> int:
@@ -82,7 +88,7 @@ def resident_bytes() -> int:
     """
     statm = Path("/proc/self/statm")
     if statm.exists():
-        _, resident, mapped = map(int, statm.read_text().split()[:3])
+        _, resident, mapped = map(int, statm.read_text(encoding="utf-8").split()[:3])
         return (resident - mapped) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

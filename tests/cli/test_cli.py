@@ -3,11 +3,14 @@
 import html
 import json
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from titans_jax import cli, config, training
+from titans_jax.waiting import STOPPING
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -32,7 +35,7 @@ def test_train_py_lists_the_configs(run_python):
 
 def test_train_py_suggests_the_closest_field(run_python):
     done = run_python(ROOT / "train.py", "tiny", "--model.dpeth", "3", code=2)
-    assert done.stderr.strip() == "train.py: no option --model.dpeth; did you mean --model.depth?"
+    assert done.stderr.splitlines()[-1] == "train.py: no option --model.dpeth; did you mean --model.depth?"
 
 
 def test_a_config_lists_its_fields(capsys):
@@ -64,7 +67,21 @@ def test_every_command_has_help(arguments, capsys):
         (["train", "tinny"], 2, "no config named 'tinny'; did you mean tiny?"),
         (["train", "tiny", "--data.corpus", "moby-dik"], 2, "did you mean moby-dick?"),
         (["train", "tiny", "--mesh", "dada=2"], 2, "dada=2"),
-        (["eval", "--checkpoint", "nowhere", "--which", "bst"], 2, "'bst' is not best, last or a step"),
+        (["eval", "--checkpoint", "nowhere", "--which", "bst"], 2, "not best, last or a step; did you mean best?"),
+        (["eval", "--checkpoint", __file__], 3, f"{__file__} is no folder of checkpoints; give a run's output folder"),
+        (["eval", "--checkpoint", "a/checkpoints/4"], 3, "give a/checkpoints and --which 4"),
+        (["eval", "--checkpoint", "nowhere", "--temperature", "inf"], 2, "temperature is inf; it must be 0"),
+        (["eval", "--checkpoint", "nowhere", "--output-dir", __file__], 2, f"{__file__} is a file"),
+        (["eval", "--checkpoint", "nowhere", "--split", "tst"], 2, "--split: 'tst' is unknown; known are tail, "),
+        (["haystack", "--chekpoint", "x"], 2, "no option --chekpoint; did you mean --checkpoint?"),
+        (["generate", "--checkpoint", ".", "--prompt-file", "."], 2, "titans-jax: .: Is a directory"),
+        (["generate", "--checkpoint", ".", "--prompt", "\udce9"], 2, "--prompt: not UTF-8 text"),
+        (["plot", "learning", "--output", "."], 2, "output file .: it is a folder; give a file in it"),
+        (["plot", "surprise", "--rule", "titanz"], 2, "did you mean titans?"),
+        (["bench", "memry"], 2, "KIND: 'memry' is unknown"),
+        (["bench", "memory", "--rules", "titan"], 2, "did you mean titans?"),
+        (["bench", "memory", "--json", "."], 2, "output file .: it is a folder; give a file in it"),
+        (["compare", "macc"], 2, "did you mean mac?"),
         (["train", "tiny", "--output-dir", __file__], 2, f"output folder {__file__}: {__file__} is a file"),
         (["compare", "lmm", "--output-dir", f"{__file__}/new"], 2, f"{__file__} is a file; give another folder"),
         (["train", "tiny", "--data.sequence", "9999999"], 2, "data.sequence=9999999: the training text has rows of 1"),
@@ -89,7 +106,7 @@ def test_an_error_is_one_line_and_an_exit_code(arguments, code, message, capsys)
         "audit .",
         "plot surprise",
         "plot learning",
-        "needle infer --ckpt .",
+        "needle infer --checkpoint .",
         "train tiny --train.seed",
         "needle train --seed",
         "needle train --data-seed",
@@ -100,6 +117,28 @@ def test_a_seed_that_another_one_equals_is_refused(command, seed, capsys):
     assert cli.main([*arguments, str(seed)]) == 2
     printed = capsys.readouterr().err
     assert "seed" in printed and str(seed) in printed and "in [0, 2**32)" in printed and printed.count("\n") == 1
+
+
+def test_a_prompt_that_is_not_text_is_refused(tmp_path, capsys):
+    (tmp_path / "latin.txt").write_bytes("caf\N{LATIN SMALL LETTER E WITH ACUTE}".encode("latin-1"))
+    for option in ("--prompt-file", "--prompts"):
+        assert cli.main(["generate", "--checkpoint", "nowhere", option, str(tmp_path / "latin.txt")]) == 2
+        assert "latin.txt: not UTF-8 text: unexpected end of data at byte 3" in capsys.readouterr().err
+
+
+def test_a_wrong_checkpoint_leaves_no_folder(tmp_path):
+    (tmp_path / "text").write_text("The")
+    where = ["--checkpoint", str(tmp_path / "typo")]
+    for command in (["stream", str(tmp_path / "text")], ["generate"], ["eval"], ["export"]):
+        assert cli.main([*command, *where]) == 3
+    assert not (tmp_path / "typo").exists()
+
+
+def test_pictures_without_matplotlib_are_refused_before_the_work(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("titans_jax.cli.plot.draw_learning", None)
+    assert cli.main(["plot", "learning"]) == 2
+    assert "pip install titans-jax[plot]" in capsys.readouterr().err
 
 
 def test_help_and_typing_errors_import_no_jax(run_python):
@@ -120,17 +159,63 @@ def test_compiled_programs_are_kept_below_the_home_folder(cache, run_python, tmp
     assert bool([*tmp_path.glob(".cache/titans_jax/programs-*/*")]) == cache
 
 
-def test_an_interrupt_is_one_line(capsys):
-    def interrupted():
-        raise KeyboardInterrupt
+def test_an_interrupt_is_one_line(capsys, monkeypatch):
+    def interrupted(options):
+        signal.raise_signal(signal.SIGINT)
 
-    assert training.guard(interrupted, prog="titans-jax") == 130
+    monkeypatch.setattr(cli.module_of("rules"), "run", interrupted)
+    assert cli.main(["rules"]) == 130
     assert capsys.readouterr().err.strip() == "titans-jax: interrupted"
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_ends_what_does_not_end_by_itself(number, run_python):
+    dropped = f"""import signal, time
+from titans_jax.waiting import ends_at_once
+signal.signal({int(number)}, lambda number, frame: None)
+with ends_at_once("stopped here", 75):
+    signal.raise_signal({int(number)})
+    time.sleep(60)"""
+    assert run_python("-c", dropped, code=75).stderr.strip() == "stopped here"
+
+
+def test_what_ends_in_time_is_not_ended(run_python):
+    ended = """import signal, time
+from titans_jax.waiting import ends_at_once, ends_by_itself
+signal.signal(signal.SIGINT, lambda number, frame: None)
+with ends_at_once("stopped here", 75):
+    with ends_by_itself():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1.5)
+    signal.raise_signal(signal.SIGINT)
+time.sleep(1.5)"""
+    assert not run_python("-c", ended).stderr
+
+
+def test_a_program_that_waits_shows_it(run_python):
+    busy = "import time; from titans_jax.waiting import waiting\nwith waiting('importing'): time.sleep(2.3)"
+    assert run_python("-c", busy).stderr == "importing [2 s]\n"
+
+
+def test_a_letter_that_the_terminal_lacks_is_replaced(run_python, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run_python("-m", "titans_jax", "tr\N{LATIN SMALL LETTER A WITH DIAERESIS}in", code=2)
+    assert "titans-jax: no command 'tr?in'; did you mean train?" in done.stderr
 
 
 def test_debug_shows_the_traceback(capsys):
     assert cli.main(["eval", "--checkpoint", "nowhere", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_sequence_longer_than_the_text_is_refused(trained, capsys):
+    assert cli.main(["eval", "--checkpoint", str(trained), "--sequence", "9999999", "--no-report"]) == 2
+    assert "--sequence 9999999: the held-out text has 61890 tokens; give at most that" in capsys.readouterr().err
+
+
+def test_a_run_of_another_command_is_refused(trained, capsys):
+    assert cli.main(["needle", "infer", "--checkpoint", str(trained)]) == 3
+    assert "is a run of another command" in capsys.readouterr().err
 
 
 def test_eval_writes_its_files(trained, tmp_path, capsys):
@@ -216,3 +301,13 @@ def test_an_audit_writes_a_page_and_says_what_it_found(trained, capsys):
     assert passed["scores changed by later tokens"] and not passed["the fact, memory on"]
     page = html.unescape((trained / "audit/audit.html").read_text())
     assert all(name in page for name in passed) and "FAIL" in page
+
+
+def test_doctor_reports_what_works_and_what_does_not(tmp_path, capsys):
+    assert cli.main(["doctor", "--json", "--output-dir", str(tmp_path / "new")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(row["ok"] for row in found.values()) and "cpu" in found["devices"]["found"]
+    assert "jax 0." in found["packages"]["found"] and not (tmp_path / "new").exists()
+    assert cli.main(["doctor", "--output-dir", __file__]) == 2
+    printed = capsys.readouterr()
+    assert "FAIL  output folder" in printed.out and "1 failed: output folder" in printed.err

@@ -49,6 +49,11 @@ def test_valid_off_the_grid() -> None:
         call(q=(7, 4), k=(7, 4), v=(7, 4), rate=(7,), momentum=(7,), keep=(7,), valid=np.ones(7, bool))
 
 
+def test_a_chunk_is_an_integer() -> None:
+    with pytest.raises(ValueError, match="chunk: 8.0 tokens; it must be an integer, at least 1"):
+        miras(RULE, chunk=8.0)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("chunks", [2, 4])
 def test_residual_of_another_number_of_chunks(chunks: int) -> None:
     """Six tokens touch three chunks of 3 at most, and on the grid two."""

@@ -41,7 +41,7 @@ OPTIONS += [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("needle") / "run"
-    assert cli.main(["needle", "run", *OPTIONS, "--out", str(folder)]) == 0
+    assert cli.main(["needle", "run", *OPTIONS, "--output-dir", str(folder)]) == 0
     return folder
 
 
@@ -59,7 +59,7 @@ def test_an_epoch_reads_every_sample_once_without_padding():
 
 @pytest.mark.parametrize(("samples", "where"), [(32, "step 2: the loss"), (16, "step 1: the held-out loss")])
 def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, samples, where):
-    options = ["--samples", str(samples), "20", "30", "--learning_rate", "1e38", "--out", str(tmp_path)]
+    options = ["--samples", str(samples), "20", "30", "--learning_rate", "1e38", "--output-dir", str(tmp_path)]
     assert cli.main(["needle", "train", *OPTIONS, *options]) == 4
     error = capsys.readouterr().err
     assert f"diverged at {where} is " in error and "a lower --learning-rate may help" in error
@@ -92,7 +92,7 @@ def test_run_trains_and_leaves_everything(folder, capsys):
     hay = [5] * 16
     hay[11] = 127
     script = str(folder / "export" / "length_16.stablehlo")
-    for source in (["--ckpt", str(folder)], ["--script", script]):
+    for source in (["--checkpoint", str(folder)], ["--script", script]):
         assert cli.main(["needle", "infer", *source, "--seq", " ".join(map(str, hay))]) == 0
         assert capsys.readouterr().out.startswith("16 tokens: at 11 (probability ")
 
@@ -127,8 +127,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch
     [
         (["train", "--epochz", "3"], 2, "no option --epochz; did you mean --epochs?"),
         (["run", "--dim", "20"], 2, "dim: 20 is not a multiple of heads 8"),
-        (["eval", "--ckpt", "nowhere"], 3, "nowhere is no folder of checkpoints"),
-        (["infer", "--seq", "1 2"], 2, "give either --ckpt, a run's folder, or --script, an exported program"),
+        (["eval", "--checkpoint", "nowhere"], 3, "nowhere is no folder of checkpoints"),
+        (["infer", "--seq", "1 2"], 2, "give either --checkpoint, a run's folder, or --script, an exported program"),
         (["infer", "--script", "x", "--seq", "1 128"], 2, "each from 1 to 127"),
         (["infer", "--script", "x", "--seq", "one"], 2, "tokens are integers separated by spaces or commas"),
     ],

@@ -65,6 +65,10 @@ def test_what_there_is_to_see_comes_on_request(layer):
         (lambda layer: layer(X[:, :0]), "at least one token"),
         (lambda layer: layer(jnp.ones((B, T, D), int)), "x: dtype int32; it must be floating"),
         (lambda layer: layer(X, layer.init_state(3)), "state: of 3 sequences, but x has 2"),
+        (lambda layer: layer(X, (layer.init_state(2),)), "state: tuple; it must be what an earlier call of this layer"),
+        (lambda layer: MemoryLayer(D, heads=0, rngs=nnx.Rngs(0)), "heads: 0 do not divide dim 16"),
+        (lambda layer: MemoryLayer(D, chunk=8.0, rngs=nnx.Rngs(0)), "model.memory.chunk: 8.0 is not of type int"),
+        (lambda layer: MemoryLayer(D, dtype="bfloat", rngs=nnx.Rngs(0)), "model.dtype: 'bfloat' is unknown; known are"),
         (lambda layer: MemoryLayer(D, heads=3, rngs=nnx.Rngs(0)), "heads: 3 do not divide dim 16"),
         (lambda layer: MemoryLayer(D, chunk=0, rngs=nnx.Rngs(0)), "model.memory.chunk: 0; it must be above 0"),
         (lambda layer: MemoryLayer(D, "titan", rngs=nnx.Rngs(0)), "model.memory.rule: 'titan' is unknown"),
@@ -85,6 +89,8 @@ def test_a_model_reads_tokens_without_a_state_and_says_what_is_wrong_with_them()
     for wrong, message in (
         (tokens[0], r"tokens: int32 of shape \(12,\); they must be integers \[batch, tokens\]"),
         (tokens * 1.0, "tokens: float32 of shape"),
+        (tokens + 25, "tokens: from 25 to 36; the vocabulary is from 0 to 31"),
+        (tokens - 1, "tokens: from -1 to 10; the vocabulary is from 0 to 31"),
     ):
         with pytest.raises(ValueError, match=message):
             model(wrong)

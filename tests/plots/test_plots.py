@@ -1,5 +1,6 @@
 """Pictures: what is drawn and written beside them is what was given, whatever the text, and no global state moves."""
 
+import itertools
 import json
 import math
 import sys
@@ -11,6 +12,7 @@ import pytest
 from matplotlib._pylab_helpers import Gcf
 
 from titans_jax import plots
+from titans_jax.plots.style import drawing, log_ticks
 
 
 class Info(NamedTuple):
@@ -129,3 +131,33 @@ def test_recall_picture_shows_every_share_and_says_where_a_text_did_not_fit(tmp_
     assert shown[0] == [1.0, 0.75] and shown[1][0] == 0.0 and math.isnan(shown[1][1])
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["memory", "transformer"]
     assert json.loads((tmp_path / "recall.json").read_text())["memory"]["recalled"] == {"256": 1.0, "1024": 0.75}
+
+
+def test_a_rule_without_momentum_has_no_panel_of_it(tmp_path):
+    info = an_info()
+    assert len(plots.memory_picture(info, tmp_path / "a.png").axes) == 4
+    without = plots.memory_picture(info._replace(momentum_norm=0 * info.momentum_norm), tmp_path / "a.png")
+    titles = [axes.get_title(loc="left") for axes in without.axes]
+    assert len(titles) == 3 and not any("Momentum" in title for title in titles)
+    assert all(axes.get_ylabel() for axes in without.axes)
+
+
+def test_the_lowest_value_is_written_above_the_axis(tmp_path):
+    train = [{"split": "train", "step": n, "loss": 8 - 0.2 * n} for n in range(20)]
+    figure = plots.loss_curve([*train, {"split": "held_out", "step": 19, "loss": 2.9}], tmp_path / "a.png")
+    [axes] = figure.axes
+    [label] = axes.texts
+    assert label.get_window_extent().y0 > axes.get_window_extent().y0
+
+
+def test_a_logarithmic_axis_has_labels_that_do_not_overlap():
+    with drawing(3, 3) as figure:
+        axes = figure.subplots()
+        axes.plot([0.13, 2.9], [1, 2])
+        axes.set_xscale("log")
+        log_ticks(axes.xaxis)
+        figure.draw_without_rendering()
+        shown = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        places = sorted((label.get_window_extent().x0, label.get_window_extent().x1) for label in shown)
+    assert all(right < left for (_, right), (left, _) in itertools.pairwise(places))
+    assert {"0.2", "0.5", "1", "2"} <= {label.get_text() for label in shown}

@@ -23,6 +23,15 @@ def test_bars_have_whiskers_and_what_has_no_share_has_no_bar(tmp_path):
     assert plots.speed_bars(rows | {"c": row(1000.0)}, tmp_path / "speed.png").axes[0].get_xscale() == "log"
 
 
+def test_what_has_no_tokens_leaves_the_other_panels_and_small_shares_keep_their_digits(tmp_path):
+    share = {"share": 0.0042, "share_least": 0.004, "share_most": 0.005}
+    seconds = {"cpu_s": 2.0, "cpu_s_least": 1.9, "cpu_s_most": 2.1}
+    *_, shares = plots.speed_bars({"a": row(10.0) | share, "b": seconds}, tmp_path / "speed.png").axes
+    assert [text.get_text() for text in shares.texts] == ["0.42%"]
+    labels = [label.get_text() for label in shares.get_xticklabels()]
+    assert len({*labels}) == len(labels) > 3 and "0.1%" in labels
+
+
 def test_lines_are_passes_over_tokens(tmp_path):
     rows = {
         f"{kind} {tokens}": row(cost, tokens=tokens) | {"pass": kind, "bytes_per_token": 2048.0, "peak_bytes": tokens}

@@ -20,6 +20,7 @@ from titans_jax.bench.report import Report, Rows, over_seeds
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
 from titans_jax.memory import PRESETS
+from titans_jax.nearest import did_you_mean
 from titans_jax.results import Row
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import init_state
@@ -62,7 +63,8 @@ def rules(base: Experiment, names: Sequence[str] | None, changes: Sequence[str],
             other = configs.override(configs.load(name.removeprefix("config:")), changes)
             experiments[name] = replace(other, train=replace(other.train, steps=base.train.steps))
         else:
-            raise ValueError(f"no rule named {name!r}; known are {', '.join(PRESETS)}, and config:NAME for a config")
+            known = f"{', '.join(PRESETS)}, and config:NAME for a config"
+            raise ValueError(f"no rule named {name!r}; known are {known}{did_you_mean(name, PRESETS)}")
     found = train_all(experiments, (), [base.train.seed], rows, _losses)
     return Report({name: row["trained"][0] for name, row in found.items()})
 
@@ -131,7 +133,8 @@ def formal(base: Experiment, names: Sequence[str], languages: Sequence[str], see
     """
     for name in names:
         if name not in FORMAL_MODELS:
-            raise ValueError(f"no model named {name!r}; known are {', '.join(FORMAL_MODELS)}")
+            near = did_you_mean(name, FORMAL_MODELS)
+            raise ValueError(f"no model named {name!r}; known are {', '.join(FORMAL_MODELS)}{near}")
     experiments = {}
     for name in names:
         changed = configs.override(base, FORMAL_MODELS[name])

@@ -56,13 +56,13 @@ def process(target: str, spec: Mapping[str, Any], python: str = sys.executable) 
     OpenMP's threads (torch's) wait asleep: beside other work, busy waiting made up nine tenths of their CPU-seconds.
     """
     paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
         child = subprocess.Popen(
             [python, "-m", "titans_jax.bench.processes", target, json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            text=True,
+            encoding="utf-8",
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         assert child.stdin is not None and child.stdout is not None
@@ -91,7 +91,7 @@ def process(target: str, spec: Mapping[str, Any], python: str = sys.executable) 
 
 def serve(arguments: Sequence[str]) -> None:
     """Make the timer, say that it is ready, answer until stdin ends."""
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the timer prints goes to stderr: it is not an answer
     target, spec = arguments
     module, _, function = target.partition(":")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from titans_jax import __version__
-from titans_jax.nearest import did_you_mean
+from titans_jax.nearest import did_you_mean, require_known
+from titans_jax.waiting import ends_at_once, waiting
 
 COMMANDS = {
     "train": "train a config; `titans-jax train --help` lists them",
@@ -15,6 +16,7 @@ COMMANDS = {
     "bench": "compare rules, optimizers or models by short trainings, or measure speed and memory",
     "compare": "train models on the same batches and compare them",
     "data": "list and show corpora, or train a tokenizer",
+    "doctor": "check this installation, and show what a report of a fault needs",
     "eval": "score a checkpoint on held-out text",
     "export": "write a checkpoint as safetensors with a model card, or as StableHLO",
     "generate": "write text with a checkpoint",
@@ -30,36 +32,59 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ValueErrors of one line."""
+    """A parser whose errors are ValueErrors of one line, with the nearest name where one is misspelt."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            require_known("/".join(action.option_strings) or str(action.metavar), value, [*action.choices])
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError."""
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; see the README beside this file."""
+def main(arguments: Sequence[str] | None = None, train_py: str = "titans-jax train") -> int:
+    """Run a command and return its exit code; see the README beside this file. train_py: the name of `train`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    message = f"{train_py.split()[0]}: interrupted"
+    try:
+        with ends_at_once(message, 130):
+            return _run(arguments, train_py)
+    except KeyboardInterrupt:
+        print(f"\n{message}", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str], train_py: str) -> int:
     name = next(iter(arguments), "")
     if name not in COMMANDS:
         return _without_command(arguments)
-    from titans_jax import files, training
+    with waiting("importing"):
+        from titans_jax import files, training
 
-    if name == "train":  # its options are the fields of an Experiment; their defaults depend on the config
-        return training.command(arguments[1:], prog="titans-jax train")
-    module = module_of(name)
+        module = module_of(name) if name != "train" else None
+    if module is None:  # its options are the fields of an Experiment; their defaults depend on the config
+        return training.command(arguments[1:], prog=train_py)
     parser = Parser(prog=f"titans-jax {name}", description=module.run.__doc__)
     module.configure(parser)
     training.add_common(parser)
     debug, cache = "--debug" in arguments, "--no-cache" not in arguments
 
     def run() -> None:
-        options, changes = parser.parse_known_args(arguments[1:])
+        try:
+            options, changes = parser.parse_known_args(arguments[1:])
+        except ValueError as error:  # what is missing may be misspelt
+            flags = [*flags_of(parser)]
+            wrong = [word for word in arguments if word.startswith("--") and word.partition("=")[0] not in flags]
+            near = did_you_mean(wrong[0], flags) if wrong and "required" in str(error) else ""
+            raise ValueError(f"no option {wrong[0]}{near}" if near else str(error)) from None
         if changes and "changes" not in options:
             parser.error(f"unrecognized arguments: {' '.join(changes)}{did_you_mean(changes[0], flags_of(parser))}")
-        for folder in (getattr(options, name, None) for name in ("output_dir", "out")):
-            if folder is not None:
-                files.check_folder(folder)
+        if getattr(options, "output_dir", None) is not None:
+            files.check_folder(options.output_dir)
+        for file in (getattr(options, name, None) for name in ("output", "json", "save_csv")):
+            if file is not None:
+                files.check_file(file)
         options.changes, options.flags = changes, [*flags_of(parser)]
         module.run(options)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import checkpoint, needle_of, needle_options, positive, run_folder, seed, which
+from titans_jax.cli.options import checkpoint, load, needle_of, needle_options, positive, run_folder, seed, which
 from titans_jax.config import Experiment
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation import audit, facts
@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     if options.samples < 2:
         raise ValueError("--samples 1: memories are swapped between texts; give at least 2")
     for path in options.checkpoint:
-        experiment, model, step = training.load(path, options.which)
+        files.check_folder(run_folder(path) / "audit")
+        experiment, model, step = load(path, options.which)
         with training.memory_advice(), metrics.Progress(2, f"audit {path}") as bar:
             source = replace(experiment.data, batch=max(ROWS, experiment.data.batch))
             batch = next(data.held_out_batches(source, limit=1))

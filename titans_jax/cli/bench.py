@@ -12,6 +12,7 @@ from titans_jax.bench.interleave import MATMUL, Plan
 from titans_jax.bench.report import Report, Rows
 from titans_jax.cli.options import comparison, first_line, names, positive, positives, rates, stopped
 from titans_jax.optim import OPTIMIZERS
+from titans_jax.waiting import waiting
 
 NOT_SETTINGS = {"rounds", "json", "output_dir", "debug", "run", "kind", "measure", "changes", "flags", "no_cache"}
 LENGTH, BATCH = "tokens of a sequence", "sequences of a batch"
@@ -113,7 +114,8 @@ def trainings(options: argparse.Namespace) -> None:
 def timings(options: argparse.Namespace) -> None:
     """Run a benchmark in rounds; its samples are kept on disk until it is complete."""
     chosen = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
-    plan = options.measure(options)
+    with waiting("tracing what is measured"):
+        plan = options.measure(options)
     kind = options.measure.__name__.removeprefix("bench_")
     rows = Rows(options.output_dir, interleave.settings(kind, **chosen))
     with training.stopping(stopped(options.output_dir)):

@@ -7,7 +7,7 @@ from typing import get_args
 from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
-from titans_jax.cli.options import checkpoint_options, output, positive
+from titans_jax.cli.options import checkpoint_options, load, output, positive
 from titans_jax.decode import Sampling
 from titans_jax.evaluation import RESETS, score
 from titans_jax.evaluation.report import STEPS, Report
@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> None:
     if not options.no_report and not plots.available():
         raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
     Sampling(options.temperature)
-    experiment, model, step = training.load(options.checkpoint, options.which)
+    folder = output(options, "eval")
+    experiment, model, step = load(options.checkpoint, options.which)
     names = ("corpus", "split", "batch", "sequence")
     changes = {name: getattr(options, name) for name in names if getattr(options, name)}
     source = replace(experiment.data, **changes)
@@ -42,9 +43,10 @@ def run(options: argparse.Namespace) -> None:
     stream = None if source.task else data.held_out_stream(source)
     batches = data.held_out_batches(source, limit=options.limit)
     total = len(stream.tokens) - 1 if stream else 0
+    if stream and total < (options.sequence or 0):
+        raise ValueError(f"--sequence {options.sequence}: the held-out text has {total} tokens; give at most that")
     if options.limit:
         total = min(total, options.limit * source.batch * source.sequence)
-    folder = output(options, "eval")
     with training.memory_advice(), metrics.Progress(total, "eval") as bar:
         counted = bar.each(batches, lambda batch: int(batch["mask"].sum()))
         scores = score(model, counted, tokenizer.byte_lengths, reset=options.reset)

@@ -3,8 +3,9 @@
 import argparse
 
 from titans_jax import export, files, metrics, results, training
-from titans_jax.cli.options import checkpoint_options, names, output, positive
+from titans_jax.cli.options import checkpoint_options, load, names, output, positive
 from titans_jax.training import model_io
+from titans_jax.waiting import waiting
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,14 +22,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write a checkpoint as safetensors with a model card, or as StableHLO that runs without this library."""
-    experiment, model, step = training.load(options.checkpoint, options.which)
-    facts = model_io.facts(options.checkpoint, step)
     folder = output(options, f"export_{options.to}")
+    experiment, model, step = load(options.checkpoint, options.which)
+    facts = model_io.facts(options.checkpoint, step)
     parameters = metrics.count(model_io.named_parameters(model))
     result = {"to": options.to, "parameters": parameters, "step": step, "checkpoint": str(options.checkpoint)}
     model_io.save_model(folder, experiment, model, step, facts, options.dtype)
     if options.to == "stablehlo":
-        with training.memory_advice():
+        with training.memory_advice(), waiting("lowering"):
             sizes = export.write(folder, model, segment=options.segment, platforms=options.platforms)
         result |= {f"{name}_bytes": size for name, size in sizes.items()} | {"platforms": ",".join(options.platforms)}
     text = export.model_card(experiment, step, parameters=parameters, **facts)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import checkpoint_options, output, positive, seed
+from titans_jax.cli.options import checkpoint_options, load, output, positive, seed
 from titans_jax.decode import Sampling, Text, generate
 
 
@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     """Continue a prompt with a checkpoint; a single sample is printed token by token."""
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
     prompts = [prompt for prompt in _prompts(options) for _ in range(options.batch)]
-    experiment, model, step = training.load(options.checkpoint, options.which)
+    folder = output(options, "generate")
+    experiment, model, step = load(options.checkpoint, options.which)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
     texts = [Text(tokenizer.decode, options.stop) for _ in rows]
@@ -66,7 +67,6 @@ def run(options: argparse.Namespace) -> None:
     rest = [text.finish() for text in texts]
     samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
     print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
-    folder = output(options, "generate")
     files.write(folder / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     files.write(folder / "samples.txt", "\n\n".join(samples) + "\n")
     # The clock starts at the first token, after prefill and compilation.
@@ -83,4 +83,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         if not (prompts := [line for line in lines if line]):
             raise ValueError(f"{options.prompts}: the file has no prompt; write one per line")
         return prompts
+    for prompt in options.prompt or ():
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # what Python makes of other bytes
+            raise ValueError("--prompt: not UTF-8 text")
     return options.prompt or [data.read_text(options.prompt_file) if options.prompt_file else ""]

@@ -12,6 +12,7 @@ from titans_jax import data, files, metrics, plots, results, training
 from titans_jax.bench.report import Rows
 from titans_jax.cli.options import (
     checkpoint,
+    load,
     needle_of,
     needle_options,
     positive,
@@ -65,7 +66,7 @@ def _test(
     name: str, path: Path, texts: list[str], needle: Needle, options: argparse.Namespace, rows: Rows
 ) -> dict[int, list[Cell] | None]:
     """The cells of each length; None for a length that does not fit into the context."""
-    experiment, model, step = training.load(path, options.which)
+    experiment, model, step = load(path, options.which)
     if options.context:
         config = replace(experiment.model, context=options.context)
         model = training.define(config).model(nnx.to_pure_dict(nnx.split(model)[1]))

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         address = f"127.0.0.1:{_free_port()}"
         for index in range(options.processes):
             arguments = [*command, "--distributed", f"{address},{options.processes},{index}"]
-            errors.append(stack.enter_context(tempfile.TemporaryFile()))
+            errors.append(stack.enter_context(tempfile.TemporaryFile("w+b")))
             streams = {"stdout": subprocess.DEVNULL, "stderr": errors[-1]} if index else {}
             children.append(_start(arguments, options.devices, streams))
         failed = _wait(children)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from titans_jax import data, results, training
-from titans_jax.cli.options import checkpoint_options, names, output, positive
+from titans_jax.cli.options import checkpoint_options, load, names, output, positive
 from titans_jax.data.tasks import TEXT_TASKS
 from titans_jax.evaluation.lm_eval import adapter_class, run_tasks, write_tasks
 
@@ -22,8 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run tasks of EleutherAI's lm-evaluation-harness on a checkpoint; ours need no network. Needs the extra `eval`."""
     adapter_class()  # it says at once where lm-eval is not installed
-    experiment, model, step = training.load(options.checkpoint, options.which)
     folder = output(options, "lm_eval")
+    experiment, model, step = load(options.checkpoint, options.which)
     tasks_dir = options.tasks_dir or folder / "tasks"
     own = [name for name in options.tasks if name in TEXT_TASKS]
     hay = "\n".join(data.load_documents(experiment.data.corpus))

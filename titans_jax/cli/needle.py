@@ -21,18 +21,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         kind = kinds.add_parser(name, help=first_line(work), description=work.__doc__, epilog=EPILOGS.get(name, fields))
         kind.set_defaults(work=work)
         if name in ("run", "train"):
-            kind.add_argument("--out", "--out-dir", type=Path, default=Path("outputs/needle"), metavar="DIR", help=OUT)
+            kind.add_argument("--output-dir", type=Path, default=Path("outputs/needle"), metavar="DIR", help=OUT)
             kind.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=RESUME)
             kind.set_defaults(changes=[])
         else:
-            kind.add_argument("--ckpt", type=Path, required=name == "eval", metavar="DIR", help="a run's folder")
+            kind.add_argument("--checkpoint", type=Path, required=name == "eval", metavar="DIR", help="a run's folder")
             kind.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
         if name == "run":
             kind.add_argument("--ablations", action="store_true", help="also train small models, each without a part")
         if name == "eval":
-            kind.add_argument("--out", "--out-dir", type=Path, metavar="DIR", help="output folder (default CKPT/eval)")
+            kind.add_argument("--output-dir", type=Path, metavar="DIR", help="output folder (default CHECKPOINT/eval)")
         if name == "infer":
-            kind.add_argument("--script", type=Path, metavar="FILE", help="an exported program, instead of --ckpt")
+            kind.add_argument("--script", type=Path, metavar="FILE", help="an exported program instead of a run")
             kind.add_argument("--seq", action="append", metavar="TOKENS", help='such as "5 17 127 8"; repeatable')
             kind.add_argument("--seed", type=seed, default=0, help="of random sequences, without --seq (default 0)")
             kind.add_argument("--save-csv", type=Path, metavar="FILE", help="also write the predictions to FILE")
@@ -62,31 +62,31 @@ def run(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     """Train, export, evaluate, and write predictions and pictures. The model's fields, listed below, are options."""
     chosen = _config(options, "run")
-    result = needle.run(chosen, options.out, resume=options.resume)
+    result = needle.run(chosen, options.output_dir, resume=options.resume)
     print(results.lines(result))
-    print(f"written: {options.out}/: result.json, report.json, predictions.csv, metrics.json, export/, plots/")
+    print(f"written: {options.output_dir}/: result.json, report.json, predictions.csv, metrics.json, export/, plots/")
     if options.ablations:
-        print(needle.ablate(chosen, options.out / "ablations"))
+        print(needle.ablate(chosen, options.output_dir / "ablations"))
 
 
 def train(options: argparse.Namespace) -> None:
     """Train only. The model's fields, listed below, are options."""
-    needle.train(_config(options, "train"), options.out, resume=options.resume)
-    print(f"written: {options.out}/: checkpoints/, config.json, metrics.json")
+    needle.train(_config(options, "train"), options.output_dir, resume=options.resume)
+    print(f"written: {options.output_dir}/: checkpoints/, config.json, metrics.json")
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Score a checkpoint on the test samples and write its predictions."""
-    chosen, model, step = needle.load(options.ckpt, options.which)
-    folder = options.out or run_folder(options.ckpt) / "eval"
+    chosen, model, step = needle.load(options.checkpoint, options.which)
+    folder = options.output_dir or run_folder(options.checkpoint) / "eval"
     print(results.lines(needle.evaluate(chosen, model, folder, step)))
     print(f"written: {folder}/: result.json, report.json, predictions.csv, plots/")
 
 
 def infer(options: argparse.Namespace) -> None:
     """Predict the needle's position in given or random sequences."""
-    if (options.ckpt is None) == (options.script is None):
-        raise ValueError("give either --ckpt, a run's folder, or --script, an exported program; not both")
+    if (options.checkpoint is None) == (options.script is None):
+        raise ValueError("give either --checkpoint, a run's folder, or --script, an exported program; not both")
     samples = _samples(options.seq, options.seed)
     if options.script:
         logits = standalone.logits(options.script, samples.tokens)
@@ -94,7 +94,7 @@ def infer(options: argparse.Namespace) -> None:
         unknown = np.full(len(predicted), np.nan, np.float32)
         found = needle.Predictions(samples.length, samples.position, predicted, confidence, unknown)
     else:
-        found = needle.predict(needle.load(options.ckpt, options.which)[1], samples, batch=1)
+        found = needle.predict(needle.load(options.checkpoint, options.which)[1], samples, batch=1)
     for length, position, predicted, confidence, _ in zip(*found, strict=True):
         truth = "" if options.seq else f", and it is at {position}"
         print(f"{length} tokens: at {predicted} (probability {confidence:.4f}){truth}")

@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_jax import config, data
+from titans_jax import config, data, files, training
 from titans_jax.evaluation.haystack import Needle
-from titans_jax.training.model_io import RELEASED
+from titans_jax.nearest import did_you_mean
+from titans_jax.nn import LM
+from titans_jax.training import RELEASED
+from titans_jax.waiting import waiting
 
 
 def checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +20,12 @@ def checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=checkpoint, default=RELEASED, metavar="DIR", help=shown)
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     parser.add_argument("--output-dir", type=Path, help="output folder (default: a folder in the checkpoint's run)")
+
+
+def load(checkpoint: Path, which: str | int) -> tuple[config.Experiment, LM, int]:
+    """The experiment, the model and the step of a checkpoint, as `training.load`, with a line while it is read."""
+    with waiting(f"loading {checkpoint}"):
+        return training.load(checkpoint, which)
 
 
 def comparison(options: argparse.Namespace, changes: Sequence[str], prog: str) -> config.Experiment:
@@ -50,7 +59,7 @@ def checkpoint(text: str) -> Path:
 def which(text: str) -> str | int:
     """Argument type of --which: best, last or a step."""
     if text not in ("best", "last") and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step")
+        raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step{did_you_mean(text, ['best', 'last'])}")
     return int(text) if text.isdigit() else text
 
 
@@ -98,9 +107,10 @@ def run_folder(checkpoint: Path) -> Path:
 
 
 def output(options: argparse.Namespace, command: str) -> Path:
-    """Make and return the output folder of a command."""
+    """The output folder of a command. Raises ValueError for one that cannot be written."""
     folder: Path = options.output_dir or run_folder(options.checkpoint) / command
-    folder.mkdir(parents=True, exist_ok=True)
+    if options.output_dir or options.checkpoint.is_dir():  # else `load` says what is wrong
+        files.check_folder(folder)
     return folder
 
 

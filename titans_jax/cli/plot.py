@@ -8,7 +8,9 @@ import numpy as np
 from titans_jax import metrics, results
 from titans_jax.cli.options import first_line, seed
 from titans_jax.memory import PRESETS
+from titans_jax.plots.style import matplotlib
 from titans_jax.series import SCENARIOS, draw_learning, run_scenario, series_memory, series_rule
+from titans_jax.waiting import waiting
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draw how a memory learns a series: its predictions, surprise, momentum and forgetting."""
+    matplotlib()  # it says at once where it is not installed
     options.draw(options)
 
 
@@ -55,7 +58,8 @@ def plot_surprise(options: argparse.Namespace) -> None:
 
 def plot_learning(options: argparse.Namespace) -> None:
     """Draw a memory that learns a wave; the wave changes, and it learns the new one."""
-    surprise = np.asarray(draw_learning(options.output, options.seed).surprise)
+    with waiting("reading the wave"):
+        surprise = np.asarray(draw_learning(options.output, options.seed).surprise)
     first, before, after, last = (
         float(part[:20].mean()) for part in (surprise, surprise[130:], surprise[150:], surprise[-20:])
     )

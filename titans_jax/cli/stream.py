@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import itertools
 import math
 import os
 import shutil
@@ -13,12 +14,13 @@ from typing import Any, BinaryIO
 import jax
 
 from titans_jax import config, data, metrics, plots, results, training
-from titans_jax.cli.options import checkpoint, output, positive, which
+from titans_jax.cli.options import checkpoint, load, output, positive, which
 from titans_jax.config import Experiment
 from titans_jax.decode import streaming
 from titans_jax.evaluation import StreamEvaluator, curves, load_state
 from titans_jax.nn import LM
 from titans_jax.training.errors import stop_requested
+from titans_jax.waiting import waiting
 
 WARM_UP = 256
 """Blocks of tokens before resident memory and compilations are measured."""
@@ -56,17 +58,20 @@ def run(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         file: BinaryIO = sys.stdin.buffer if options.file == "-" else enter(open(options.file, "rb"))
-        evaluator, facts, tokenizer = _open(options, folder)
+        with waiting("opening"):
+            evaluator, facts, tokenizer = _open(options, folder)
         stack.callback(evaluator.log.close)
         blocks = data.token_blocks(file, tokenizer, options.segment, evaluator.position)
+        first = [*itertools.islice(blocks, 1)]  # before compiling: it may not be text
         size = None if options.file == "-" else os.fstat(file.fileno()).st_size
-        stop, _ = enter(stop_requested()), enter(training.memory_advice())
+        enter(training.memory_advice())
+        _give_back_memory()
+        with training.stopping(), waiting("compiling"):
+            evaluator.compile()
+        stop = enter(stop_requested())
         bar = enter(metrics.Progress(size, "stream", initial=evaluator.total.bytes))
         footprint = enter(metrics.Footprint(WARM_UP))
-
-        _give_back_memory()
-        evaluator.compile()
-        for tokens, size_in_bytes in evaluator.evaluate(blocks, save_every=options.save_every):
+        for tokens, size_in_bytes in evaluator.evaluate(itertools.chain(first, blocks), save_every=options.save_every):
             total = evaluator.total
             numbers = {"bits/byte": total.nll / math.log(2) / total.bytes, "MiB": footprint.step() / 2**20}
             bar.advance(size_in_bytes, tokens=tokens, **numbers)
@@ -98,7 +103,7 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, LM, dict[str, Any]]:
     if options.checkpoint:
         if options.changes:
             raise ValueError(f"unrecognized arguments: {' '.join(options.changes)}; they are for --config")
-        experiment, model, step = training.load(options.checkpoint, options.which)
+        experiment, model, step = load(options.checkpoint, options.which)
         return experiment, model, {"checkpoint": str(options.checkpoint), "step": step}
     experiment = config.override(config.load(options.config), options.changes, "titans-jax stream", options.flags)
     config.validate(experiment, vocabulary=data.load_tokenizer(experiment.data.tokenizer).vocab_size, shards=1)

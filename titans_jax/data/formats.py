@@ -100,7 +100,7 @@ def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """The bytes of a file, unpacked where the ending says so. Raises ValueError if it is damaged."""
     match = ENDING.search(path.name)
     try:
-        with gzip.open(path) if match and match[2] else path.open("rb") as file:
+        with gzip.open(path, "rb") if match and match[2] else path.open("rb") as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a whole gzip file: {error}") from None

@@ -214,7 +214,7 @@ def tokenise(
         raise ValueError("no documents to tokenise")
     path = Path(cache_dir, _key(documents, tokenizer))
     try:
-        if json.loads(Path(f"{path}.crc32.json").read_text()) != _checksums(path):
+        if json.loads(Path(f"{path}.crc32.json").read_text(encoding="utf-8")) != _checksums(path):
             raise ValueError("it is not what was written")
     except FileNotFoundError:
         _write(path, documents, tokenizer, on_documents)

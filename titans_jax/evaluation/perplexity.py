@@ -91,9 +91,10 @@ def score(
             state = model.init_state(len(batch["inputs"]))
         needed = {k: v for k, v in batch.items() if k != "reset" or v.any()}
         scores, after = _score(graphdef, params, state, jax.device_put(needed, sharding))
+        jax.block_until_ready(scores)  # else who counts batches times how fast they are sent to the device
         state = after if reset == "stream" else None
         sums.append(scores)
-    # Fetched at the end, so that the device never waits; added in float64, so that no token is lost.
+    # Added in float64, so that no token is lost.
     every = jax.device_get(sums)
     if not any(one["tokens"].any() for one in every):
         raise ValueError("there is no held-out token to score; give more text or a larger data.held_out")

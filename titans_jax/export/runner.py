@@ -15,7 +15,7 @@ def generate(folder: Path, prompt: list[list[int]], length: int) -> list[list[in
 
     The state is a list of arrays of constant size: keep it to continue later.
     """
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     params = load_file(folder / "model.safetensors")
 
     def function(name: str) -> Any:

@@ -124,11 +124,9 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
     b = chunk if learner.grad_at in ("chunk_start", "delta_decay") else 1
     with jax.ensure_compile_time_eval():
         gates = Gates(jnp.ones(b), momentum * jnp.ones(b), jnp.ones(b))
-        grads = jax.jit(lambda gates: unroll(learner, gates, None).last_grad[0])(
-            gates
-        )  # eagerly it compiles for seconds
+        grads = jax.jit(lambda gates: unroll(learner, gates, None).last_grad[0])  # eagerly it compiles for seconds
         slope = 1.0 if rule.retention.identity else float(jax.jit(lambda: _slope(rule))())
-        return 1 / (max(rule.bias.curvature, 1.0) * gain * slope * float(jnp.abs(grads).sum()))
+        return 1 / (max(rule.bias.curvature, 1.0) * gain * slope * float(jnp.abs(grads(gates)).sum()))
 
 
 def _slope(rule: Rule) -> Array:
@@ -214,8 +212,8 @@ def engines(
 
 def _check_rule(rule: Rule, chunk: int, clip: float | None) -> None:
     learner, retention = rule.learner, rule.retention
-    if chunk < 1:
-        raise ValueError(f"chunk: {chunk} tokens; it must be at least 1")
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk: {chunk!r} tokens; it must be an integer, at least 1")
     if learner.max_chunk is not None and chunk > learner.max_chunk:
         raise ValueError(f"chunk: {chunk} tokens; this learner has offsets for {learner.max_chunk} at most")
     if learner.window < 1 or learner.window > 1 and rule.architecture.dim is None:
@@ -246,9 +244,9 @@ def _check_call(
         raise ValueError(f"q, k, v: shapes {q.shape}, {k.shape}, {v.shape}; {each}, all the same (vmap the rest)")
     for name, gate in gates._asdict().items():
         shape = (T, m) if name == "rate" and m > 1 else (T,)
-        if gate is not None and gate.shape != shape and not (name == "keep" and gate.shape == q.shape):
+        if gate is not None and jnp.shape(gate) != shape and not (name == "keep" and jnp.shape(gate) == q.shape):
             raise ValueError(
-                f"gates.{name}: shape {gate.shape}; it must be {list(shape)}" + " or [T, D]" * (name == "keep")
+                f"gates.{name}: shape {jnp.shape(gate)}; it must be {list(shape)}" + " or [T, D]" * (name == "keep")
             )
     if gates.weight is not None and learner.window == 1:
         raise ValueError("gates.weight: this learner has no window for tokens to have a weight in; it must be None")

@@ -117,7 +117,7 @@ def _draw(config: NeedleConfig, model: TitanMin, found: Predictions, samples: da
     where = folder / "plots"
     plots.needle_answers(found.length, found.position, found.predicted, where / "answers.png")
     if (folder / "metrics.json").is_file():
-        plots.loss_curve(json.loads((folder / "metrics.json").read_text()), where / "loss_curve.png")
+        plots.loss_curve(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), where / "loss_curve.png")
     longest = int(np.argmax(samples.length))
     tokens = samples.tokens[longest : longest + 1, : samples.length[longest]]
     look = jax.jit(lambda model, tokens: model(tokens)[1])(model, tokens)

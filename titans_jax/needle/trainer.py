@@ -58,7 +58,7 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
         saved, now = (
             json.loads(json.dumps(dataclasses.asdict(each))) for each in (_config_of(checkpoints, "last"), config)
         )
-        require_same_run(folder, saved, now, option="--out")
+        require_same_run(folder, saved, now, option="--output-dir")
         arrays, meta, start = checkpoints.restore(arrays)
         record = meta["record"]
     files.write_json(folder / "config.json", dataclasses.asdict(config))
@@ -104,9 +104,12 @@ def _check(n: int, what: str, loss: float) -> None:
 
 
 def _config_of(checkpoints: Checkpoints, which: Which) -> NeedleConfig:
+    meta = checkpoints.meta(which)
+    if "config" not in meta:
+        raise CheckpointError(f"{checkpoints.directory} is a run of another command; give one of `titans-jax needle`")
     try:
-        return configs.parse(NeedleConfig, checkpoints.meta(which)["config"], "needle")
-    except (ValueError, KeyError) as error:
+        return configs.parse(NeedleConfig, meta["config"], "needle")
+    except ValueError as error:
         raise CheckpointError(f"{checkpoints.directory} holds no Titan-Min: {type(error).__name__}: {error}") from None
 
 

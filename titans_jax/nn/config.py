@@ -11,6 +11,7 @@ from titans_jax.memory import IMPLEMENTATIONS, PRESETS, Memory, Rule, miras, uni
 from titans_jax.memory.presets import GATES, GateStyle
 from titans_jax.memory.tnt import tnt
 from titans_jax.nearest import require_known
+from titans_jax.nn.checks import check_types, positive
 
 BLOCKS = ("lmm", "mac", "mag", "mal", "transformer", "hope", "hope_attention")
 MEMORY_BLOCKS = ("lmm", "mac", "mag", "mal")
@@ -113,7 +114,7 @@ class CMSConfig:
         if self.rate < 0:
             raise ValueError(f"model.cms.rate: {self.rate}; it must be 0 or more")
         if self.clip is not None:
-            _positive("model.cms.clip", self.clip)
+            positive("model.cms.clip", self.clip)
 
 
 def preset_of(name: str) -> Callable[..., Rule]:
@@ -233,24 +234,26 @@ class ModelConfig:
     def check(self) -> None:
         """Raise ValueError, in one line, for invalid values."""
         memory = self.memory
+        for where, config in (("model", self), ("model.memory", memory), ("model.cms", self.cms)):
+            check_types(where, config)
         for name in self.pattern:
             require_known("model.block", name, BLOCKS)
         if memory.implementation is not None:
             require_known("model.memory.implementation", memory.implementation, IMPLEMENTATIONS)
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
-            _positive(f"model.{field}", getattr(self, field))
+            positive(f"model.{field}", getattr(self, field))
         for field in ("chunk", "heads", "head_dim"):
-            _positive(f"model.memory.{field}", getattr(memory, field))
+            positive(f"model.memory.{field}", getattr(memory, field))
         for field, value in memory.options.items():
             if field != "to_origin":
-                _positive(f"model.memory.{field}", value)
+                positive(f"model.memory.{field}", value)
         rule_of(memory)
         for field in ("momentum", "forget"):
             if not 0 < getattr(memory, field) < 1:
                 raise ValueError(f"model.memory.{field}: {getattr(memory, field)} is not between 0 and 1")
         for field in ("clip", "max_rate"):
             if (value := getattr(memory, field)) is not None:
-                _positive(f"model.memory.{field}", value)
+                positive(f"model.memory.{field}", value)
         if self.persistent < 0 or memory.conv < 0:
             raise ValueError("model.persistent and model.memory.conv must be 0 or more")
         if self.depth % len(self.pattern):
@@ -280,8 +283,3 @@ class ModelConfig:
             raise ValueError(f"model.weight_residual: needs memory layers of one type, not {self.block!r}")
         if self.weight_residual and rule_of(memory).learner.grad_at != "chunk_start":
             raise ValueError(f"model.weight_residual: {memory.rule} takes no gradients at the chunk start")
-
-
-def _positive(field: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{field}: {value}; it must be above 0")

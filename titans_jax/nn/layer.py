@@ -54,8 +54,8 @@ class MemoryLayer(nnx.Module):
 
         Raises ValueError, in one line, for invalid values; TypeError for an unknown option.
         """
-        heads = heads or max(1, dim // 64)
-        if dim % heads:
+        heads = max(1, dim // 64) if heads is None else heads
+        if heads < 1 or dim % heads:
             raise ValueError(f"heads: {heads} do not divide dim {dim}")
         memory = MemoryConfig(rule=rule, heads=heads, chunk=chunk, **{"head_dim": dim // heads} | options)
         config = ModelConfig(block="lmm", dim=dim, depth=1, dtype=dtype, memory=memory)  # type: ignore[arg-type]
@@ -81,11 +81,14 @@ class MemoryLayer(nnx.Module):
 
     def with_info(self, x: Array, state: LayerState | None = None) -> tuple[Array, LayerState, LayerInfo]:
         """As a call, with the surprise and the gates of each token, [B, heads, T]."""
+        x = jnp.asarray(x)
         if x.ndim != 3 or x.shape[-1] != self.dim or not x.shape[1]:
             raise ValueError(f"x: shape {x.shape}; it must be [batch, tokens, {self.dim}], with at least one token")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"x: dtype {x.dtype}; it must be floating, such as float32 or bfloat16")
         state = self.init_state(x.shape[0]) if state is None else state
+        if not isinstance(state, LayerState):
+            raise ValueError(f"state: {type(state).__name__}; it must be what an earlier call of this layer returned")
         if state.age.shape != x.shape[:1]:
             raise ValueError(f"state: of {state.age.shape[0]} sequences, but x has {x.shape[0]}")
         return _run(*nnx.split(self.mixer), x, state)

@@ -103,12 +103,18 @@ class LM(nnx.Module):
           a memory.
 
         Raises:
-          ValueError: tokens of another shape or dtype, or a state of another batch size; full attention over more than
-            `context` tokens in one call.
+          ValueError: tokens of another shape or dtype, or, where jit does not hide them, outside of the vocabulary; a
+            state of another batch size; full attention over more than `context` tokens in one call.
         """
+        tokens = jnp.asarray(tokens)
         if tokens.ndim != 2 or not tokens.shape[1] or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens: {tokens.dtype} of shape {tokens.shape}; they must be integers [batch, tokens]")
+        if not isinstance(tokens, jax.core.Tracer) and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            most = self.config.vocab_size - 1
+            raise ValueError(f"tokens: from {tokens.min()} to {tokens.max()}; the vocabulary is from 0 to {most}")
         state = self.init_state(tokens.shape[0]) if state is None else state
+        if not isinstance(state, LMState):
+            raise ValueError(f"state: {type(state).__name__}; it must be what an earlier call of this model returned")
         if state.age.shape != tokens.shape[:1]:
             raise ValueError(f"state: of {state.age.shape[0]} sequences, but tokens has {tokens.shape[0]}")
         c, (B, T) = self.config, tokens.shape

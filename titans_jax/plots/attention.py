@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from titans_jax.plots.legends import layer_colours, layer_labels
-from titans_jax.plots.style import MUTED, drawable, drawing, few, one_shape, write
+from titans_jax.plots.style import MUTED, drawable, drawing, few, log_ticks, one_shape, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 Maps = Mapping[str, NDArray]
@@ -44,15 +44,15 @@ def attention_maps(maps: Maps, path: Target) -> Figure:
 def head_grid(maps: Maps, text: Sequence[str], path: Target, *, layer: int) -> Figure:
     """Draws the heads of one layer over a short text, large enough to read: each row has the weights of one token.
 
-    maps: by what is read, each [heads, T, T]. text: T pieces. At most four heads are drawn. The JSON has the weights.
+    maps: by what is read, each [heads, T, T]. text: T pieces. At most two heads are drawn. The JSON has the weights.
     Raises ValueError if shapes do not fit.
     """
     heads, length, _ = one_shape(maps, "heads", "T", "T")
     if len(text) != length:
         raise ValueError(f"text has {len(text)} pieces for {length} tokens; give one piece for each token")
-    columns = few(heads, 4)
+    columns = few(heads, 2)
     names = [drawable(piece).replace(" ", "␣") for piece in text]
-    with drawing(3.3 * len(columns) + 0.5, 3.3 * len(maps) + 0.5) as figure:
+    with drawing(4.4 * len(columns) + 0.5, 4.4 * len(maps) + 0.5) as figure:
         panels = figure.subplots(len(maps), len(columns), squeeze=False)
         for i, ((name, weights), colours) in enumerate(zip(maps.items(), COLOURS, strict=False)):
             for j, head in enumerate(columns):
@@ -60,7 +60,7 @@ def head_grid(maps: Maps, text: Sequence[str], path: Target, *, layer: int) -> F
                 _map(axes, weights[head], colours, "nearest")
                 axes.set_title(f"head {head}: weights on {name}", fontsize=9)
                 for axis in (axes.xaxis, axes.yaxis):
-                    axis.set_ticks(range(length), names, family="DejaVu Sans Mono", fontsize=6, color="#1d2433")
+                    axis.set_ticks(range(length), names, family="DejaVu Sans Mono", fontsize=8, color="#1d2433")
                     for label in axis.get_ticklabels():
                         label.set_parse_math(False)
                 axes.tick_params(length=0, pad=1)
@@ -106,6 +106,8 @@ def layer_analysis(by_distance: Maps, shares: Maps, reach: NDArray, path: Target
             far.plot([], [], "--", color=MUTED, label=f"on {list(by_distance)[1]}")
         far.set(xscale="log", yscale="log", xlabel="tokens back (1 is the token itself)", ylabel="mean weight")
         far.set_title("How far back")
+        log_ticks(far.xaxis)
+        log_ticks(far.yaxis)
         far.legend(fontsize=7)
         bottom = np.zeros(layers)
         for (name, share), colour in zip(shares.items(), SHARES, strict=False):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from titans_jax.plots.legends import legend_below
-from titans_jax.plots.style import INK, drawing, matplotlib, write
+from titans_jax.plots.style import INK, drawing, log_ticks, matplotlib, write
 from titans_jax.plots.types import Figure, Target
 
 Curve = Mapping[str, Sequence[float]]
@@ -35,9 +35,7 @@ def compare_curves(curves: Mapping[str, Sequence[Curve]], path: Target) -> Figur
             axes.locator_params(axis="x", integer=True)
             if score == "perplexity":
                 axes.set_yscale("log")
-                axes.yaxis.set_major_locator(matplotlib().ticker.LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_formatter(matplotlib().ticker.NullFormatter())
+                log_ticks(axes.yaxis)
         legend_below(figure, panels[0], "lines: means over seeds; bands: from the smallest to the largest")
         return write(figure, path, numbers)
 

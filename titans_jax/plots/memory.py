@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from titans_jax.plots.legends import layer_colours, layer_labels, legend_above
-from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, few, one_shape, write
+from titans_jax.plots.style import INK, MUTED, ORANGE, drawable, drawing, few, log_ticks, one_shape, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 _PANELS = {
@@ -35,11 +35,13 @@ def memory_picture(info: Any, path: Target, text: Sequence[str] | None = None, *
     means = {name: array.mean(axis=1) for name, array in arrays.items()}
     marked = [] if text is None else _most_surprising(means["surprise"].mean(axis=0), marks)
 
-    with drawing(12, 9.4 if marked else 8.4) as figure:
-        panels = figure.subplots(4, 1, sharex=True, height_ratios=[1.5, 1, 1, 1])
-        for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
+    # A rule without momentum has nothing but zeros to show there.
+    names = [name for name in _PANELS if name != "momentum_norm" or means[name].any()]
+    with drawing(12, 2 * len(names) + (1.4 if marked else 0.4)) as figure:
+        panels = figure.subplots(len(names), 1, sharex=True, height_ratios=[1.5] + [1] * (len(names) - 1))
+        for axes, name in zip(panels, names, strict=True):
             _lines(axes, means[name], stepped=name in ("momentum_norm", "weight_norm"))
-            axes.set_title(title)
+            axes.set(title=_PANELS[name], ylabel="loss" if name == "surprise" else "norm")
         _show_clipped(panels[1], means["clipped"])
         panels[-1].set_xlabel("token")
         if layers > 1:
@@ -166,6 +168,8 @@ def memory_updates(
         )
         for axes, title, mark in zip(panels[2:5], titles, marks, strict=True):
             axes.set(xlabel="tokens read", ylabel=mark, title=title)
+        log_ticks(panels[0].xaxis)
+        log_ticks(panels[1].yaxis)
         panels[5].bar([str(layer) for layer in layers], correlations, color=colours, width=0.6)
         panels[5].axhline(0, color=MUTED, lw=0.8)
         panels[5].set(xlabel="layer", ylabel="Spearman's rho", ylim=(-1, 1), title="Surprise and change, rank by rank")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from titans_jax.plots.legends import legend_below
-from titans_jax.plots.style import BLUE, INK, ORANGE, drawing, short, write
+from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, log_ticks, short, write
 from titans_jax.plots.types import Figure, Target
 
 _LINES = {
@@ -28,14 +28,15 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
     fields = [field for field in _BARS if any(field in row for row in shown.values())]
     with drawing(5 + 4.5 * len(fields), 1.1 + 0.3 * len(shown)) as figure:
         panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
-        for axes, field, colour in zip(panels, fields, (BLUE, ORANGE), strict=False):
+        for axes, field, colour in zip(panels, fields, (BLUE, ORANGE, MUTED), strict=False):
             here = {name: row for name, row in shown.items() if field in row}
             values = [row[field] for row in here.values()]
             ends = [[row[field] - row[f"{field}_least"], row[f"{field}_most"] - row[field]] for row in here.values()]
             whiskers = dict(xerr=list(zip(*ends, strict=True)), error_kw=dict(ecolor=INK, lw=1, capsize=2))
             axes.barh(list(here), values, color=colour, height=0.65, **whiskers)
             for name, row in here.items():
-                text = f"{row[field]:.0%}" if field == "share" else f"{float(f'{row[field]:.3g}'):,.10g}"
+                percent = field == "share"
+                text = f"{float(f'{row[field] * (100 if percent else 1):.3g}'):,.10g}{'%' * percent}"
                 axes.annotate(
                     text, (row[f"{field}_most"], name), (4, 0), textcoords="offset points", va="center", fontsize=8
                 )
@@ -43,9 +44,10 @@ def speed_bars(rows: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
             axes.set(title=_BARS[field])
             axes.grid(axis="y", visible=False)
             if field == "share":
-                axes.xaxis.set_major_formatter("{x:.0%}")
+                axes.xaxis.set_major_formatter(lambda x, _: f"{float(f'{100 * x:.6g}'):g}%")
             elif max(values) > 50 * min(values):
                 axes.set_xscale("log")
+                log_ticks(axes.xaxis)
         panels[0].invert_yaxis()  # they share it
         return write(figure, path, shown)
 

@@ -93,6 +93,17 @@ def short(count: int) -> str:
     return next((f"{count // unit}{letter}" for unit, letter in units if count % unit == 0), str(count))
 
 
+def log_ticks(axis: Any) -> None:
+    """Label a logarithmic axis, once all is drawn: powers of ten; also 2 and 5, as numbers, below two of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def drawable(text: str) -> str:
     """The text on one line, with a box for every letter that DejaVu Sans Mono lacks."""
     matplotlib()

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax.plots.legends import legend_above
-from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, matplotlib, write
+from titans_jax.plots.style import BLUE, INK, MUTED, ORANGE, drawing, log_ticks, matplotlib, write
 from titans_jax.plots.types import Axes, Figure, Target
 
 RED = "#c0392b"
@@ -149,6 +149,7 @@ def _line(
     axes.set_xlim(-0.5, len(line) - 0.5)
     if log:
         axes.set_yscale("log")
+        log_ticks(axes.yaxis)
     else:
         axes.set_ylim(bottom=0)
 

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from titans_jax.plots.legends import layer_colours, layer_labels, legend_above
-from titans_jax.plots.style import BLUE, MUTED, ORANGE, drawing, write
+from titans_jax.plots.style import BLUE, MUTED, ORANGE, drawing, log_ticks, write
 from titans_jax.plots.types import Axes, Figure, Target
+
+_ROOM = 0.14
+"""Of the axis, below the lowest value, for the number that is written there."""
 
 
 def loss_curve(records: Iterable[Mapping[str, Any]], path: Target) -> Figure:
@@ -43,8 +46,9 @@ def loss_curve(records: Iterable[Mapping[str, Any]], path: Target) -> Figure:
         axes.set(xlabel="step", ylabel=unit, title="Learning curve")
         axes.locator_params(axis="x", integer=True)
         every = np.concatenate([np.asarray(numbers[split][name], float) for split in numbers])
+        axes.margins(y=_ROOM)
         _crop_start(axes, every)
-        axes.legend(loc="upper right")
+        legend_above(axes)
         return write(figure, path, numbers)
 
 
@@ -79,7 +83,7 @@ def _crop_start(axes: Axes, values: np.ndarray) -> None:
     if len(finite) > 40:
         low, high = finite.min(), np.quantile(finite, 0.98)
         if high > low:
-            axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
+            axes.set_ylim(low - _ROOM * (high - low), high + 0.05 * (high - low))
 
 
 def recall_picture(found: Mapping[str, Mapping[str, Any]], path: Target) -> Figure:
@@ -136,6 +140,7 @@ def stream_picture(curves: Mapping[str, Sequence[Any]], path: Target) -> Figure:
             legend_above(panels[1])
             if _decades([lines[name] for name in layers]) > 1:
                 panels[1].set_yscale("log")
+                log_ticks(panels[1].yaxis)
         panels[-1].set_xlabel("tokens read")
         panels[-1].xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         return write(figure, path, lines)

@@ -20,7 +20,7 @@ EXITS: dict[type[Exception], int] = {
     **dict.fromkeys((ValueError, OSError, MemoryError, ImportError), 2),
     CheckpointError: 3,
     **dict.fromkeys((Diverged, FloatingPointError), 4),
-    Stopped: 75,
+    Stopped: Stopped.code,
     Lost: 76,
 }
 
@@ -83,11 +83,11 @@ def guard(run: Callable[[], object], *, prog: str, debug: bool = False, cache: b
     except tuple(EXITS) as error:
         if debug:
             traceback.print_exc()
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"{prog}: {' '.join(text.split())}", file=sys.stderr)
         return next(code for kind, code in EXITS.items() if isinstance(error, kind))
-    except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from titans_jax.waiting import STOPPING, ends_at_once, ends_by_itself
+
 
 class Diverged(Exception):
     """The loss or its gradient is not finite; the message says where."""
@@ -17,6 +19,9 @@ class Diverged(Exception):
 class Stopped(Exception):
     """A signal ended the run; everything needed to resume is saved."""
 
+    code = 75
+    """The exit code."""
+
 
 class Lost(Exception):
     """Another process of the run has ended; its newest checkpoint is what it continues from."""
@@ -24,7 +29,7 @@ class Lost(Exception):
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets; a second one interrupts at once. In a thread, signals stay as they are."""
+    """An event that a signal of STOPPING sets; a second one interrupts. In a thread, signals stay as they are."""
     stop = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -32,15 +37,15 @@ def stop_requested() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    with _handled_by(handle):
+    with _handled_by(handle), ends_by_itself():
         yield stop
 
 
 @contextlib.contextmanager
-def stopping(message: str) -> Iterator[None]:
-    """Turn SIGTERM or SIGINT into Stopped(message), at once, and where the shell has SIGINT ignored (`&`) too."""
+def stopping(message: str = "stopped; the same command continues") -> Iterator[None]:
+    """Turn a signal of STOPPING into Stopped(message), at once, and where the shell has SIGINT ignored (`&`) too."""
     try:
-        with _handled_by(signal.default_int_handler):
+        with _handled_by(signal.default_int_handler), ends_at_once(message, Stopped.code):
             yield
     except KeyboardInterrupt:
         raise Stopped(message) from None
@@ -51,7 +56,9 @@ def _handled_by(handle: Callable[[int, FrameType | None], Any]) -> Iterator[None
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    # nohup has SIGHUP ignored, so that the run outlives its terminal.
+    numbers = [number for number in STOPPING if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

@@ -40,7 +40,10 @@ def load(folder: str | Path, which: Any = "best") -> tuple[Experiment, LM, int]:
         return _load_saved(Path(folder))
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
-    experiment = experiment_of(checkpoints.meta(step), folder)
+    meta = checkpoints.meta(step)
+    if "experiment" not in meta:
+        raise CheckpointError(f"{folder} is a run of another command, such as needle; give one of train")
+    experiment = experiment_of(meta, folder)
     model = define(experiment.model)
     arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
     return experiment, model.model(arrays["params"]), step
@@ -71,9 +74,12 @@ def checkpoints_of(folder: str | Path) -> Checkpoints:
     """The checkpoints of a run's output folder, or of its checkpoints/ folder. Raises CheckpointError for no folder."""
     path = Path(folder)
     path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is no folder of checkpoints")
-    return Checkpoints(path)
+    checkpoints = Checkpoints(path)
+    if not checkpoints.steps():
+        of_run = "a run's output folder that has checkpoints, or a folder of `titans-jax export`"
+        right = f"{path.parent} and --which {path.name}" if path.parent.name == "checkpoints" else of_run
+        raise CheckpointError(f"{path} is no folder of checkpoints; give {right}")
+    return checkpoints
 
 
 def named_parameters(model: LM) -> dict[str, jax.Array]:
@@ -120,7 +126,8 @@ def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
         raw = (folder / WEIGHTS).read_bytes()
         found = {name: _widened(array) for name, array in safetensors.numpy.load(raw).items()}
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}") from None
+        right = "only a folder that `titans-jax export` wrote can be used"
+        raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}; {right}") from None
     if hashlib.sha256(raw).hexdigest() != written:
         raise CheckpointError(f"{folder}: {WEIGHTS} is not what was written: its sha256 is not the one of config.json")
     if (folder / "tokenizer.json").is_file():

@@ -27,7 +27,8 @@ def finish(
     Every process of a run takes part in what the model computes and what orbax reads; others than the main one return
     `measured`.
     """
-    text, inside = sample(experiment, model, tokenizer), _look_inside(experiment, model)
+    with metrics.waiting("writing a sample"):
+        text, inside = sample(experiment, model, tokenizer), _look_inside(experiment, model)
     best = checkpoints.find("best")
     best_score = checkpoints.meta(best)["evaluation"]["bits_per_byte"]
     if not metrics.is_main():
@@ -46,11 +47,12 @@ def finish(
         key = name.replace(" ", "_")
         result |= {f"{key}_{length}_recalled": share for length, share in row["recalled"].items()}
         result[f"{key}_bits_per_byte"] = row["bits_per_byte"]
-    files.write(folder / "sample.txt", text)
-    drawn = _draw(experiment, inside, tokenizer)
-    if found and plots.available():
-        plots.recall_picture(found, folder / "recall.png")
-        drawn.append("recall.png")
+    with metrics.waiting("drawing pictures"):
+        files.write(folder / "sample.txt", text)
+        drawn = _draw(experiment, inside, tokenizer)
+        if found and plots.available():
+            plots.recall_picture(found, folder / "recall.png")
+            drawn.append("recall.png")
     results.write_result(folder, result)
     print(_summary(experiment, result, text, ["result.json", "metrics.jsonl", "sample.txt", *drawn]), flush=True)
     if found:

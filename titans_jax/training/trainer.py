@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from titans_jax.evaluation import evaluate
 from titans_jax.evaluation.ablation import frozen
 from titans_jax.nn import LM
 from titans_jax.training import loop, processes
-from titans_jax.training.errors import Stopped, memory_advice, stop_requested
+from titans_jax.training.errors import Stopped, memory_advice, stop_requested, stopping
 from titans_jax.training.model_io import describe, identity
 from titans_jax.training.placement import Placement
 from titans_jax.training.recalled import baseline_of, figures, tells_facts
@@ -35,7 +34,7 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
     """Train, or go on with, an experiment; everything is written below `experiment.output`.
 
     resume: go on from the newest checkpoint there, if there is one; False removes what an earlier run left.
-    Returns what result.json holds. SIGTERM and SIGINT end the run after the step they come in.
+    Returns what result.json holds. A signal ends the run after the step it comes in.
 
     Raises ValueError for a configuration that cannot work, or that is not the one of the run to go on with; Diverged;
     Stopped; CheckpointError when there are checkpoints and none can be used.
@@ -55,12 +54,13 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
 
 def _trained(experiment: Experiment, resume: bool) -> tuple[Session, LM, dict[str, Any]]:
     """The session of a run at its end, its model on the run's devices, and what its last evaluation measured."""
-    with stop_requested() as stop, memory_advice():
-        session, state, start = _open(experiment, resume)
+    with memory_advice():
+        with stopping(), metrics.waiting(f"opening {experiment.output}"):
+            session, state, start = _open(experiment, resume)
         try:
             with session.placement.active():
                 if start < experiment.train.steps:
-                    state, evaluation, compile_seconds = _train(session, state, start, stop)
+                    state, evaluation, compile_seconds = _train(session, state, start)
                 else:  # it was killed after its last step, or had ended: only what is left at the end is made again
                     evaluation, compile_seconds = _evaluate(session, state), 0.0
         finally:
@@ -129,13 +129,11 @@ def require_same_run(
             )
 
 
-def _train(
-    session: Session, state: TrainState, start: int, stop: threading.Event
-) -> tuple[TrainState, dict[str, Any], float]:
+def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState, dict[str, Any], float]:
     """Steps start + 1 to the last; the state, the last evaluation, and the seconds that compiling took."""
     train, config, placement = session.experiment.train, session.experiment.data, session.placement
     started = time.perf_counter()
-    with metrics.Progress(1, f"compiling {session.experiment.name}") as bar:
+    with stopping(), metrics.Progress(1, f"compiling {session.experiment.name}") as bar:
         lowered = make_step(session.graphdef, session.optimizer, train).lower(state, placement.abstract_batch(config))
         step = lowered.compile()
         bar.advance()
@@ -163,7 +161,7 @@ def _train(
         if stopping and n < train.steps:
             raise Stopped(f"stopped after step {n}, which is saved in {session.checkpoints.directory}")
 
-    with metrics.Progress(train.steps, session.experiment.name, initial=start) as bar:
+    with stop_requested() as stop, metrics.Progress(train.steps, session.experiment.name, initial=start) as bar:
         recorder = Recorder(session, bar)
         state = loop.train(
             advance,

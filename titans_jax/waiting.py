@@ -1,0 +1,87 @@
+"""What a user sees of a program that is busy: a line while it waits, and one line where an interrupt ends it."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+PATIENCE = 1.0
+"""Seconds between an interrupt and the end of a process that does not end by itself."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""The signals that end a run."""
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show `what` and the seconds on stderr while the block runs. The block prints nothing.
+
+    On a terminal, the line disappears at the end. Elsewhere, it is a line after two seconds and then every ten.
+    """
+    stream, done, start = sys.stderr, threading.Event(), time.monotonic()
+    live = stream.isatty()
+
+    def show() -> None:
+        pause = 0.3 if live else 2.0
+        while not done.wait(pause):
+            pause = 1.0 if live else 10.0
+            line = f"{what} [{time.monotonic() - start:.0f} s]"
+            stream.write(f"\r{line}" if live else f"{line}\n")
+            stream.flush()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if live:
+            stream.write("\r\x1b[K")
+            stream.flush()
+
+
+@contextlib.contextmanager
+def ends_at_once(message: str, code: int) -> Iterator[None]:
+    """Print `message` and end the process where the block still runs a second after a signal of STOPPING.
+
+    Python handles a signal between two of its own instructions, so not inside a compilation, and jax drops exceptions
+    that a handler raises in its callbacks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    done = threading.Event()
+
+    def watch() -> None:
+        while number := os.read(read, 1):
+            if number[0] in STOPPING and not done.wait(PATIENCE):
+                os.write(2, f"\n{message}\n".encode(errors="replace"))
+                os._exit(code)
+        os.close(read)
+
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)
+
+
+@contextlib.contextmanager
+def ends_by_itself() -> Iterator[None]:
+    """Take back `ends_at_once` inside the block, which saves before it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
