@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> None:
         code = children[failed].returncode
         if code != children[0].returncode:  # else process 0 has printed the same
             errors[failed].seek(0)
-            print(f"process {failed}: {errors[failed].read().decode(errors='replace').strip()}", file=sys.stderr)
+            for line in errors[failed].read().decode(errors="replace").splitlines():
+                print(f"process {failed}: {line}", file=sys.stderr)
         if code < 0:
             print(f"titans-jax: process {failed} was ended by {signal.Signals(-code).name}", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
