@@ -171,6 +171,16 @@ time.sleep(1.5)"""
     assert not run_python("-c", ended).stderr
 
 
+def test_a_command_that_was_stopped_does_not_wait_for_the_device(run_python):
+    stopped = """import atexit
+from titans_jax import __main__, cli
+atexit.register(print, "waited")
+cli.main = lambda *arguments: 75
+print("stopped")
+__main__.main()"""
+    assert run_python("-c", stopped, code=75).stdout == "stopped\n"
+
+
 def test_a_program_that_waits_shows_it(run_python):
     busy = "import time; from titans_jax.waiting import waiting\nwith waiting('importing'): time.sleep(2.3)"
     assert run_python("-c", busy).stderr == "importing [2 s]\n"
