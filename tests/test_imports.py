@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "needle": LEAVES | MIDDLE | {"training", "export", "results"},
     "bench": LEAVES | MIDDLE | {"results", "evaluation", "training"},
     "cli": LEAVES | MIDDLE | {"results", "evaluation", "series", "training", "export", "needle", "bench"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "waiting"},
     "train.py": {"__main__"},
     "configs": {"config", "nn", "memory", "optim", "data"},
 }

@@ -10,12 +10,17 @@ from typing import Any
 def main(arguments: Sequence[str] | None = None, train_py: str = "titans-jax train") -> int:
     """Run a command, by default that of sys.argv, and return its exit code; as the last thing of a process."""
     from titans_jax import cli  # not at the top: data workers import this file and must not import jax
+    from titans_jax.waiting import end_now
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the rest
     sys.unraisablehook = _unraisable
     code = cli.main(arguments, train_py)
+    if code in (75, 130):  # jax may still compute: Python would wait for it, and then crash
+        sys.stdout.flush()
+        sys.stderr.flush()
+        end_now(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done: Python would show a traceback while it ends
     return code
 

@@ -1,12 +1,14 @@
 """What a user sees of a program that is busy: a line while it waits, and one line where an interrupt ends it."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 PATIENCE = 1.0
 """Seconds between an interrupt and the end of a process that does not end by itself."""
@@ -43,6 +45,13 @@ def waiting(what: str) -> Iterator[None]:
             stream.flush()
 
 
+def end_now(code: int) -> NoReturn:
+    """End the process and its workers without waiting for what runs on the device."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    os._exit(code)
+
+
 @contextlib.contextmanager
 def ends_at_once(message: str, code: int) -> Iterator[None]:
     """Print `message` and end the process where the block still runs a second after a signal of STOPPING.
@@ -61,7 +70,7 @@ def ends_at_once(message: str, code: int) -> Iterator[None]:
         while number := os.read(read, 1):
             if number[0] in STOPPING and not done.wait(PATIENCE):
                 os.write(2, f"\n{message}\n".encode(errors="replace"))
-                os._exit(code)
+                end_now(code)
         os.close(read)
 
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)

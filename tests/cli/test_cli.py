@@ -85,6 +85,7 @@ def test_every_command_has_help(arguments, capsys):
         (["train", "tiny", "--output-dir", __file__], 2, f"output folder {__file__}: {__file__} is a file"),
         (["compare", "lmm", "--output-dir", f"{__file__}/new"], 2, f"{__file__} is a file; give another folder"),
         (["train", "tiny", "--data.sequence", "9999999"], 2, "data.sequence=9999999: the training text has rows of 1"),
+        (["train", "tiny", "--train.prompt", "\udce9"], 2, "train.prompt is '\\udce9', which is not UTF-8 text"),
         (["eval", "--checkpoint", "nowhere"], 3, "nowhere is no folder of checkpoints"),
         (["generate", "--checkpoint", "nowhere"], 3, "nowhere is no folder of checkpoints"),
         (["generate", "--checkpoint", ".", "--top-p", "2"], 2, "top_p is 2.0"),
@@ -192,6 +193,16 @@ time.sleep(1.5)"""
     assert not run_python("-c", ended).stderr
 
 
+def test_a_command_that_was_stopped_does_not_wait_for_the_device(run_python):
+    stopped = """import atexit
+from titans_jax import __main__, cli
+atexit.register(print, "waited")
+cli.main = lambda *arguments: 75
+print("stopped")
+__main__.main()"""
+    assert run_python("-c", stopped, code=75).stdout == "stopped\n"
+
+
 def test_a_program_that_waits_shows_it(run_python):
     busy = "import time; from titans_jax.waiting import waiting\nwith waiting('importing'): time.sleep(2.3)"
     assert run_python("-c", busy).stderr == "importing [2 s]\n"
@@ -201,6 +212,11 @@ def test_a_letter_that_the_terminal_lacks_is_replaced(run_python, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = run_python("-m", "titans_jax", "tr\N{LATIN SMALL LETTER A WITH DIAERESIS}in", code=2)
     assert "titans-jax: no command 'tr?in'; did you mean train?" in done.stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_error(run_python):
+    broken = "import sys; from titans_jax import training\ndef run(): raise BrokenPipeError\n"
+    assert not run_python("-c", broken + "sys.exit(training.guard(run, prog='x'))", code=141).stderr
 
 
 def test_debug_shows_the_traceback(capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import platform
 import sys
 import traceback
@@ -80,6 +81,9 @@ def guard(run: Callable[[], object], *, prog: str, debug: bool = False, cache: b
         if cache and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
             jax.config.update("jax_compilation_cache_dir", str(_programs()))
         run()
+    except BrokenPipeError:  # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except tuple(EXITS) as error:
         if debug:
             traceback.print_exc()
