@@ -6,6 +6,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -28,13 +29,14 @@
 # It takes about a minute on a CPU. It needs no network, unless titans_jax must be installed first.
 
 # %%
+# Where titans_jax is missing, as in Colab, this installs it. A jax that is new enough stays as it is.
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
+SOURCE = "git+https://github.com/OWNER/titans_jax"
 if importlib.util.find_spec("titans_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"titans-jax[plot] @ {SOURCE}"], check=True)
 
 # %%
 import time
@@ -88,6 +90,7 @@ print("steps read    ", int(end.memory.step))
 draw_reading(series, folder / "dashboard.png", mask=mask, title="1, 2, 3 and three anomalies", memory=memory)
 Image(folder / "dashboard.png", width=1000)
 
+
 # %% [markdown]
 # - **Raw surprise** is the error of the prediction made *before* the step is read. At an anomaly it is more than fifty
 #   times that of any other step. The step after an anomaly is not surprising either: keys are normalised, so that an
@@ -101,7 +104,6 @@ Image(folder / "dashboard.png", width=1000)
 # ## Surprise finds anomalies
 #
 # The score of a step is its surprise divided by the usual surprise of earlier steps. A score above five is an anomaly.
-
 
 # %%
 def found(series, first, memory=memory, **how):

@@ -6,6 +6,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -28,13 +29,14 @@
 # CPU. It needs no network, unless titans_jax must be installed first.
 
 # %%
+# Where titans_jax is missing, as in Colab, this installs it. A jax that is new enough stays as it is.
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
+SOURCE = "git+https://github.com/OWNER/titans_jax"
 if importlib.util.find_spec("titans_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"titans-jax[plot] @ {SOURCE}"], check=True)
 
 # %%
 import jax
@@ -65,10 +67,10 @@ after = functional.surprise(titans, once, key, value).sum()
 print(f"surprise before {before:.1f}, after one update {after:.1f}: {100 * (1 - after / before):.1f}% less")
 assert after < before
 
+
 # %% [markdown]
 # With momentum (Eq 9-10) past gradients are written again; with forgetting (Eq 13-14) the weights decay. `keep` is
 # 1 - alpha.
-
 
 # %%
 def updates(count, rule, weights, key, value, rate, momentum=0.0, keep=1.0):
@@ -133,11 +135,11 @@ right.set(title="How it forgets: decay without writes", xlabel="step, keep 0.9",
 right.legend()
 plt.show()
 
+
 # %% [markdown]
 # Under weight decay and the $l_4$ norm, which coincide here, weights decay to zero; under relative entropies they
 # become equal. Next, three learners of a matrix, on tokens whose values are a fixed linear map of the keys. Each reads
 # every token once.
-
 
 # %%
 def stream(rule, state, k, v, rate, momentum=0.0):

@@ -6,6 +6,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -22,13 +23,14 @@
 # are not English. The cell with the sizes lists larger ones.
 
 # %%
+# Where titans_jax is missing, as in Colab, this installs it. A jax that is new enough stays as it is.
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = ".."  # where to install titans_jax from if it is missing: this checkout, or "git+https://..."
+SOURCE = "git+https://github.com/OWNER/titans_jax"
 if importlib.util.find_spec("titans_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, "matplotlib"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"titans-jax[plot] @ {SOURCE}"], check=True)
 
 # %%
 import tempfile
