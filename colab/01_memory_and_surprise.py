@@ -105,6 +105,7 @@ Image(folder / "dashboard.png", width=1000)
 #
 # The score of a step is its surprise divided by the usual surprise of earlier steps. A score above five is an anomaly.
 
+
 # %%
 def found(series, first, memory=memory, **how):
     reading, _ = memory.process(memory.init(jax.random.key(42)), jnp.asarray(series)[:, None], **how)

@@ -72,6 +72,7 @@ assert after < before
 # With momentum (Eq 9-10) past gradients are written again; with forgetting (Eq 13-14) the weights decay. `keep` is
 # 1 - alpha.
 
+
 # %%
 def updates(count, rule, weights, key, value, rate, momentum=0.0, keep=1.0):
     """Write the same tokens `count` times. Returns the surprise before each write and after the last; the weights."""
@@ -140,6 +141,7 @@ plt.show()
 # Under weight decay and the $l_4$ norm, which coincide here, weights decay to zero; under relative entropies they
 # become equal. Next, three learners of a matrix, on tokens whose values are a fixed linear map of the keys. Each reads
 # every token once.
+
 
 # %%
 def stream(rule, state, k, v, rate, momentum=0.0):
