@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import os
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -80,6 +81,7 @@ def refresh(path: Path) -> None:
                 if picture := output.get("data", {}).get("image/png"):
                     output.data["image/png"] = _small(picture)
     jupytext.write(notebook, path, fmt="py:percent")
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", path], check=True)
     kept = ("kernelspec", "jupytext", "language_info")
     notebook.metadata = {name: value for name, value in notebook.metadata.items() if name in kept}
     notebook.metadata["ran"] = digest(notebook)
