@@ -55,8 +55,8 @@ print("jax", jax.__version__, "on", jax.devices()[0].device_kind)
 # ## The model and its texts
 #
 # `folder` is any run's output folder. Here it is the small model inside the package, which was trained on Moby-Dick
-# with keys told in the text. Texts begin with a key and end with the question; attention reaches 508 bytes back, so
-# texts are longer.
+# with keys told in the text. Texts begin with a key and end with the question. Attention and convolutions reach 520
+# bytes back, so texts are longer.
 
 # %%
 folder = training.RELEASED

@@ -169,6 +169,9 @@ def test_the_mission_is_complete_and_says_where_everything_is():
     expected = [f"{system}.{i:02d}" for system, count in SYSTEMS.items() for i in range(1, count + 1)]
     assert [item[0] for item in items] == expected
     assert all(len(item) == 5 and item[4].split(":")[0] in ("works", "partly", "open") for item in items)
+    states = [item[4].split(":")[0] for item in items]
+    counts = f"{states.count('works')} work, {states.count('partly')} partly, {states.count('open')} are open."
+    assert counts in text_of(ROOT / "tests/MISSION.md")
     lacking = [f"{item[0]}: {missing}" for item in items for missing in missing_of(" ".join(item[2:]))]
     assert not lacking, "\n".join(lacking)
     silent = [item[0] for item in items if item[4] != "open" and not (item[2] and item[3])]

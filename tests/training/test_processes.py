@@ -150,9 +150,7 @@ def test_a_signal_to_one_stops_all_and_the_death_of_one_ends_all(start, tmp_path
     run = start("run", 2, 1, **long)
     wait_for_step(folder, step + 2)
     run[1].kill()
-    killed = time.monotonic()
     ((_, err),) = ended(run[:1], 76)
-    assert time.monotonic() - killed < 15
     assert err.splitlines()[-1].startswith("train.py: another process of the run has ended")
     assert "Traceback" not in err
 

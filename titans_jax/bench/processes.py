@@ -77,8 +77,9 @@ def process(target: str, spec: Mapping[str, Any], python: str = sys.executable) 
             raise ChildProcessError(f"{target}: its process ended: {last}")
 
         def ask() -> dict[str, Any]:
-            requests.write("\n")
-            requests.flush()
+            with contextlib.suppress(BrokenPipeError):  # of a process that has ended: `answer` says why
+                requests.write("\n")
+                requests.flush()
             return answer()
 
         try:

@@ -10,7 +10,7 @@ from titans_jax import config, data, files, plots, results, training
 from titans_jax.bench.match import MATCHES, matched
 from titans_jax.bench.models import MODELS, SCORES, compare_models, experiments_of, tables
 from titans_jax.bench.report import Rows
-from titans_jax.cli.options import comparison, positive, rates, stopped
+from titans_jax.cli.options import comparison, path, positive, rates, stopped
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     grid = "learning rates, such as 3e-3,1e-2; each model uses its best (default: the config's rate)"
     parser.add_argument("--rates", type=rates, help=grid)
     folder = Path("outputs/compare")
-    parser.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
+    parser.add_argument("--output-dir", type=path, default=folder, help="output folder (default %(default)s)")
     parser.set_defaults(changes=[])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from titans_jax import data, files, metrics, results
-from titans_jax.cli.options import first_line, positive
+from titans_jax.cli.options import first_line, path, positive
 
 FORMS = {
     "moby-dick": "Moby-Dick, 1.2 MB, part of the package",
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if name == "bpe":
             kind.add_argument("--vocab-size", type=positive, default=8192, help="vocabulary size (default %(default)s)")
         folder = Path("outputs", "data", name)
-        kind.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
+        kind.add_argument("--output-dir", type=path, default=folder, help="output folder (default %(default)s)")
         kind.set_defaults(act=act)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from titans_jax import __version__, data, files
 from titans_jax.checkpoint import Checkpoints
+from titans_jax.cli.options import path
 from titans_jax.memory import Gates, miras, presets
 from titans_jax.waiting import waiting
 
@@ -29,12 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: the folder to check, and the form of the report."""
     folder = Path("outputs")
     where = "output folder to check (default %(default)s)"
-    parser.add_argument("--output-dir", dest="folder", type=Path, default=folder, metavar="DIR", help=where)
+    parser.add_argument("--output-dir", dest="folder", type=path, default=folder, metavar="DIR", help=where)
     parser.add_argument("--json", dest="as_json", action="store_true", help="print the report as JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check this installation: versions, devices, folders, a memory and a checkpoint. Reports of faults need it all."""
+    """Check this installation: versions, devices, folders, a memory, a checkpoint. A fault's report needs the output."""
     checks = {
         "titans_jax": lambda: f"{__version__} in {Path(files.__file__).parent}",
         "python": lambda: f"{platform.python_version()} in {sys.prefix}",

@@ -5,13 +5,12 @@ import contextlib
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import checkpoint_options, load, output, positive, seed
+from titans_jax.cli.options import checkpoint_options, load, output, path, positive, seed
 from titans_jax.decode import Sampling, Text, generate
 
 
@@ -20,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     checkpoint_options(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", action="append", help="text to continue; repeatable; without it, a new document")
-    prompt.add_argument("--prompt-file", type=Path, help="UTF-8 file with the text to continue")
-    prompt.add_argument("--prompts", type=Path, metavar="FILE", help="UTF-8 file with one prompt per line")
+    prompt.add_argument("--prompt-file", type=path, help="UTF-8 file with the text to continue")
+    prompt.add_argument("--prompts", type=path, metavar="FILE", help="UTF-8 file with one prompt per line")
     parser.add_argument("--length", type=positive, default=256, help="tokens to generate (default 256)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
     parser.add_argument("--top-k", type=int, help="sample from the k likeliest tokens")

@@ -15,6 +15,7 @@ from titans_jax.cli.options import (
     load,
     needle_of,
     needle_options,
+    path,
     positive,
     positives,
     run_folder,
@@ -47,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     room = "tokens that full attention caches; not with learned positions (default: as in training)"
     parser.add_argument("--context", type=positive, help=room)
     folder = Path("outputs", "haystack")
-    parser.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
+    parser.add_argument("--output-dir", type=path, default=folder, help="output folder (default %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:

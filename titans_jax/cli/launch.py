@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from titans_jax.cli.options import positive
+from titans_jax.waiting import ends_by_itself
 
 PROGRAM = (sys.executable, "-m", "titans_jax")
 PATIENCE = 20
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
         errors: list[IO[bytes]] = []
         children: list[Child] = []
         stack.callback(_kill, children)
+        stack.enter_context(ends_by_itself())  # the processes save, which takes longer than a second
         stack.enter_context(_forwarding_signals(children))
         address = f"127.0.0.1:{_free_port()}"
         for index in range(options.processes):
@@ -67,12 +69,16 @@ def _start(arguments: Sequence[str], devices: int, streams: dict[str, Any]) -> C
 
 
 def _wait(children: Sequence[Child]) -> int | None:
-    """Wait until all have ended; which one failed first, or None. The others are killed PATIENCE seconds after it."""
+    """Wait until all have ended; which one failed first, or None. The others are killed PATIENCE seconds after it.
+
+    Code 76 is of one that another has failed.
+    """
     failed, deadline = None, math.inf
     while True:
         codes = [child.poll() for child in children]
         if failed is None and any(codes):
-            failed, deadline = next(i for i, code in enumerate(codes) if code), time.monotonic() + PATIENCE
+            _, failed = min((code == 76, i) for i, code in enumerate(codes) if code)
+            deadline = time.monotonic() + PATIENCE
         if None not in codes:
             return failed
         if time.monotonic() > deadline:

@@ -1,10 +1,9 @@
 """`titans-jax lm-eval`: lm-evaluation-harness on a checkpoint."""
 
 import argparse
-from pathlib import Path
 
 from titans_jax import data, results, training
-from titans_jax.cli.options import checkpoint_options, load, names, output, positive
+from titans_jax.cli.options import checkpoint_options, load, names, output, path, positive
 from titans_jax.data.tasks import TEXT_TASKS
 from titans_jax.evaluation.lm_eval import adapter_class, run_tasks, write_tasks
 
@@ -14,7 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     checkpoint_options(parser)
     known = f"ours: {', '.join(TEXT_TASKS)}; or tasks of lm-eval or of --tasks-dir"
     parser.add_argument("--tasks", type=names, default="passkey", metavar="A,B", help=f"{known} (default %(default)s)")
-    parser.add_argument("--tasks-dir", type=Path, help="folder of lm-eval's YAML files; ours are written there too")
+    parser.add_argument("--tasks-dir", type=path, help="folder of lm-eval's YAML files; ours are written there too")
     parser.add_argument("--size", type=positive, default=512, help="characters per question of our tasks (default 512)")
     parser.add_argument("--count", type=positive, default=64, help="questions per task of ours (default 64)")
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from titans_jax import config, data, needle, results
-from titans_jax.cli.options import first_line, run_folder, seed, which
+from titans_jax.cli.options import first_line, path, run_folder, seed, which
 from titans_jax.needle import standalone
 
 
@@ -21,21 +21,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         kind = kinds.add_parser(name, help=first_line(work), description=work.__doc__, epilog=EPILOGS.get(name, fields))
         kind.set_defaults(work=work)
         if name in ("run", "train"):
-            kind.add_argument("--output-dir", type=Path, default=Path("outputs/needle"), metavar="DIR", help=OUT)
+            kind.add_argument("--output-dir", type=path, default=Path("outputs/needle"), metavar="DIR", help=OUT)
             kind.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=RESUME)
             kind.set_defaults(changes=[])
         else:
-            kind.add_argument("--checkpoint", type=Path, required=name == "eval", metavar="DIR", help="a run's folder")
+            kind.add_argument("--checkpoint", type=path, required=name == "eval", metavar="DIR", help="a run's folder")
             kind.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
         if name == "run":
             kind.add_argument("--ablations", action="store_true", help="also train small models, each without a part")
         if name == "eval":
-            kind.add_argument("--output-dir", type=Path, metavar="DIR", help="output folder (default CHECKPOINT/eval)")
+            kind.add_argument("--output-dir", type=path, metavar="DIR", help="output folder (default CHECKPOINT/eval)")
         if name == "infer":
-            kind.add_argument("--script", type=Path, metavar="FILE", help="an exported program instead of a run")
+            kind.add_argument("--script", type=path, metavar="FILE", help="an exported program instead of a run")
             kind.add_argument("--seq", action="append", metavar="TOKENS", help='such as "5 17 127 8"; repeatable')
             kind.add_argument("--seed", type=seed, default=0, help="of random sequences, without --seq (default 0)")
-            kind.add_argument("--save-csv", type=Path, metavar="FILE", help="also write the predictions to FILE")
+            kind.add_argument("--save-csv", type=path, metavar="FILE", help="also write the predictions to FILE")
 
 
 OUT = "output folder (default %(default)s)"

@@ -19,7 +19,7 @@ def checkpoint_options(parser: argparse.ArgumentParser) -> None:
     shown = "a run's output folder, or released (default): the small model inside the package"
     parser.add_argument("--checkpoint", type=checkpoint, default=RELEASED, metavar="DIR", help=shown)
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
-    parser.add_argument("--output-dir", type=Path, help="output folder (default: a folder in the checkpoint's run)")
+    parser.add_argument("--output-dir", type=path, help="output folder (default: a folder in the checkpoint's run)")
 
 
 def load(checkpoint: Path, which: str | int) -> tuple[config.Experiment, LM, int]:
@@ -53,7 +53,15 @@ def needle_of(options: argparse.Namespace, default: Needle) -> Needle:
 
 def checkpoint(text: str) -> Path:
     """Argument type of --checkpoint: a folder, or `released` for the model inside the package."""
-    return RELEASED if text == "released" else Path(text)
+    return RELEASED if text == "released" else path(text)
+
+
+def path(text: str) -> Path:
+    """Argument type: a path, in which ~ is the home folder."""
+    try:
+        return files.expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def which(text: str) -> str | int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from titans_jax import metrics, results
-from titans_jax.cli.options import first_line, seed
+from titans_jax.cli.options import first_line, path, seed
 from titans_jax.memory import PRESETS
 from titans_jax.plots.style import matplotlib
 from titans_jax.series import SCENARIOS, draw_learning, run_scenario, series_memory, series_rule
@@ -25,10 +25,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rule = "a rule of `titans-jax rules`, with 16 channels (default: titans without a layer norm)"
     surprise.add_argument("--rule", choices=list(PRESETS), metavar="NAME", help=rule)
     folder = Path("outputs", "plot_surprise")
-    surprise.add_argument("--output-dir", type=Path, default=folder, help="output folder (default %(default)s)")
+    surprise.add_argument("--output-dir", type=path, default=folder, help="output folder (default %(default)s)")
     surprise.set_defaults(draw=plot_surprise)
     file = Path("outputs", "memory_learns.png")
-    learning.add_argument("--output", type=Path, default=file, metavar="FILE", help="output file (default %(default)s)")
+    learning.add_argument("--output", type=path, default=file, metavar="FILE", help="output file (default %(default)s)")
     learning.set_defaults(draw=plot_learning)
     for kind in (surprise, learning):
         kind.add_argument("--seed", type=seed, default=42, help="seed of the memory's initial weights (default 42)")

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import jax
 
 from titans_jax import config, data, metrics, plots, results, training
-from titans_jax.cli.options import checkpoint, load, output, positive, which
+from titans_jax.cli.options import checkpoint, load, output, path, positive, which
 from titans_jax.config import Experiment
 from titans_jax.decode import streaming
 from titans_jax.evaluation import StreamEvaluator, curves, load_state
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--config", help="an untrained model of this config, to measure the cost of reading")
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
     other = "start from the state in another stream's output folder, as if this text continued that one"
-    parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help=other)
+    parser.add_argument("--from", dest="source", type=path, metavar="DIR", help=other)
     parser.add_argument(
         "--window", type=positive, default=4096, help="tokens per line of metrics.jsonl (default %(default)s)"
     )
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     resume = "resume the stream in the output folder; --no-resume removes its state and starts over"
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
     where = "output folder (default: a folder in the checkpoint's run, or outputs/stream)"
-    parser.add_argument("--output-dir", type=Path, help=where)
+    parser.add_argument("--output-dir", type=path, help=where)
     parser.set_defaults(changes=[])
 
 

@@ -212,7 +212,7 @@ def engines(
 
 def _check_rule(rule: Rule, chunk: int, clip: float | None) -> None:
     learner, retention = rule.learner, rule.retention
-    if not isinstance(chunk, int) or chunk < 1:
+    if not isinstance(chunk, (int, np.integer)) or chunk < 1:
         raise ValueError(f"chunk: {chunk!r} tokens; it must be an integer, at least 1")
     if learner.max_chunk is not None and chunk > learner.max_chunk:
         raise ValueError(f"chunk: {chunk} tokens; this learner has offsets for {learner.max_chunk} at most")

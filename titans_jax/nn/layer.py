@@ -60,8 +60,7 @@ class MemoryLayer(nnx.Module):
         memory = MemoryConfig(rule=rule, heads=heads, chunk=chunk, **{"head_dim": dim // heads} | options)
         config = ModelConfig(block="lmm", dim=dim, depth=1, dtype=dtype, memory=memory)  # type: ignore[arg-type]
         config.check()
-        make = nnx.jit(lambda rngs: MemoryMixer(config, rngs=rngs))  # one program, as `_run`
-        self.dim, self.mixer = dim, make(rngs)
+        self.dim, self.mixer = dim, _make(config, rngs)
 
     def init_state(self, batch: int) -> LayerState:
         """The state before the first token."""
@@ -92,6 +91,13 @@ class MemoryLayer(nnx.Module):
         if state.age.shape != x.shape[:1]:
             raise ValueError(f"state: of {state.age.shape[0]} sequences, but x has {x.shape[0]}")
         return _run(*nnx.split(self.mixer), x, state)
+
+
+def _mixer(config: ModelConfig, rngs: nnx.Rngs) -> MemoryMixer:
+    return MemoryMixer(config, rngs=rngs)
+
+
+_make = nnx.jit(_mixer, static_argnums=0)  # one program, as `_run`
 
 
 @partial(jax.jit, static_argnums=0)

@@ -81,6 +81,7 @@ def guard(run: Callable[[], object], *, prog: str, debug: bool = False, cache: b
         if cache and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
             jax.config.update("jax_compilation_cache_dir", str(_programs()))
         run()
+        sys.stdout.flush()
     except BrokenPipeError:  # of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

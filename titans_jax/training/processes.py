@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from titans_jax import metrics
 from titans_jax.training.errors import Lost
+from titans_jax.waiting import end_now
 
 START, HEARTBEAT = 300, 10
 """Seconds to wait for the other processes to start, and for a sign of life."""
@@ -129,11 +130,14 @@ def reports_lost() -> Iterator[None]:
 
 def leave(code: int) -> int:
     """The exit code, where all processes end alike; else this process ends here, and does not wait for the others."""
-    if jax.distributed.is_initialized() and code not in (0, 4, 75):
-        if jax.process_index() == 0:
-            time.sleep(3)  # its end aborts the others: time for them to find the same error
-        _end("", code)
-    return code
+    if not jax.distributed.is_initialized():
+        return code
+    if code in (0, 4, 75):
+        jax.distributed.shutdown()  # waits for the others: the end of one aborts those that are not as far
+        return code
+    if jax.process_index() == 0:
+        time.sleep(3)  # its end aborts the others: time for them to find the same error
+    _end("", code)
 
 
 def _crash(*error: Any) -> None:
@@ -142,9 +146,9 @@ def _crash(*error: Any) -> None:
     _end("", 1)
 
 
-def _end(line: str, code: int) -> None:
+def _end(line: str, code: int) -> NoReturn:
     if line:
         print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    end_now(code)

@@ -45,10 +45,10 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
         remembers = experiment.model.pattern != ("transformer",)
         baseline = baseline_of(experiment)
         others = {} if baseline is None else {baseline.name: _trained(baseline, resume)[1]}
-        with placement.active():
+        with placement.active(), stopping():
             models = {"memory": model, "memory frozen": frozen(model)} if remembers else {"transformer": model}
             found = figures(experiment, models | others, placement.batch)
-    with placement.active():
+    with placement.active(), stopping():
         return finish(experiment, model, session.tokenizer, session.checkpoints, measured, found)
 
 
@@ -62,7 +62,8 @@ def _trained(experiment: Experiment, resume: bool) -> tuple[Session, LM, dict[st
                 if start < experiment.train.steps:
                     state, evaluation, compile_seconds = _train(session, state, start)
                 else:  # it was killed after its last step, or had ended: only what is left at the end is made again
-                    evaluation, compile_seconds = _evaluate(session, state), 0.0
+                    with stopping():
+                        evaluation, compile_seconds = _evaluate(session, state), 0.0
         finally:
             session.log.close()
         return session, nnx.merge(session.graphdef, state.params), {**evaluation, "compile_seconds": compile_seconds}
