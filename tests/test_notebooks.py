@@ -5,6 +5,7 @@ import site
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
 import jupytext
 import nbformat
@@ -84,13 +85,10 @@ def test_the_quickstart_installs_the_library_as_in_colab(tmp_path, monkeypatch):
     """A Python with everything but titans_jax, an empty folder, and a checkout in place of the address."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
-    where = subprocess.run(
-        [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
-    )
+    ask = [python, "-c", "import site; print(site.getsitepackages()[0])"]
+    packages = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    Path(packages, "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
     (tmp_path / "colab").mkdir()
-    others = "\n".join(site.getsitepackages())
-    with open(f"{where}/others.pth", "w", encoding="utf-8") as file:
-        file.write(others)
     notebook = nbformat.read(COLAB / "00_quickstart.ipynb", as_version=4)
     here = "import titans_jax; print('from', titans_jax.__file__)"
     notebook.cells = [notebook.cells[1], nbformat.v4.new_code_cell(here), *notebook.cells[2:]]

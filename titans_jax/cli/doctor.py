@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check this installation: versions, devices, folders, a memory, a checkpoint. A fault's report needs the output."""
+    """Check this installation: versions, devices, folders, a memory, a checkpoint. A fault's report needs this."""
     checks = {
         "titans_jax": lambda: f"{__version__} in {Path(files.__file__).parent}",
         "python": lambda: f"{platform.python_version()} in {sys.prefix}",
