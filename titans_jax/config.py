@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from titans_jax.data import DataConfig, check_seed
+from titans_jax.data import DataConfig, check_seed, is_text
 from titans_jax.files import expand
 from titans_jax.nearest import did_you_mean
 from titans_jax.nn import ModelConfig
@@ -247,7 +247,7 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
         raise ValueError(f"train.eval_batches is {train.eval_batches}; give at least 1, or None for all held-out text")
     if train.sample < 0:
         raise ValueError(f"train.sample is {train.sample}; it must be 0 or more tokens")
-    if any("\ud800" <= letter <= "\udfff" for letter in train.prompt):  # what Python makes of other bytes
+    if not is_text(train.prompt):
         raise ValueError(f"train.prompt is {train.prompt!r}, which is not UTF-8 text")
     if train.baseline and not data.facts:
         raise ValueError("train.baseline: its figures are of data.facts, which is 0; set --data.facts 0.25")

@@ -26,10 +26,21 @@ def unknown(field: str, value: object, names: Iterable[object], more: str = "") 
     >>> print(unknown("data.split", "tial", ["tail", "documents"]))
     data.split: 'tial' is unknown; known are tail, documents; did you mean tail?
     """
+    return ValueError(f"{field}: {value!r} is unknown; {_known(str(value), names, more)}")
+
+
+def not_named(what: str, name: str, names: Iterable[str], more: str = "", also: Iterable[str] = ()) -> ValueError:
+    """The error for a name of a `what` that is not one of `names`, as `unknown`; also: names that are not listed.
+
+    >>> print(not_named("pass", "train", ["forward", "training"]))
+    no pass named 'train'; known are forward, training; did you mean training?
+    """
+    return ValueError(f"no {what} named {name!r}; {_known(name, names, more, also)}")
+
+
+def _known(wrong: str, names: Iterable[object], more: str, also: Iterable[str] = ()) -> str:
     known = [str(name) for name in names]
-    return ValueError(
-        f"{field}: {value!r} is unknown; known are {', '.join(known)}{more}{did_you_mean(str(value), known)}"
-    )
+    return f"known are {', '.join(known)}{more}{did_you_mean(wrong, [*known, *also])}"
 
 
 def require_known(field: str, value: object, names: Collection[object]) -> None:

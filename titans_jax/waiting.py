@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
 
 PATIENCE = 1.0
 """Seconds between an interrupt and the end of a process that does not end by itself."""
@@ -94,3 +95,19 @@ def ends_by_itself() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
+
+
+@contextlib.contextmanager
+def handled_by(handle: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handle the signals of STOPPING inside the block; in a thread, they stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # nohup has SIGHUP ignored, so that the run outlives its terminal.
+    numbers = [number for number in STOPPING if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -59,11 +59,12 @@ def test_an_error_of_all_is_printed_once(monkeypatch, capfd):
     assert capfd.readouterr().err.splitlines() == ["error of 0 --xla_force_host_platform_device_count=1"]
 
 
-def test_a_signal_reaches_every_process_which_may_take_its_time(monkeypatch, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_every_process_which_may_take_its_time(number, monkeypatch, tmp_path):
     def interrupt() -> None:
         while len([*tmp_path.glob("ready *")]) < 2:
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()

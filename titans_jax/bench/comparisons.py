@@ -20,7 +20,7 @@ from titans_jax.bench.report import Report, Rows, over_seeds
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
 from titans_jax.memory import PRESETS
-from titans_jax.nearest import did_you_mean
+from titans_jax.nearest import not_named
 from titans_jax.results import Row
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import init_state
@@ -63,8 +63,7 @@ def rules(base: Experiment, names: Sequence[str] | None, changes: Sequence[str],
             other = configs.override(configs.load(name.removeprefix("config:")), changes)
             experiments[name] = replace(other, train=replace(other.train, steps=base.train.steps))
         else:
-            known = f"{', '.join(PRESETS)}, and config:NAME for a config"
-            raise ValueError(f"no rule named {name!r}; known are {known}{did_you_mean(name, PRESETS)}")
+            raise not_named("rule", name, PRESETS, ", and config:NAME for a config")
     found = train_all(experiments, (), [base.train.seed], rows, _losses)
     return Report({name: row["trained"][0] for name, row in found.items()})
 
@@ -133,8 +132,7 @@ def formal(base: Experiment, names: Sequence[str], languages: Sequence[str], see
     """
     for name in names:
         if name not in FORMAL_MODELS:
-            near = did_you_mean(name, FORMAL_MODELS)
-            raise ValueError(f"no model named {name!r}; known are {', '.join(FORMAL_MODELS)}{near}")
+            raise not_named("model", name, FORMAL_MODELS)
     experiments = {}
     for name in names:
         changed = configs.override(base, FORMAL_MODELS[name])

@@ -19,7 +19,7 @@ from titans_jax.bench.processes import Timer, peak_bytes, reset_peak
 from titans_jax.memory import PRESETS, Gates, Rule, miras, unit_rate
 from titans_jax.memory.tnt import tnt, tnt_axes, tnt_weights
 from titans_jax.memory.types import state_axes
-from titans_jax.nearest import did_you_mean
+from titans_jax.nearest import not_named
 
 MOMENTUM, KEEP = 0.9, 0.99
 TNT, GLOBAL = "tnt", 2048
@@ -154,8 +154,7 @@ def plan(
     for what, chosen, known in (("rule", rules, (*PRESETS, TNT)), ("pass", passes, PASSES)):
         for name in chosen:
             if name not in known:
-                near = did_you_mean(name, known)
-                raise ValueError(f"no {what} named {name!r}; known are {', '.join(known)}{near}")
+                raise not_named(what, name, known)
     whole = math.lcm(chunk, GLOBAL if TNT in rules else 1, BLOCK if "stream" in passes else 1)
     for length in lengths:
         if length % whole:

@@ -18,7 +18,7 @@ from titans_jax.bench.report import Rows, over_seeds, table
 from titans_jax.bench.steps import WRITTEN, next_tokens
 from titans_jax.config import Experiment
 from titans_jax.evaluation import by_position
-from titans_jax.nearest import did_you_mean
+from titans_jax.nearest import not_named
 from titans_jax.nn import ModelConfig
 from titans_jax.results import Row
 from titans_jax.training.report import sample
@@ -53,8 +53,7 @@ def experiments_of(base: Experiment, names: Sequence[str], changes: Sequence[str
         elif name in configs.available():
             model = configs.override(configs.load(name), changes).model
         else:
-            near = did_you_mean(name, {*MODELS, *configs.available()})
-            raise ValueError(f"no model named {name!r}; known are {', '.join(MODELS)}, and the names of configs{near}")
+            raise not_named("model", name, MODELS, ", and the names of configs", also=configs.available())
         if model.grows:
             model = replace(model, context=context)
         found[name] = replace(base, name=name, model=model)

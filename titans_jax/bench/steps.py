@@ -20,7 +20,7 @@ from titans_jax.bench.processes import Timer, cores
 from titans_jax.config import Experiment
 from titans_jax.data import DataConfig
 from titans_jax.decode import Sampling, stream
-from titans_jax.nearest import did_you_mean
+from titans_jax.nearest import not_named
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.nn.config import MEMORY_BLOCKS
 from titans_jax.nn.memory import MemoryMixer
@@ -94,8 +94,7 @@ def model(blocks: Sequence[str], length: int, batch: int) -> Plan:
     """
     for block in blocks:
         if block not in MEMORY_BLOCKS:
-            near = did_you_mean(block, MEMORY_BLOCKS)
-            raise ValueError(f"no block with a memory named {block!r}; known are {', '.join(MEMORY_BLOCKS)}{near}")
+            raise not_named("block with a memory", block, MEMORY_BLOCKS)
     size, read = dict(length=length, batch=batch), "next batch"
     subjects = {}
     for block in (PLAIN, *(f"{PLAIN},{block}" for block in blocks)):

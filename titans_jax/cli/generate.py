@@ -82,7 +82,6 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         if not (prompts := [line for line in lines if line]):
             raise ValueError(f"{options.prompts}: the file has no prompt; write one per line")
         return prompts
-    for prompt in options.prompt or ():
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # what Python makes of other bytes
-            raise ValueError("--prompt: not UTF-8 text")
+    if not all(map(data.is_text, options.prompt or ())):
+        raise ValueError("--prompt: not UTF-8 text")
     return options.prompt or [data.read_text(options.prompt_file) if options.prompt_file else ""]

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import IO, Any
 
 from titans_jax.cli.options import positive
-from titans_jax.waiting import ends_by_itself
+from titans_jax.waiting import ends_by_itself, handled_by
 
 PROGRAM = (sys.executable, "-m", "titans_jax")
 PATIENCE = 20
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         children: list[Child] = []
         stack.callback(_kill, children)
         stack.enter_context(ends_by_itself())  # the processes save, which takes longer than a second
-        stack.enter_context(_forwarding_signals(children))
+        stack.enter_context(handled_by(lambda *_: _stop(children)))
         address = f"127.0.0.1:{_free_port()}"
         for index in range(options.processes):
             arguments = [*command, "--distributed", f"{address},{options.processes},{index}"]
@@ -86,26 +86,15 @@ def _wait(children: Sequence[Child]) -> int | None:
         time.sleep(0.1)
 
 
+def _stop(children: Sequence[Child]) -> None:
+    for child in children:
+        child.terminate()
+
+
 def _kill(children: Sequence[Child]) -> None:
     for child in children:
         child.kill()
         child.wait()
-
-
-@contextlib.contextmanager
-def _forwarding_signals(children: Sequence[Child]) -> Iterator[None]:
-    """Pass SIGTERM and Ctrl-C on to the processes, as SIGTERM."""
-
-    def forward(*_: object) -> None:
-        for child in children:
-            child.terminate()
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _free_port() -> int:

@@ -72,6 +72,11 @@ def articles(text: str) -> list[str]:
     return [text[begin:end] for begin, end in itertools.pairwise([0, *begins, len(text)])]
 
 
+def is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8: not where Python made an argument's other bytes surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def read_text(path: Path) -> str:
     """The text of a file, with its line ends and without a byte order mark. Raises ValueError if it is not UTF-8."""
     try:

@@ -95,13 +95,12 @@ def short(count: int) -> str:
 
 def log_ticks(axis: Any) -> None:
     """Label a logarithmic axis, once all is drawn: powers of ten; also 2 and 5, as numbers, below two of them."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
+    ticker = matplotlib().ticker
     low, high = sorted(axis.get_view_interval())
     if high < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def drawable(text: str) -> str:

@@ -3,13 +3,12 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import jax
 
-from titans_jax.waiting import STOPPING, ends_at_once, ends_by_itself
+from titans_jax.waiting import ends_at_once, ends_by_itself, handled_by
 
 
 class Diverged(Exception):
@@ -37,7 +36,7 @@ def stop_requested() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    with _handled_by(handle), ends_by_itself():
+    with handled_by(handle), ends_by_itself():
         yield stop
 
 
@@ -45,25 +44,10 @@ def stop_requested() -> Iterator[threading.Event]:
 def stopping(message: str = "stopped; the same command continues") -> Iterator[None]:
     """Turn a signal of STOPPING into Stopped(message), at once, and where the shell has SIGINT ignored (`&`) too."""
     try:
-        with _handled_by(signal.default_int_handler), ends_at_once(message, Stopped.code):
+        with handled_by(signal.default_int_handler), ends_at_once(message, Stopped.code):
             yield
     except KeyboardInterrupt:
         raise Stopped(message) from None
-
-
-@contextlib.contextmanager
-def _handled_by(handle: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # nohup has SIGHUP ignored, so that the run outlives its terminal.
-    numbers = [number for number in STOPPING if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Where a run's arrays live: on one device as they are, on several by the mesh."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -60,14 +61,8 @@ class Placement(NamedTuple):
 
     def device_batch(self, host_batch: Mapping[str, np.ndarray], config: DataConfig) -> dict[str, jax.Array]:
         """A training batch on the devices, from its `rows` of this process."""
-        rows, every = self.rows(config.batch), np.arange(config.batch)
-
-        def place(own: np.ndarray) -> jax.Array:
-            def part(index: Any) -> np.ndarray:
-                return own[np.searchsorted(rows, every[index[0]])]
-
-            return jax.make_array_from_callback((config.batch, *own.shape[1:]), self.batch, part)
-
+        shape = (config.batch, config.sequence)
+        place = functools.partial(jax.make_array_from_process_local_data, self.batch, global_shape=shape)
         return {name: place(host_batch[name]) for name in _names(config)}
 
 
