@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
+
+from titans_jax import waiting
 
 ROOT = Path(__file__).resolve().parents[1]
 gc.set_threshold(100_000, 20, 50)  # tracing makes millions of objects that live on: looking for cycles was a tenth
@@ -73,6 +76,12 @@ def room_for_programs() -> Iterator[None]:
     maps = Path("/proc/self/maps")
     if next(TESTS_RUN) % 8 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def no_line_for_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print nothing about waits: a slow machine would print importing [2 s] before an error of one line."""
+    monkeypatch.setattr(waiting, "PAUSES", dict.fromkeys(waiting.PAUSES, (threading.TIMEOUT_MAX,) * 2))
 
 
 @pytest.fixture(scope="module")

