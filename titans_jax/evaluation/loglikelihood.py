@@ -38,9 +38,9 @@ class TargetScores(NamedTuple):
         return self.correct == self.tokens
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _read(graphdef: Any, params: Any, state: Any, inputs: Array, targets: Array, mask: Array) -> Any:
-    logits, state, _ = nnx.merge(graphdef, params)(inputs, state)
+@partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
+def _read(graphdef: Any, params: Any, state: Any, inputs: Array, targets: Array, mask: Array, aligned: bool) -> Any:
+    logits, state, _ = nnx.merge(graphdef, params)(inputs, state, aligned=aligned)
     logits = sharding.constrain(logits, "batch")  # the vocabulary on every device
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
     right = (logits.argmax(-1) == targets) & (mask != 0)
@@ -77,7 +77,8 @@ def score_targets(
     sums: list[tuple[Array, Array]] = []
     for start in range(0, length, min(segment, length)):
         part = slice(start, min(start + segment, length))
-        likelihood, right, state = _read(graphdef, params, state, inputs[:, part], targets[:, part], mask[:, part])
+        rows = (inputs[:, part], targets[:, part], mask[:, part])
+        likelihood, right, state = _read(graphdef, params, state, *rows, aligned=start % rows[0].shape[1] == 0)
         sums.append((likelihood, right))
         if len(sums) % 8 == 0:
             jax.block_until_ready(right)  # so that `on_tokens` counts what was read, not what is queued
