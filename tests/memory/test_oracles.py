@@ -137,7 +137,7 @@ OFFSETS = (0.1, -0.2, 0.05, -0.4)  # the last makes max(0, .) bind
 
 def test_ttt_offsets_scale_each_place_of_the_mini_batch() -> None:
     member = Member("offsets", presets.ttt_linear(4, offsets=OFFSETS))
-    agrees(member, recurrences.ttt_linear, "chunked", fresh(member, 1.0), offsets=OFFSETS)
+    agrees(member, recurrences.ttt, "chunked", fresh(member, 1.0), offsets=OFFSETS)
 
 
 def test_linear_attention_is_a_running_sum() -> None:

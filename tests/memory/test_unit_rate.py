@@ -17,8 +17,8 @@ NETWORKS: dict[str, Callable[[int], Architecture]] = {
     "mlp, depth 3": lambda dim: architecture.mlp(dim, depth=3),
     "mlp, expansion 2": lambda dim: architecture.mlp(dim, expansion=2),
     "gated": architecture.gated,
-    "ttt_linear": architecture.ttt_linear,
-    "ttt_mlp": architecture.ttt_mlp,
+    "biased, depth 1": lambda dim: architecture.biased(architecture.mlp(dim, depth=1)),
+    "biased": lambda dim: architecture.biased(architecture.mlp(dim)),
     "residual": architecture.residual,
 }
 
@@ -50,15 +50,18 @@ def test_the_output_of_a_normed_network_is_bounded_by_its_norm(name: str) -> Non
     assert (largest <= 1.001 * dim**0.5) == network.normed
 
 
-def same_token_again(rule: Rule, rate: float, chunks: int, momentum: float = 0.0, chunk: int = 8) -> np.ndarray:
-    """The surprise at each chunk's start, of one token read over and over."""
+def same_token_again(rule: Rule, rate: float, chunks: int, momentum: float = 0.0, writes: int = 8) -> np.ndarray:
+    """The surprise at the start of each chunk of 8, of one token read over and over. The first ones are written."""
+    chunk = 8
     tokens = chunk * chunks
     k, v = jax.random.normal(jax.random.key(1), (2, 1, 16)).repeat(tokens, 1)
     k /= jnp.linalg.norm(k[0])
-    q, rates = k, jnp.full(tokens, rate)
+    written = jnp.arange(tokens) % chunk < writes
+    window = rule.learner.window > 1  # whose rates count where a token is written again
+    q, rates = k, jnp.where(written | window, rate, 0.0)
     if (m := rule.learner.writes_per_token) > 1:
         k, v, rates = (jnp.repeat(x[:, None], m, 1) for x in (k, v, rates))
-    gates = Gates(rates, jnp.full(tokens, momentum), jnp.ones(tokens))
+    gates = Gates(rates, jnp.full(tokens, momentum), jnp.ones(tokens), weight=written.astype(float) if window else None)
     memory = miras(rule, chunk=chunk, clip=None)
     state = memory.init(rule.architecture.init(jax.random.key(0)))
     return np.asarray(jax.jit(memory.update)(state, q, k, v, gates)[2].surprise[::chunk])
@@ -75,11 +78,11 @@ def test_a_matrix_learns_a_chunk_of_one_token_in_one_go(momentum: float) -> None
         assert second < 1e-2 * first
 
 
-@pytest.mark.parametrize("name", ["titans", "moneta", "ttt_mlp", "deltanet"])
+@pytest.mark.parametrize("name", ["titans", "moneta", "ttt_mlp", "omeganet", "deltanet"])
 def test_one_token_is_mostly_learned_at_the_unit_of_one(name: str) -> None:
-    """Moneta's weights move by a twentieth of what their duals do, which the slope of the link makes up for."""
+    """Moneta's weights move by a twentieth of their duals, TTT writes means, OmegaNet writes each token four times."""
     rule = PRESETS[name](16)
-    before, after = same_token_again(rule, unit_rate(rule, 1), 2, chunk=1)
+    before, after = same_token_again(rule, unit_rate(rule, 8, equal=1), 2, writes=1)
     assert after < 0.5 * before
 
 

@@ -107,5 +107,6 @@ def refused(config: ModelConfig, message: str) -> None:
 @pytest.mark.parametrize("rule, units", [("titans", 4), ("ttt_linear", 4), ("deltanet", 1), ("dgd", 1), ("atlas", 1)])
 def test_rates_go_further_where_the_output_is_normed_and_steps_are_gradients(rule, units):
     config = MemoryConfig(rule=rule)
-    assert max_rate_of(config) == units * unit_rate(rule_of(config), 1)
-    assert max_rate_of(dataclasses.replace(config, max_rate=3.0)) == 3 * unit_rate(rule_of(config), 1)
+    unit = unit_rate(rule_of(config), config.chunk, equal=1)
+    assert max_rate_of(config) == units * unit
+    assert max_rate_of(dataclasses.replace(config, max_rate=3.0)) == 3 * unit

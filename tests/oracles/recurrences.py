@@ -34,7 +34,10 @@ def layer_norm_back(x, dy):
 
 
 def residual_mlp(weights, x):
-    """x + LN(gelu(... gelu(x W1) ...) Wn), the weights named w1 .. wn, with bias rows b1 .. bn where there are any."""
+    """x + LN(gelu(... gelu(x W1) ...) Wn), the weights named w1 .. wn, with biases b1 .. bn where there are any.
+
+    A bias b_i is a weight of the constant 1 / sqrt(D), D channels of the input of W_i.
+    """
     h = x
     for i in range(1, depth(weights) + 1):
         h = (h if i == 1 else gelu(h)) @ weights[f"w{i}"] + bias(weights, i)
@@ -56,7 +59,7 @@ def residual_mlp_back(weights, x, slope):
     for i in range(n, 0, -1):
         gradient[f"w{i}"] = np.outer(before[i - 1], delta)
         if f"b{i}" in weights:
-            gradient[f"b{i}"] = delta[None]
+            gradient[f"b{i}"] = delta[None] / np.sqrt(len(weights[f"w{i}"]))
         if i > 1:
             delta = (weights[f"w{i}"] @ delta) * gelu_slope(after[i - 2])
     return gradient
@@ -67,7 +70,7 @@ def depth(weights):
 
 
 def bias(weights, i):
-    return weights[f"b{i}"][0] if f"b{i}" in weights else 0.0
+    return weights[f"b{i}"][0] / np.sqrt(len(weights[f"w{i}"])) if f"b{i}" in weights else 0.0
 
 
 def decay(weights, keep):
@@ -185,18 +188,12 @@ def ttt(weights, q, k, v, rate, momentum, keep, chunk, clip=None, offsets=None):
     return np.array(ys), weights
 
 
-def ttt_linear(weights, *args, **kwargs):
-    """A residual MLP of depth 1 whose weights go by the names w and b."""
-    y, last = ttt({"w1": weights["w"], "b1": weights["b"]}, *args, **kwargs)
-    return y, {"w": last["w1"], "b": last["b1"]}
-
-
 ORACLES = {
     "titans": titans,
     "titans_linear": titans_linear,
     "linear_attention": linear_attention,
     "deltanet": deltanet,
     "gated_deltanet": gated_deltanet,
-    "ttt_linear": ttt_linear,
+    "ttt_linear": ttt,
     "ttt_mlp": ttt,
 }

@@ -101,11 +101,13 @@ def miras(
     return Memory(init, read, update)
 
 
-def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
-    """The rate at which a chunk of equal tokens, with keys of unit length, is learned in one step.
+def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0, equal: int | None = None) -> float:
+    """The rate at which `equal` equal tokens of a chunk, with keys of unit length, are learned in one step.
 
-    1 / (curvature gain slope sum_j |grad_bj|): the bias' curvature, the architecture's gain and the retention's mean
-    dW/dA, both at the initial weights, and the unrolled weight of the chunk's gradients on its last row (of one
+    equal: None for the whole chunk.
+
+    1 / (curvature gain slope equal mean_j |grad_bj|): the bias' curvature, the architecture's gain and the retention's
+    mean dW/dA, both at the initial weights, and the unrolled weight of the chunk's gradients on its last row (of one
     gradient, where gradients are fresh). At several times this rate, equal tokens can make a deep memory overshoot at
     every chunk. A matrix with the dot bias, which does not correct errors, has the unit 1; an orthogonalised step one
     that moves the output by about 1.
@@ -120,13 +122,14 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0) -> float:
     if gain == 1 and not rule.bias.curvature:
         return 1.0
     if learner.orthogonalise is not None:
-        return 1 / (gain**0.5 * (chunk if learner.orthogonalise == "token" else 1))
+        return 1 / (gain**0.5 * (equal or chunk if learner.orthogonalise == "token" else 1))
     b = chunk if learner.grad_at in ("chunk_start", "delta_decay") else 1
     with jax.ensure_compile_time_eval():
         gates = Gates(jnp.ones(b), momentum * jnp.ones(b), jnp.ones(b))
         grads = jax.jit(lambda gates: unroll(learner, gates, None).last_grad[0])  # eagerly it compiles for seconds
         slope = 1.0 if rule.retention.identity else float(jax.jit(lambda: _slope(rule))())
-        return 1 / (max(rule.bias.curvature, 1.0) * gain * slope * float(jnp.abs(grads(gates)).sum()))
+        weight = min(equal or b, b) * float(jnp.abs(grads(gates)).mean())
+        return 1 / (max(rule.bias.curvature, 1.0) * gain * slope * weight)
 
 
 def _slope(rule: Rule) -> Array:

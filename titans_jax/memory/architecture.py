@@ -99,35 +99,24 @@ def _gated_shapes(dim: int, expansion: int) -> dict[str, tuple[int, int]]:
     return {"w1": (dim, hidden), "w2": (hidden, dim), "w3": (dim, hidden)}
 
 
-def ttt_linear(dim: int) -> Architecture:
-    """f(x) = x + LN(x W + b) (TTT, arXiv 2407.04620): the bias is the weight of a constant input. W: [dim, dim]."""
+def biased(inner: Architecture) -> Architecture:
+    """`inner` with x W + b / sqrt(D) for each x W, x: [T, D] (TTT, arXiv 2407.04620); b is 0 at first.
+
+    A bias is the weight of a constant input. Keys have unit length, so the constant has the size of one of their
+    channels: a write with the constant 1 would answer all keys with half of what it answers its own.
+    """
 
     def apply(linear: Linear, x: Array) -> Array:
-        return x + layer_norm(linear("w", x) + linear("b", jnp.ones_like(x[..., :1])))
+        def with_bias(name: str, x: Array) -> Array:
+            return linear(name, x) + linear(f"b{name[1:]}", jnp.full_like(x[..., :1], x.shape[-1] ** -0.5))
 
-    weights = _normal({"w": (dim, dim)})
-
-    def init(key: Array) -> Weights:
-        return weights(key) | {"b": jnp.zeros((1, dim))}
-
-    return Architecture(init, apply, {"w": "in"}, dim=dim, gain=2.0 * dim, normed=True)
-
-
-def ttt_mlp(dim: int, expansion: int = 4) -> Architecture:
-    """f(x) = x + LN(gelu(x W_1 + b_1) W_2 + b_2) (TTT). W_1: [dim, expansion dim], W_2: [expansion dim, dim]."""
-    hidden = expansion * dim
-
-    def apply(linear: Linear, x: Array) -> Array:
-        one = jnp.ones_like(x[..., :1])
-        h = gelu(linear("w1", x) + linear("b1", one))
-        return x + layer_norm(linear("w2", h) + linear("b2", one))
-
-    weights = _normal({"w1": (dim, hidden), "w2": (hidden, dim)})
+        return inner.apply(with_bias, x)
 
     def init(key: Array) -> Weights:
-        return weights(key) | {"b1": jnp.zeros((1, hidden)), "b2": jnp.zeros((1, dim))}
+        weights = inner.init(key)
+        return weights | {f"b{name[1:]}": jnp.zeros((1, w.shape[1])) for name, w in weights.items()}
 
-    return Architecture(init, apply, {"w1": "in", "w2": "out"}, dim=dim, gain=3.0 * hidden, normed=True)
+    return inner._replace(init=init, apply=apply)
 
 
 def featured(inner: Architecture, features: Features) -> Architecture:

@@ -87,12 +87,14 @@ def dgd(dim: int, expansion: int = 4, to_origin: bool = False) -> Rule:
 
 def ttt_linear(dim: int, offsets: Sequence[float] | None = None) -> Rule:
     """TTT-Linear (arXiv 2407.04620): f(x) = x + LN(x W + b), 1/2 ||f(k) - v||^2 in mini-batches, v the value itself."""
-    return Rule(architecture.ttt_linear(dim), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
+    network = architecture.biased(architecture.mlp(dim, 1))
+    return Rule(network, bias.l2(0.5), retention.decay(), learner.averaged(offsets))
 
 
 def ttt_mlp(dim: int, expansion: int = 4, offsets: Sequence[float] | None = None) -> Rule:
     """TTT-MLP (arXiv 2407.04620): f(x) = x + LN(gelu(x W_1 + b_1) W_2 + b_2), as `ttt_linear`."""
-    return Rule(architecture.ttt_mlp(dim, expansion), bias.l2(0.5), retention.decay(), learner.averaged(offsets))
+    network = architecture.biased(architecture.mlp(dim, 2, expansion))
+    return Rule(network, bias.l2(0.5), retention.decay(), learner.averaged(offsets))
 
 
 def moneta(dim: int, p: float = 3.0, q: float = 4.0, depth: int = 2, expansion: int = 4, map: str = "mirror") -> Rule:

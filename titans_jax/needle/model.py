@@ -35,7 +35,7 @@ class SurpriseGatedMemory(MemoryMixer):
     def __init__(self, config: NeedleConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config.model, rngs=rngs)
         self.surprise_threshold = config.surprise_threshold
-        self.gates.max_rate = config.memory_lr * unit_rate(self.rule, 1)
+        self.gates.max_rate = config.memory_lr * unit_rate(self.rule, config.model.memory.chunk, equal=1)
         if self.gates.rate is not None:
             self.gates.rate.bias = param(jnp.full(config.memory_heads, logit(1 / (1 + config.segment_size))), None)
 
