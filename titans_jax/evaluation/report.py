@@ -12,6 +12,7 @@ from titans_jax.data import Tokenizer
 from titans_jax.decode import generate
 from titans_jax.evaluation import statistics
 from titans_jax.evaluation.ablation import CUTS, ablate
+from titans_jax.evaluation.findings import findings
 from titans_jax.evaluation.html import Sample, Section, to_html, to_markdown
 from titans_jax.evaluation.introspect import Reading, read
 from titans_jax.evaluation.perplexity import Scores, by_position
@@ -211,7 +212,8 @@ class Report:
 
     def write(self) -> None:
         """Write report.json, report.md and report.html."""
-        facts = {name: f"{x:.4f}" if isinstance(x, float) else f"{x}" for name, x in self.facts.items()}
+        facts = {name.replace("_", " "): _shown(x) for name, x in self.facts.items()}
+        self.sections.insert(0, Section("Findings", findings(self.numbers)))
         title = f"Report on {self.facts['checkpoint']}"
         write_numbers(self.folder / "report.json", self.numbers)
         files.write(self.folder / "report.md", to_markdown(title, facts, self.sections))
@@ -223,6 +225,12 @@ class Report:
 
     def _pieces(self, tokens: Any) -> list[str]:
         return [self.tokenizer.decode([int(token)]) for token in tokens]
+
+
+def _shown(fact: Any) -> str:
+    if isinstance(fact, int) and not isinstance(fact, bool):
+        return f"{fact:,}"
+    return f"{fact:.4f}" if isinstance(fact, float) else f"{fact}"
 
 
 def _maps(attended: Any) -> dict[str, Any]:
