@@ -48,6 +48,16 @@ from titans_jax.decode import generate
 print(jax.device_count(), "x", jax.devices()[0].device_kind)
 
 # %% [markdown]
+# The line above is the hardware that jax found. In Colab, *Runtime*, *Change runtime type* offers a GPU or a TPU; the
+# first cell keeps the jax that Colab has for it.
+#
+# - **GPU**: nothing else changes. `--model.dtype bfloat16` makes matrix products faster (a T4 has `float16`).
+# - **TPU**: `bfloat16`, heads of 128 and chunks of 128 fill its matrix units. With 8 devices add `--mesh data=8`; the
+#   batch must divide by 8.
+# - On both, the sizes below are too small to keep the hardware busy: most of the time is compiling. Take the larger
+#   sizes. This notebook was run on CPUs only.
+
+# %% [markdown]
 # ## The experiment
 #
 # A config of `configs/` is a dataclass. Its fields have the names of the command line (`python train.py mini
