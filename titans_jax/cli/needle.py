@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from titans_jax import config, data, needle, results
+from titans_jax import config, data, needle, plots, results
 from titans_jax.cli.options import first_line, path, run_folder, seed, which
 from titans_jax.needle import standalone
 
@@ -64,7 +64,8 @@ def run_all(options: argparse.Namespace) -> None:
     chosen = _config(options, "run")
     result = needle.run(chosen, options.output_dir, resume=options.resume)
     print(results.lines(result))
-    print(f"written: {options.output_dir}/: result.json, report.json, predictions.csv, metrics.json, export/, plots/")
+    files = f"result.json, report.json, predictions.csv, metrics.json, export/{_pictures()}"
+    print(f"written: {options.output_dir}/: {files}")
     if options.ablations:
         print(needle.ablate(chosen, options.output_dir / "ablations"))
 
@@ -80,7 +81,11 @@ def evaluate(options: argparse.Namespace) -> None:
     chosen, model, step = needle.load(options.checkpoint, options.which)
     folder = options.output_dir or run_folder(options.checkpoint) / "eval"
     print(results.lines(needle.evaluate(chosen, model, folder, step)))
-    print(f"written: {folder}/: result.json, report.json, predictions.csv, plots/")
+    print(f"written: {folder}/: result.json, report.json, predictions.csv{_pictures()}")
+
+
+def _pictures() -> str:
+    return ", plots/" if plots.available() else ""
 
 
 def infer(options: argparse.Namespace) -> None:
