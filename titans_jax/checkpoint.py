@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -216,7 +215,10 @@ class Checkpoints:
                 self._manifest(step).unlink(missing_ok=True)
             manager.delete(step)
         if jax.process_index() == 0:
-            shutil.rmtree(self.directory / "trash", ignore_errors=True)
+            try:
+                files.remove(self.directory / "trash")
+            except OSError as error:  # as NFS keeps files that are being read; the next save tries again
+                _log.warning("%s: old checkpoints are still in trash/: %s", self.directory, error)
 
     def _record(self, step: int) -> dict[str, Any]:
         return self._read(step, "meta", ocp.args.JsonRestore())

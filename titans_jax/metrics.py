@@ -3,7 +3,6 @@
 import json
 import math
 import resource
-import shutil
 import sys
 import threading
 import time
@@ -162,7 +161,7 @@ class Log(AbstractContextManager["Log"]):
         self._file = path.open("a", encoding="utf-8")
         board = directory / "tensorboard"
         if step is None:
-            shutil.rmtree(board, ignore_errors=True)
+            files.remove(board)
         self._board = SummaryWriter(str(board), purge_step=None if step is None else step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from titans_jax import config, data, metrics, training
+from titans_jax import config, data, files, metrics, training
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
@@ -210,6 +210,21 @@ def test_starting_over_forgets_the_earlier_run(tmp_path):
     training.run(experiment(tmp_path, steps=2, seed=1), resume=False)
     second = losses(tmp_path)
     assert [step for step, _, _ in second] == [1, 2, 2] and second[0] != first[0]
+
+
+def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+    with files.locked(folder), pytest.raises(ValueError, match=f"{folder} is in use by process"):
+        training.run(experiment(folder, steps=60), resume=False)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+
+
+def test_starting_over_where_checkpoints_is_a_link_keeps_what_it_points_to(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    training.run(experiment(tmp_path, steps=1), resume=False)
+    assert training.load(tmp_path)[2] == 1 and training.load(folder)[2] == 60
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A training run: from an Experiment to a trained model on disk, through signals, kills and resumes."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -39,12 +40,17 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
     Raises ValueError for a configuration that cannot work, or that is not the one of the run to go on with; Diverged;
     Stopped; CheckpointError when there are checkpoints and none can be used.
     """
-    session, model, measured = _trained(experiment := _with_steps(experiment), resume)
+    with contextlib.ExitStack() as locks:
+        return _run(_with_steps(experiment), resume, locks)
+
+
+def _run(experiment: Experiment, resume: bool, locks: contextlib.ExitStack) -> dict[str, Any]:
+    session, model, measured = _trained(experiment, resume, locks)
     placement, found = session.placement, None
     if tells_facts(experiment.data):
         remembers = experiment.model.pattern != ("transformer",)
         baseline = baseline_of(experiment)
-        others = {} if baseline is None else {baseline.name: _trained(baseline, resume)[1]}
+        others = {} if baseline is None else {baseline.name: _trained(baseline, resume, locks)[1]}
         with placement.active(), stopping():
             models = {"memory": model, "memory frozen": frozen(model)} if remembers else {"transformer": model}
             found = figures(experiment, models | others, placement.batch)
@@ -52,11 +58,11 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
         return finish(experiment, model, session.tokenizer, session.checkpoints, measured, found)
 
 
-def _trained(experiment: Experiment, resume: bool) -> tuple[Session, LM, dict[str, Any]]:
+def _trained(experiment: Experiment, resume: bool, locks: contextlib.ExitStack) -> tuple[Session, LM, dict[str, Any]]:
     """The session of a run at its end, its model on the run's devices, and what its last evaluation measured."""
     with memory_advice():
         with stopping(), metrics.waiting(f"opening {experiment.output}"):
-            session, state, start = _open(experiment, resume)
+            session, state, start = _open(experiment, resume, locks)
         try:
             with session.placement.active():
                 if start < experiment.train.steps:
@@ -80,13 +86,14 @@ def _with_steps(experiment: Experiment) -> Experiment:
     return replace(experiment, train=replace(experiment.train, steps=steps, epochs=None))
 
 
-def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, int]:
+def _open(experiment: Experiment, resume: bool, locks: contextlib.ExitStack) -> tuple[Session, TrainState, int]:
     """Everything before the first step; what is wrong with the configuration shows here, before compiling."""
     files.check_folder(experiment.output)
     placement = Placement.of(experiment.mesh)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     configs.validate(experiment, vocabulary=tokenizer.vocab_size, shards=placement.shards)
     folder = experiment.output / "checkpoints"
+    locks.enter_context(processes.locked(experiment.output))
     if not resume:
         processes.remove(folder)
     checkpoints, start, meta = Checkpoints(folder, keep=experiment.train.keep), 0, describe(experiment)
