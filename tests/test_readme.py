@@ -105,7 +105,7 @@ def test_commands_parse(words, monkeypatch, capsys):
             changes = itertools.dropwhile(lambda word: not word.startswith("-"), options.changes)  # compare's models
             config.override(config.load(options.config), list(changes))
 
-    def train(experiment: config.Experiment, *, resume: bool) -> None:
+    def train(experiment: config.Experiment, *, resume: bool, change: list[str]) -> None:
         ran.append(experiment)
         experiment.model.check()
 

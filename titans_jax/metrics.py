@@ -176,8 +176,9 @@ class Log(AbstractContextManager["Log"]):
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": int(step), "split": split} | finite) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{split}/{name}", value, int(step))
+        for name, value in finite.items():
+            if value is not None:  # TensorBoard would warn of each
+                self._board.add_scalar(f"{split}/{name}", value, int(step))
 
     def close(self) -> None:
         """Close both files."""

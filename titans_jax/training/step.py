@@ -87,7 +87,8 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
     """`step(state, batch) -> state, metrics`, compiled when it is called; the state given is used up.
 
     metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and grad_norm, and memory: what
-    the memory's info says, by layer. With a loss scale there is loss_scale too, and grad_norm is 0 where the gradient
+    the memory's info says, by layer. With train.not_finite "skip", a step whose loss or grad_norm is not finite returns
+    the state as it was. With a loss scale there is loss_scale too, and grad_norm is 0 where the gradient
     is not finite and a smaller scale is still to be tried.
     """
 
@@ -118,6 +119,10 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
         if scale is not None:
             norm = metrics["grad_norm"]
             metrics |= {"loss_scale": scale, "grad_norm": jnp.where(jnp.isfinite(norm) | (scale <= 1), norm, 0)}
-        return TrainState(params, optimizer_state, state.key), metrics
+        after = TrainState(params, optimizer_state, state.key)
+        if train.not_finite == "skip":
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            after = optax.tree.where(finite, after, state)
+        return after, metrics
 
     return jax.jit(step, donate_argnums=0)
