@@ -1,6 +1,7 @@
 """The log of a run, progress bars, memory use, and reductions of losses and telemetry to numbers."""
 
 import json
+import logging
 import math
 import resource
 import sys
@@ -144,9 +145,9 @@ class Footprint:
 class Log(AbstractContextManager["Log"]):
     """A log of numbers by step, in `output_dir/metrics.jsonl` (one record per line) and `output_dir/tensorboard`.
 
-    `step=None` starts a new log. `step=s` continues after step s: it removes records of later steps and an incomplete
-    last line, so the file equals that of an uninterrupted run. This requires that the records of a step are written
-    before its checkpoint is saved. Of several processes, only the main one writes.
+    `step=None` starts a new log. `step=s` continues after step s: it removes records of later steps, an incomplete last
+    line and, with a warning, damaged lines, so the file equals that of an uninterrupted run. This requires that the
+    records of a step are written before its checkpoint is saved. Of several processes, only the main one writes.
     """
 
     def __init__(self, output_dir: Target, *, step: int | None = None) -> None:
@@ -156,8 +157,8 @@ class Log(AbstractContextManager["Log"]):
         directory = Path(output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
-        kept = [] if step is None else [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        files.write(path, "".join(line + "\n" for line in kept))
+        kept = [] if step is None else [record for record in _records(path) if record["step"] <= step]
+        files.write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         board = directory / "tensorboard"
         if step is None:
@@ -191,12 +192,11 @@ class Log(AbstractContextManager["Log"]):
 
 
 def read_records(output_dir: Target) -> list[dict[str, Any]]:
-    """The records of `output_dir/metrics.jsonl`, with NaN for null. Raises FileNotFoundError."""
+    """The records of `output_dir/metrics.jsonl`, with NaN for null, without damaged ones. Raises FileNotFoundError."""
     path = Path(output_dir) / "metrics.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no log here; train first")
-    records = (json.loads(line) for line in _whole_lines(path))
-    return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
+    return [{name: math.nan if value is None else value for name, value in each.items()} for each in _records(path)]
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -285,8 +285,14 @@ def number(name: str, value: Any) -> int | float:
     return int(array) if jnp.issubdtype(array.dtype, jnp.integer) else float(array)
 
 
-def _whole_lines(path: Path) -> Iterable[str]:
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log, without an incomplete last line, and lines that a crash of the machine has damaged."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            _ = int(record["step"]), record["split"]
+        except (ValueError, TypeError, KeyError):
+            logging.getLogger(__name__).warning("%s, line %d is damaged and left out", path, number)
+        else:
+            yield record
