@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from titans_jax import files
+from titans_jax import disk, files
 
 Which = Literal["last", "best"] | int
 
@@ -63,7 +63,7 @@ class Checkpoints:
           score: lower is better.
 
         Raises FloatingPointError if an array is not finite, ValueError for an argument that cannot be saved,
-        CheckpointError if this or a later step exists.
+        CheckpointError if this or a later step exists, OSError where the disk is full.
         """
         named = {item: by_name(tree, item) for item, tree in arrays.items()}
         if "meta" in named:
@@ -84,7 +84,11 @@ class Checkpoints:
                 items[item] = ocp.args.StandardSave(stored)
         with self._writer() as manager:
             self._make_way(manager, step)
-            if not manager.save(step, args=ocp.args.Composite(**items)):
+            size, before = sum(leaf.nbytes for leaves in named.values() for leaf in leaves.values()), self.steps()
+            kept = f"the last checkpoint is step {before[-1]}" if before else "there is no checkpoint"
+            with disk.saving(self.directory, f"step {step}", size, kept):
+                saved = manager.save(step, args=ocp.args.Composite(**items))
+            if not saved:
                 raise CheckpointError(f"{self.directory}: orbax did not save step {step}")
             if jax.process_index() == 0:
                 self._write_manifest(step)

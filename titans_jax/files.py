@@ -75,6 +75,16 @@ def remove(folder: Target) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Target) -> Iterator[None]:
+    """Give an OSError of the block that names no file the name `path`, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Target) -> Iterator[BinaryIO]:
     """Open a temporary file; after the block it replaces `path`, unless the block raises.
 
@@ -84,7 +94,7 @@ def replacing(path: Target) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with open(part, "xb") as file:
+        with naming(target), open(part, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -15,12 +15,12 @@ from typing import Any, Self, TextIO, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from titans_jax import files
 from titans_jax import waiting as waits
 from titans_jax.files import Target
+from titans_jax.tensorboard import Board
 
 Item = TypeVar("Item")
 
@@ -156,14 +156,14 @@ class Log(AbstractContextManager["Log"]):
             return
         directory = Path(output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
+        self._path = path = directory / "metrics.jsonl"
         kept = [] if step is None else [record for record in _records(path) if record["step"] <= step]
         files.write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         board = directory / "tensorboard"
         if step is None:
             files.remove(board)
-        self._board = SummaryWriter(str(board), purge_step=None if step is None else step + 1)
+        self._board = Board(board, step=step)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Append a record {"step", "split", **values}; `split` is "train", "held_out" or "memory".
@@ -175,16 +175,16 @@ class Log(AbstractContextManager["Log"]):
             return
         numbers = {name: number(name, value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": int(step), "split": split} | finite) + "\n")
-        self._file.flush()
-        for name, value in finite.items():
-            if value is not None:  # TensorBoard would warn of each
-                self._board.add_scalar(f"{split}/{name}", value, int(step))
+        with files.naming(self._path):
+            self._file.write(json.dumps({"step": int(step), "split": split} | finite) + "\n")
+            self._file.flush()
+        self._board.write(int(step), {f"{split}/{name}": value for name, value in numbers.items()})
 
     def close(self) -> None:
         """Close both files."""
         if self._writes:
-            self._file.close()
+            with files.naming(self._path):
+                self._file.close()
             self._board.close()
 
     def __exit__(self, *error: object) -> None:
