@@ -152,6 +152,11 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(there), f"{target}: no such heading"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_tests_that_are_named_exist(path):
+    assert not [*missing_of(" ".join(re.findall(r"`[^`\s]+::\w+`", text_of(path))))]
+
+
 def test_the_table_of_rules_is_what_the_command_prints():
     text = text_of(ROOT / "titans_jax/memory/README.md")
     printed = text.split("<!-- titans-jax rules -->\n")[1].split("<!-- end -->")[0].strip()
