@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from titans_jax import config, data, files, metrics, training
+from titans_jax import cli, config, data, files, metrics, training
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
@@ -243,6 +244,27 @@ def test_a_run_stops_all_the_same_where_it_goes_on_in_vain(tmp_path, monkeypatch
     batches_with_nan(monkeypatch, *range(4, 99))
     with pytest.raises(Diverged, match="diverged at step 5: .*the last checkpoint is step 3"):
         training.run(experiment(tmp_path, save_every=3, not_finite=policy, patience=2))
+
+
+@pytest.mark.parametrize("block", ["transformer", pytest.param("lmm", marks=pytest.mark.slow)])
+def test_a_replay_takes_a_step_again_and_says_where_it_is_not_finite(tmp_path, capsys, block):
+    given = experiment(tmp_path, save_every=1)
+    memory = MemoryConfig(rule="deltanet", heads=1, head_dim=8, chunk=8)
+    optim = OptimConfig(name="sgd", peak_rate=1e38, clip=None, warmup=0)
+    with pytest.raises(Diverged, match="at step 2"):
+        training.run(replace(given, optim=optim, model=replace(given.model, block=block, memory=memory)))
+    logged = losses(tmp_path)[0][2]
+    capsys.readouterr()
+    assert cli.main(["replay", str(tmp_path), "1"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{logged:.4f}" in printed and "not finite" not in printed
+    assert cli.main(["replay", str(tmp_path), "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"from checkpoint +1\nloss +nan", printed) and "not finite in gradients" in printed
+    first = "surprise in layer 0, row 0, head 0, token 0 (chunk 0 of rule deltanet)"
+    assert (first in printed) == (block == "lmm")
+    assert cli.main(["replay", str(tmp_path), "13"]) == 2
+    assert f"step 13: {tmp_path} holds a run of 12 steps" in capsys.readouterr().err
 
 
 def test_a_run_that_diverged_goes_on_with_what_the_user_names(finished, tmp_path, capsys):
