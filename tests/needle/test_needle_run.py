@@ -62,7 +62,7 @@ def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, sample
     options = ["--samples", str(samples), "20", "30", "--learning_rate", "1e38", "--output-dir", str(tmp_path)]
     assert cli.main(["needle", "train", *OPTIONS, *options]) == 4
     error = capsys.readouterr().err
-    assert f"diverged at {where} is " in error and "a lower --learning-rate may help" in error
+    assert f"diverged at {where} is " in error and "a lower --learning-rate may help, with --no-resume" in error
 
 
 def test_a_checkpoint_of_an_older_version_goes_on_and_one_of_a_newer_is_refused(folder, monkeypatch):

@@ -104,7 +104,9 @@ def _train(config: NeedleConfig, folder: Path, resume: bool, name: str) -> None:
 
 def _check(n: int, what: str, loss: float) -> None:
     if not math.isfinite(loss):
-        raise Diverged(f"diverged at step {n}: the {what} is {loss}; a lower --learning-rate may help")
+        raise Diverged(
+            f"diverged at step {n}: the {what} is {loss}; a lower --learning-rate may help, with --no-resume"
+        )
 
 
 def _config_of(checkpoints: Checkpoints, which: Which) -> NeedleConfig:
