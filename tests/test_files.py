@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import platform
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,6 +23,27 @@ def test_a_file_is_replaced_or_left_as_it_was(tmp_path):
     files.write(path, "é")
     assert path.read_bytes() == "é".encode()
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_lock_says_who_holds_it_and_ends_with_its_process(tmp_path, run_python):
+    locking = f"import os; from titans_jax import files; files.locked({str(tmp_path)!r}).__enter__(); os._exit(9)"
+    run_python("-c", locking, code=9)
+    with files.locked(tmp_path):
+        who = rf"{tmp_path} is in use by process {os.getpid()} on {platform.node()} since \d{{4}}-.*give another"
+        with pytest.raises(ValueError, match=who), files.locked(tmp_path):
+            pass
+        with files.locked(tmp_path / "other"):
+            pass
+
+
+def test_removing_a_link_keeps_what_it_points_to(tmp_path):
+    (tmp_path / "kept" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    for name in ("link", "missing"):
+        files.remove(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept" / "folder").is_dir()
+    files.remove(tmp_path / "kept")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_result(tmp_path):

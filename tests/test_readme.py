@@ -105,7 +105,7 @@ def test_commands_parse(words, monkeypatch, capsys):
             changes = itertools.dropwhile(lambda word: not word.startswith("-"), options.changes)  # compare's models
             config.override(config.load(options.config), list(changes))
 
-    def train(experiment: config.Experiment, *, resume: bool) -> None:
+    def train(experiment: config.Experiment, *, resume: bool, change: list[str]) -> None:
         ran.append(experiment)
         experiment.model.check()
 
@@ -150,6 +150,11 @@ def test_links_lead_somewhere(path):
         there = (path.parent / file).resolve() if file else path
         assert there.exists(), f"{target} does not exist"
         assert not anchor or anchor in anchors(there), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_tests_that_are_named_exist(path):
+    assert not [*missing_of(" ".join(re.findall(r"`[^`\s]+::\w+`", text_of(path))))]
 
 
 def test_the_table_of_rules_is_what_the_command_prints():

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from titans_jax import files
+from titans_jax import disk, files
 
 Which = Literal["last", "best"] | int
 
@@ -64,7 +63,7 @@ class Checkpoints:
           score: lower is better.
 
         Raises FloatingPointError if an array is not finite, ValueError for an argument that cannot be saved,
-        CheckpointError if this or a later step exists.
+        CheckpointError if this or a later step exists, OSError where the disk is full.
         """
         named = {item: by_name(tree, item) for item, tree in arrays.items()}
         if "meta" in named:
@@ -85,7 +84,11 @@ class Checkpoints:
                 items[item] = ocp.args.StandardSave(stored)
         with self._writer() as manager:
             self._make_way(manager, step)
-            if not manager.save(step, args=ocp.args.Composite(**items)):
+            size, before = sum(leaf.nbytes for leaves in named.values() for leaf in leaves.values()), self.steps()
+            kept = f"the last checkpoint is step {before[-1]}" if before else "there is no checkpoint"
+            with disk.saving(self.directory, f"step {step}", size, kept):
+                saved = manager.save(step, args=ocp.args.Composite(**items))
+            if not saved:
                 raise CheckpointError(f"{self.directory}: orbax did not save step {step}")
             if jax.process_index() == 0:
                 self._write_manifest(step)
@@ -216,7 +219,10 @@ class Checkpoints:
                 self._manifest(step).unlink(missing_ok=True)
             manager.delete(step)
         if jax.process_index() == 0:
-            shutil.rmtree(self.directory / "trash", ignore_errors=True)
+            try:
+                files.remove(self.directory / "trash")
+            except OSError as error:  # as NFS keeps files that are being read; the next save tries again
+                _log.warning("%s: old checkpoints are still in trash/: %s", self.directory, error)
 
     def _record(self, step: int) -> dict[str, Any]:
         return self._read(step, "meta", ocp.args.JsonRestore())

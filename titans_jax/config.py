@@ -55,6 +55,10 @@ class TrainConfig:
     """Steps between two checkpoints; each evaluation saves one too."""
     keep: int = 2
     """Number of latest checkpoints to keep, besides the best one."""
+    not_finite: typing.Literal["stop", "skip", "rollback"] = "stop"
+    """At a loss or gradient that is not finite: stop, skip the update, or pass over all since the last checkpoint."""
+    patience: int = 10
+    """Skips in a row, or rollbacks to one checkpoint, at the last of which the run stops all the same."""
     prompt: str = "The "
     """Prompt of the sample at the end."""
     sample: int = 256
@@ -148,7 +152,7 @@ def override(
     `--help` prints every field and exits. Raises ValueError for an unknown field, with a suggestion, and for a value of
     the wrong type.
     """
-    known = set(_flags(type(experiment)))
+    known = set(flags_of(type(experiment)))
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known and flag != "--help":
@@ -170,7 +174,7 @@ def _is_rule(line: str) -> bool:
     return line.startswith(("─", "---"))
 
 
-def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
+def flags_of(cls: type, prefix: str = "--") -> Iterator[str]:
     """The command-line flags of a configuration class."""
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
@@ -179,7 +183,7 @@ def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
         if hints[f.name] is bool:
             yield f"{prefix}no-{name}"
         elif dataclasses.is_dataclass(hints[f.name]):
-            yield from _flags(typing.cast(type, hints[f.name]), f"{prefix}{name}.")
+            yield from flags_of(typing.cast(type, hints[f.name]), f"{prefix}{name}.")
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
@@ -239,7 +243,7 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
     """
     model, data, train = experiment.model, experiment.data, experiment.train
     model.check()
-    for name in ("steps", "log_every", "eval_every", "save_every", "keep"):
+    for name in ("steps", "log_every", "eval_every", "save_every", "keep", "patience"):
         if getattr(train, name) < 1:
             raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
     check_seed("train.seed", train.seed)

@@ -1,14 +1,21 @@
-"""Atomic file writes: a reader sees the old file or the complete new file, even after a crash."""
+"""Atomic file writes: a reader sees the old file or the complete new file, even after a crash. Locks of folders."""
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
+import platform
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 Target = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
 
 
 def expand(path: Target) -> Path:
@@ -37,6 +44,47 @@ def check_file(path: Target) -> None:
 
 
 @contextlib.contextmanager
+def locked(folder: Target) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if there is none; the kernel releases it when the process ends.
+
+    It keeps writers apart; readers need none. Raises ValueError, which says who holds it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read() or "another process"
+            raise ValueError(f"{folder} is in use by {owner}; end that first, or give another folder") from None
+        except OSError as error:  # some network file systems have no locks
+            _log.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
+
+
+def remove(folder: Target) -> None:
+    """Remove a folder if it is there. Of a link to a folder, only the link is removed. Raises OSError."""
+    path = Path(folder)
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def naming(path: Target) -> Iterator[None]:
+    """Give an OSError of the block that names no file the name `path`, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Target) -> Iterator[BinaryIO]:
     """Open a temporary file; after the block it replaces `path`, unless the block raises.
 
@@ -46,7 +94,7 @@ def replacing(path: Target) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with open(part, "xb") as file:
+        with naming(target), open(part, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,9 +1,9 @@
 """The log of a run, progress bars, memory use, and reductions of losses and telemetry to numbers."""
 
 import json
+import logging
 import math
 import resource
-import shutil
 import sys
 import threading
 import time
@@ -15,12 +15,12 @@ from typing import Any, Self, TextIO, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from titans_jax import files
 from titans_jax import waiting as waits
 from titans_jax.files import Target
+from titans_jax.tensorboard import Board
 
 Item = TypeVar("Item")
 
@@ -145,9 +145,9 @@ class Footprint:
 class Log(AbstractContextManager["Log"]):
     """A log of numbers by step, in `output_dir/metrics.jsonl` (one record per line) and `output_dir/tensorboard`.
 
-    `step=None` starts a new log. `step=s` continues after step s: it removes records of later steps and an incomplete
-    last line, so the file equals that of an uninterrupted run. This requires that the records of a step are written
-    before its checkpoint is saved. Of several processes, only the main one writes.
+    `step=None` starts a new log. `step=s` continues after step s: it removes records of later steps, an incomplete last
+    line and, with a warning, damaged lines, so the file equals that of an uninterrupted run. This requires that the
+    records of a step are written before its checkpoint is saved. Of several processes, only the main one writes.
     """
 
     def __init__(self, output_dir: Target, *, step: int | None = None) -> None:
@@ -156,14 +156,14 @@ class Log(AbstractContextManager["Log"]):
             return
         directory = Path(output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        kept = [] if step is None else [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        files.write(path, "".join(line + "\n" for line in kept))
+        self._path = path = directory / "metrics.jsonl"
+        kept = [] if step is None else [record for record in _records(path) if record["step"] <= step]
+        files.write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         board = directory / "tensorboard"
         if step is None:
-            shutil.rmtree(board, ignore_errors=True)
-        self._board = SummaryWriter(str(board), purge_step=None if step is None else step + 1)
+            files.remove(board)
+        self._board = Board(board, step=step)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Append a record {"step", "split", **values}; `split` is "train", "held_out" or "memory".
@@ -175,15 +175,16 @@ class Log(AbstractContextManager["Log"]):
             return
         numbers = {name: number(name, value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": int(step), "split": split} | finite) + "\n")
-        self._file.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{split}/{name}", value, int(step))
+        with files.naming(self._path):
+            self._file.write(json.dumps({"step": int(step), "split": split} | finite) + "\n")
+            self._file.flush()
+        self._board.write(int(step), {f"{split}/{name}": value for name, value in numbers.items()})
 
     def close(self) -> None:
         """Close both files."""
         if self._writes:
-            self._file.close()
+            with files.naming(self._path):
+                self._file.close()
             self._board.close()
 
     def __exit__(self, *error: object) -> None:
@@ -191,12 +192,11 @@ class Log(AbstractContextManager["Log"]):
 
 
 def read_records(output_dir: Target) -> list[dict[str, Any]]:
-    """The records of `output_dir/metrics.jsonl`, with NaN for null. Raises FileNotFoundError."""
+    """The records of `output_dir/metrics.jsonl`, with NaN for null, without damaged ones. Raises FileNotFoundError."""
     path = Path(output_dir) / "metrics.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no log here; train first")
-    records = (json.loads(line) for line in _whole_lines(path))
-    return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
+    return [{name: math.nan if value is None else value for name, value in each.items()} for each in _records(path)]
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -285,8 +285,14 @@ def number(name: str, value: Any) -> int | float:
     return int(array) if jnp.issubdtype(array.dtype, jnp.integer) else float(array)
 
 
-def _whole_lines(path: Path) -> Iterable[str]:
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log, without an incomplete last line, and lines that a crash of the machine has damaged."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            _ = int(record["step"]), record["split"]
+        except (ValueError, TypeError, KeyError):
+            logging.getLogger(__name__).warning("%s, line %d is damaged and left out", path, number)
+        else:
+            yield record

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from titans_jax import cli, metrics
+from titans_jax import cli, files, metrics
 from titans_jax.data import load_documents
 
 TEXT = "".join(load_documents("moby-dick")[2:4])[:1000].encode("ascii", "ignore").decode()
@@ -42,6 +42,14 @@ def test_a_stream_writes_its_files(whole):
     assert [line["step"] for line in lines] == [*range(64, len(TEXT), 64), len(TEXT)]
     assert (whole / "stream.png").stat().st_size > 10_000
     assert json.loads((whole / "stream.json").read_text())["tokens"] == [line["step"] for line in lines]
+
+
+def test_a_second_stream_in_a_folder_is_refused(whole, text, capsys):
+    before = (whole / "metrics.jsonl").read_text()
+    with files.locked(whole):
+        assert cli.main(["stream", str(text), *SMALL, "--output-dir", str(whole), "--no-resume"]) == 2
+    assert f"{whole} is in use by process" in capsys.readouterr().err
+    assert (whole / "metrics.jsonl").read_text() == before
 
 
 def test_a_signal_stops_it_and_the_same_command_resumes(whole, text, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,9 @@
+import ast
 import dataclasses
 import itertools
 import json
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +218,25 @@ def test_worker_processes_give_the_same_batches_and_resume(config):
     for _ in range(3):
         equal(next(plain), next(restored))
     restored.close()
+
+
+KILLED = """
+import os, signal, sys
+from titans_jax.data import DataConfig, train_batches
+batches = train_batches(DataConfig(corpus=sys.argv[1], sequence=64, batch=4, workers=2), seed=0)
+for _ in range(4):
+    batch = next(batches)
+print({line.split()[-1] for line in open("/proc/self/maps") if "/dev/shm/psm_" in line}, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the names of shared memory are read in /proc")
+def test_workers_and_their_shared_memory_do_not_outlive_a_process_that_is_killed(config, run_python):
+    # Workers have the process' standard output: it ends with the last of them.
+    printed = run_python("-c", KILLED, config.corpus, code=-signal.SIGKILL, timeout=120).stdout
+    names = ast.literal_eval(printed)
+    assert names and not [name for name in names if Path(name).exists()]
 
 
 def test_a_batch_may_be_one_row(config):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from titans_jax import cli, data, needle, training
+from titans_jax import cli, data, files, needle, training
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.needle import pipeline, samples, trainer
 
@@ -62,7 +62,7 @@ def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, sample
     options = ["--samples", str(samples), "20", "30", "--learning_rate", "1e38", "--output-dir", str(tmp_path)]
     assert cli.main(["needle", "train", *OPTIONS, *options]) == 4
     error = capsys.readouterr().err
-    assert f"diverged at {where} is " in error and "a lower --learning-rate may help" in error
+    assert f"diverged at {where} is " in error and "a lower --learning-rate may help, with --no-resume" in error
 
 
 def test_a_checkpoint_of_an_older_version_goes_on_and_one_of_a_newer_is_refused(folder, monkeypatch):
@@ -76,6 +76,13 @@ def test_a_checkpoint_of_an_older_version_goes_on_and_one_of_a_newer_is_refused(
     for use in (lambda: needle.load(folder), lambda: needle.train(config, folder)):
         with pytest.raises(CheckpointError, match=r"holds no Titan-Min: ValueError: needle.new is not a field"):
             use()
+
+
+def test_a_second_run_in_a_folder_is_refused(folder):
+    config, _, step = needle.load(folder)
+    with files.locked(folder), pytest.raises(ValueError, match=f"{folder} is in use by process"):
+        needle.train(config, folder, resume=False)
+    assert needle.load(folder)[2] == step
 
 
 def test_run_trains_and_leaves_everything(folder, capsys):

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,59 @@ def test_kill_in_the_middle_of_saves_loses_nothing(tmp_path):
     Checkpoints(tmp_path).save(last + 1, arrays_at(last + 1))  # clears temporary folders and trash away
     assert {path.name for path in tmp_path.iterdir()} == {"manifests", str(last), str(last + 1)}
     assert {path.stem for path in (tmp_path / "manifests").glob("*.json")} == {str(last), str(last + 1)}
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from titans_jax import files, metrics
+from titans_jax.checkpoint import Checkpoints
+
+def limit(size):  # of a file: a write behind it fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints(Path("checkpoints"))
+arrays = {"params": {"w": np.random.default_rng(0).normal(size=100_000)}}
+checkpoints.save(1, arrays)
+log = metrics.Log(".")
+for size, work in (
+    (100_000, lambda: checkpoints.save(2, arrays)),
+    (10, lambda: log.write(1, "train", {"loss": 2.0})),
+    (10, lambda: files.write("result.json", "x" * 99)),
+):
+    limit(size)
+    try:
+        work()
+    except OSError as error:
+        limit(resource.RLIM_INFINITY)
+        print(error)
+checkpoints.save(2, arrays)
+print(checkpoints.steps(), checkpoints.restore(arrays)[2])
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_steps(run_python, tmp_path):
+    done = run_python("-c", FULL)
+    saved, logged, written, after = done.stdout.splitlines()
+    where = tmp_path / "checkpoints"
+    assert saved == (
+        f"{where}: step 2 of 800,000 bytes could not be saved: File too large; the last checkpoint is step 1"
+    )
+    assert logged == "[Errno 27] File too large: 'metrics.jsonl'" and written.endswith("File too large: 'result.json'")
+    assert after == "[1, 2] 2"
+    assert "Traceback" not in done.stderr
+
+
+def test_free_space_is_checked_before_saving(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(OSError, match=r"step 1 of \d+ bytes could not be saved, as 100 are free; there is"):
+        checkpoints.save(1, arrays_at(1))
+    monkeypatch.undo()
+    checkpoints.save(1, arrays_at(1))
 
 
 MESHES = """

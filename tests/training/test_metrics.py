@@ -79,6 +79,20 @@ def test_a_resumed_log_equals_an_unbroken_one(tmp_path):
     assert len(list((tmp_path / "broken/tensorboard").iterdir())) == 1
 
 
+def test_damaged_lines_are_left_out_and_named(tmp_path, caplog):
+    run(tmp_path, 0, 5)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = [b"\0" * 99 + b"\n", b'{"step": 3, "spl\n', b"\xff\n", b"[1]\n", b'{"step": null, "split": "train"}\n']
+    path.write_bytes(b"".join([*lines[:3], *damaged, *lines[3:]]))
+    assert [r["step"] for r in metrics.read_records(tmp_path) if r["split"] == "train"] == [1, 2, 3, 4, 5]
+    assert [f"{path}, line {n} is damaged" in caplog.text for n in (3, 4, 5, 6, 7, 8, 9)] == [False] + 5 * [True] + [
+        False
+    ]
+    run(tmp_path, 5, 6)
+    assert path.read_bytes().startswith(b"".join(lines))
+
+
 def test_each_line_is_on_disk_at_once(tmp_path):
     with metrics.Log(tmp_path) as log:
         log.write(1, "train", {"loss": 2.5})

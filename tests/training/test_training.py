@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from titans_jax import config, data, metrics, training
+from titans_jax import cli, config, data, files, metrics, training
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
@@ -19,7 +21,9 @@ from titans_jax.evaluation import evaluate
 from titans_jax.metrics import read_records
 from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.optim import OptimConfig
-from titans_jax.training.errors import stop_requested
+from titans_jax.training.errors import Diverged, stop_requested
+from titans_jax.training.placement import Placement
+from titans_jax.training.step import init_state, optimizer_of
 
 OPTIONS = {
     "--model.block": "transformer",
@@ -181,6 +185,101 @@ def test_a_run_that_diverges_ends_with_4_and_says_where(tmp_path, capsys, steps,
     assert not (tmp_path / "result.json").exists()
 
 
+def batches_with_nan(monkeypatch, *poisoned: int) -> None:
+    """Training batches of which those with these numbers, from 1, have NaN in their mask."""
+    batches = data.train_batches
+
+    def train_batches(*args, start: int = 0, **options):
+        for n, batch in enumerate(batches(*args, start=start, **options), start + 1):
+            yield batch | {"mask": batch["mask"] * np.nan} if n in poisoned else batch
+
+    monkeypatch.setattr(data, "train_batches", train_batches)
+
+
+def state_at(folder: Path, step: int) -> list[np.ndarray]:
+    """The arrays of a step's checkpoint."""
+    run = experiment(folder)
+    model, place = training.define(run.model), Placement.of("")
+    like = init_state(model, optimizer_of(run.model, run.optim, 12), place, 0)._asdict()
+    arrays = Checkpoints(folder / "checkpoints").restore(like, which=step)[0]
+    return [np.asarray(x) for x in jax.tree.leaves({name: arrays[name] for name in ("params", "optimizer")})]
+
+
+def test_a_skipped_update_leaves_every_bit_as_it_was(tmp_path, monkeypatch, caplog):
+    batches_with_nan(monkeypatch, 4)
+    training.run(experiment(tmp_path, steps=6, save_every=1, keep=9, not_finite="skip"))
+    third, fourth, fifth = (state_at(tmp_path, step) for step in (3, 4, 5))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(third, fourth, strict=True))
+    assert any(a.tobytes() != b.tobytes() for a, b in zip(fourth, fifth, strict=True))
+    assert "step 4: loss and grad_norm not finite; its update is skipped" in caplog.text
+    assert [np.isnan(loss) for _, split, loss in losses(tmp_path) if split == "train"] == [False] * 3 + [True] + [
+        False
+    ] * 2
+
+
+def test_a_rollback_passes_over_the_batches_since_the_last_checkpoint(tmp_path, monkeypatch, caplog):
+    """Checkpoints are at 3 and 6: the bad batch 5 takes batch 4 with it, and the bad last one nothing else."""
+    constant = OptimConfig(peak_rate=1e-2, warmup=2, schedule="constant")
+
+    def run(name: str, **train) -> list[float]:
+        training.run(replace(experiment(tmp_path / name, save_every=3, **train), optim=constant))
+        return [loss for _, split, loss in losses(tmp_path / name) if split == "train"]
+
+    batches_with_nan(monkeypatch, 5, 7)
+    rolled = run("rolled", steps=7, not_finite="rollback")
+    assert "step 5: loss and grad_norm not finite; back to step 3, and steps 4 to 5 are passed over" in caplog.text
+    assert training.load(tmp_path / "rolled", "last")[2] == 7
+    monkeypatch.undo()
+    batches = data.train_batches
+
+    def without(*args, **options):
+        return (batch for n, batch in enumerate(batches(*args, **options), 1) if n not in (4, 5))
+
+    monkeypatch.setattr(data, "train_batches", without)
+    assert rolled[:3] + rolled[5:6] == run("reference", steps=4)
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_run_stops_all_the_same_where_it_goes_on_in_vain(tmp_path, monkeypatch, policy):
+    batches_with_nan(monkeypatch, *range(4, 99))
+    with pytest.raises(Diverged, match="diverged at step 5: .*the last checkpoint is step 3"):
+        training.run(experiment(tmp_path, save_every=3, not_finite=policy, patience=2))
+
+
+@pytest.mark.parametrize("block", ["transformer", pytest.param("lmm", marks=pytest.mark.slow)])
+def test_a_replay_takes_a_step_again_and_says_where_it_is_not_finite(tmp_path, capsys, block):
+    given = experiment(tmp_path, save_every=1)
+    memory = MemoryConfig(rule="deltanet", heads=1, head_dim=8, chunk=8)
+    optim = OptimConfig(name="sgd", peak_rate=1e38, clip=None, warmup=0)
+    with pytest.raises(Diverged, match="at step 2"):
+        training.run(replace(given, optim=optim, model=replace(given.model, block=block, memory=memory)))
+    logged = losses(tmp_path)[0][2]
+    capsys.readouterr()
+    assert cli.main(["replay", str(tmp_path), "1"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{logged:.4f}" in printed and "not finite" not in printed
+    assert cli.main(["replay", str(tmp_path), "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"from checkpoint +1\nloss +nan", printed) and "not finite in gradients" in printed
+    first = "surprise in layer 0, row 0, head 0, token 0 (chunk 0 of rule deltanet)"
+    assert (first in printed) == (block == "lmm")
+    assert cli.main(["replay", str(tmp_path), "13"]) == 2
+    assert f"step 13: {tmp_path} holds a run of 12 steps" in capsys.readouterr().err
+
+
+def test_a_run_that_diverged_goes_on_with_what_the_user_names(finished, tmp_path, capsys):
+    folder, _ = finished
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    given = experiment(tmp_path, steps=61, eval_every=30, save_every=50)
+    slower = replace(given, optim=replace(given.optim, peak_rate=1e-3))
+    with pytest.raises(ValueError, match=r"not 0.001; give another --output-dir, --change optim.peak_rate to go on"):
+        training.run(slower)
+    training.run(slower, change=["optim.peak_rate"])
+    assert Checkpoints(tmp_path / "checkpoints").meta("last")["experiment"]["optim"]["peak_rate"] == 1e-3
+    assert training.command(["tiny", "--change", "optim.peek-rate"], prog="train.py") == 2
+    assert "--change optim.peek_rate: it is not a field; did you mean optim.peak_rate?" in capsys.readouterr().err
+
+
 def test_a_signal_is_noted_and_a_second_one_interrupts():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stop_requested() as stop:
@@ -210,6 +309,21 @@ def test_starting_over_forgets_the_earlier_run(tmp_path):
     training.run(experiment(tmp_path, steps=2, seed=1), resume=False)
     second = losses(tmp_path)
     assert [step for step, _, _ in second] == [1, 2, 2] and second[0] != first[0]
+
+
+def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+    with files.locked(folder), pytest.raises(ValueError, match=f"{folder} is in use by process"):
+        training.run(experiment(folder, steps=60), resume=False)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+
+
+def test_starting_over_where_checkpoints_is_a_link_keeps_what_it_points_to(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    training.run(experiment(tmp_path, steps=1), resume=False)
+    assert training.load(tmp_path)[2] == 1 and training.load(folder)[2] == 60
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ COMMANDS = {
     "lm-eval": "run tasks of the lm-evaluation-harness",
     "needle": "train and test Titan-Min: find a needle among random tokens",
     "plot": "draw surprise, memories and gates",
+    "replay": "take a step of a training again, and find what is not finite in it",
     "rules": "list the memory rules and their four choices",
     "stream": "read a file of any length with a fixed state",
 }

@@ -6,14 +6,13 @@ import ctypes
 import itertools
 import math
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
 
-from titans_jax import config, data, metrics, plots, results, training
+from titans_jax import config, data, files, metrics, plots, results, training
 from titans_jax.cli.options import checkpoint, load, output, path, positive, which
 from titans_jax.config import Experiment
 from titans_jax.decode import streaming
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         enter = stack.enter_context
         file: BinaryIO = sys.stdin.buffer if options.file == "-" else enter(open(options.file, "rb"))
         with waiting("opening"):
-            evaluator, facts, tokenizer = _open(options, folder)
+            evaluator, facts, tokenizer = _open(options, folder, stack)
         stack.callback(evaluator.log.close)
         blocks = data.token_blocks(file, tokenizer, options.segment, evaluator.position)
         first = [*itertools.islice(blocks, 1)]  # before compiling: it may not be text
@@ -85,15 +84,21 @@ def run(options: argparse.Namespace) -> None:
         print(f"{folder}: all {evaluator.total.tokens:,} tokens were read before; the text has no new tokens")
 
 
-def _open(options: argparse.Namespace, folder: Path) -> tuple[StreamEvaluator, dict[str, Any], data.Tokenizer]:
-    """The evaluator, at the start or at the saved state; the facts for result.json; and the tokenizer."""
+def _open(
+    options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack
+) -> tuple[StreamEvaluator, dict[str, Any], data.Tokenizer]:
+    """The evaluator, at the start or at the saved state; the facts for result.json; and the tokenizer.
+
+    stack: it keeps the folder locked.
+    """
     experiment, model, facts = _load(options)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     start = streaming.init(model, tokenizer.separator)
     if options.source:
         start = load_state(options.source, model, start)
+    stack.enter_context(files.locked(folder))
     if not options.resume:
-        shutil.rmtree(folder / "state", ignore_errors=True)
+        files.remove(folder / "state")
         (folder / "result.json").unlink(missing_ok=True)
     settings = {"segment": options.segment, "window": options.window, "from": str(options.source or "")}
     return StreamEvaluator(folder, model, start, tokenizer.byte_lengths, settings), facts | settings, tokenizer

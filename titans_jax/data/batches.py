@@ -3,6 +3,9 @@
 Batch k depends on (config, seed, k) alone, and each host makes its rows of it. So the state of the data is a number.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -159,8 +162,20 @@ def train_batches(
     if config.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl programs parse
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        processes = grain.MultiprocessingOptions(num_workers=config.workers)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_end_with_parent)
     return iter(dataset)
+
+
+def _end_with_parent(index: int, workers: int) -> None:
+    """End this worker when its parent has ended, as by SIGKILL; Python then frees the shared memory of both."""
+
+    def wait() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def steps_an_epoch(config: DataConfig) -> int:

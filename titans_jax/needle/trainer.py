@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,16 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
     Raises ValueError for a configuration that is not that of the run to go on with; Diverged; Stopped after SIGTERM or
     SIGINT, once everything is saved.
     """
+    with files.locked(folder):
+        _train(config, folder, resume, name)
+
+
+def _train(config: NeedleConfig, folder: Path, resume: bool, name: str) -> None:
     samples, validation, _ = data.needle_splits(config.data_seed, config.samples, config.lengths)
     each = len(epoch(samples, config.batch, seed=config.seed, number=0))
     total = each * config.epochs
     if not resume:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        files.remove(folder / "checkpoints")
     checkpoints = Checkpoints(folder / "checkpoints")
     model = define(config, TitanMin)
     chosen = optim.OptimConfig(
@@ -100,7 +104,9 @@ def train(config: NeedleConfig, folder: Path, *, resume: bool = True, name: str 
 
 def _check(n: int, what: str, loss: float) -> None:
     if not math.isfinite(loss):
-        raise Diverged(f"diverged at step {n}: the {what} is {loss}; a lower --learning-rate may help")
+        raise Diverged(
+            f"diverged at step {n}: the {what} is {loss}; a lower --learning-rate may help, with --no-resume"
+        )
 
 
 def _config_of(checkpoints: Checkpoints, which: Which) -> NeedleConfig:

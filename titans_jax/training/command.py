@@ -13,6 +13,7 @@ import jax
 
 from titans_jax import config, data
 from titans_jax.checkpoint import CheckpointError
+from titans_jax.nearest import did_you_mean
 from titans_jax.training import processes
 from titans_jax.training.errors import Diverged, Lost, Stopped
 from titans_jax.training.trainer import run as train
@@ -48,6 +49,12 @@ def command(arguments: Sequence[str], prog: str) -> int:
         help="go on with the run in the output folder; --no-resume removes its checkpoints and starts over",
     )
     parser.add_argument(
+        "--change",
+        default="",
+        metavar="FIELD,...",
+        help="fields that may differ from those of the run to go on with, such as optim.peak-rate",
+    )
+    parser.add_argument(
         "--distributed",
         default="",
         metavar="HOST:PORT,PROCESSES,INDEX",
@@ -58,11 +65,22 @@ def command(arguments: Sequence[str], prog: str) -> int:
 
     def run() -> None:
         experiment = config.override(config.load(options.config), changes, prog=f"{prog} {options.config}")
+        change = _fields(options.change)
         processes.start(options.distributed, prog=prog)
         with processes.reports_lost():
-            train(experiment, resume=options.resume)
+            train(experiment, resume=options.resume, change=change)
 
     return processes.leave(guard(run, prog=prog, debug=options.debug, cache=not options.no_cache))
+
+
+def _fields(text: str) -> list[str]:
+    """The fields that --change names. Raises ValueError for what is no field."""
+    names = [name for name in text.replace("-", "_").split(",") if name]
+    known = [flag[2:].replace("-", "_") for flag in config.flags_of(config.Experiment)]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--change {name}: it is not a field{did_you_mean(name, known)}")
+    return names
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,14 @@ class Diverged(Exception):
     """The loss or its gradient is not finite; the message says where."""
 
 
+class NotFinite(Exception):
+    """The message says what is not finite after step `step`."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class Stopped(Exception):
     """A signal ended the run; everything needed to resume is saved."""
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from titans_jax import metrics
+from titans_jax import files, metrics
 from titans_jax.training.errors import Lost
 from titans_jax.waiting import end_now
 
@@ -108,10 +107,15 @@ class Agreed:
         return bool(answer)
 
 
+def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """As `files.locked`; of several processes, the main one holds the lock for all."""
+    return files.locked(folder) if metrics.is_main() else contextlib.nullcontext()
+
+
 def remove(folder: Path) -> None:
     """Remove a folder that all processes share, before any of them looks into it."""
     if metrics.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove(folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("removed")
 

@@ -37,8 +37,8 @@ def finish(
     steps = [record for record in metrics.read_records(folder) if record["split"] == "train"]
     result = {
         **measured,
-        "steps": steps[-1]["step"],
-        "tokens_per_second": steps[-1]["tokens_per_second"],
+        "steps": experiment.train.steps,
+        "tokens_per_second": steps[-1]["tokens_per_second"] if steps else 0.0,  # the log may be lost
         "parameters": metrics.count(nnx.split(model)[1]),
         "best_step": best,
         "best_bits_per_byte": best_score,

@@ -83,13 +83,8 @@ def init_state(
     return TrainState(params, jax.jit(optimizer.init)(params), key)
 
 
-def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig) -> jax.stages.Wrapped:
-    """`step(state, batch) -> state, metrics`, compiled when it is called; the state given is used up.
-
-    metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and grad_norm, and memory: what
-    the memory's info says, by layer. With a loss scale there is loss_scale too, and grad_norm is 0 where the gradient
-    is not finite and a smaller scale is still to be tried.
-    """
+def make_loss(graphdef: Any, train: TrainConfig) -> Callable[[Any, Batch, Array | None], tuple[Array, Any]]:
+    """`loss(params, batch, scale) -> scale * loss, (loss, sums, info)`; sums as `cross_entropy`, info the memory's."""
 
     def loss_of(params: Any, batch: Batch, scale: Array | None) -> tuple[Array, Any]:
         model = nnx.merge(graphdef, params)
@@ -99,6 +94,20 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
             logits, batch["targets"], batch["mask"], label_smoothing=train.label_smoothing, z_loss=train.z_loss
         )
         return loss if scale is None else loss * scale, (loss, sums, info)
+
+    return loss_of
+
+
+def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig) -> jax.stages.Wrapped:
+    """`step(state, batch) -> state, metrics`, compiled when it is called; the state given is used up.
+
+    metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and grad_norm, and memory: what
+    the memory's info says, by layer. With train.not_finite "skip", a step whose loss or grad_norm is not finite returns
+    the state as it was. With a loss scale there is loss_scale too, and grad_norm is 0 where the gradient
+    is not finite and a smaller scale is still to be tried.
+    """
+
+    loss_of = make_loss(graphdef, train)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         scale = optax.tree.get(state.optimizer, "loss_scale")
@@ -118,6 +127,10 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
         if scale is not None:
             norm = metrics["grad_norm"]
             metrics |= {"loss_scale": scale, "grad_norm": jnp.where(jnp.isfinite(norm) | (scale <= 1), norm, 0)}
-        return TrainState(params, optimizer_state, state.key), metrics
+        after = TrainState(params, optimizer_state, state.key)
+        if train.not_finite == "skip":
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            after = optax.tree.where(finite, after, state)
+        return after, metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -1,13 +1,16 @@
 """A training run: from an Experiment to a trained model on disk, through signals, kills and resumes."""
 
+import contextlib
+import functools
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,30 +24,38 @@ from titans_jax.evaluation import evaluate
 from titans_jax.evaluation.ablation import frozen
 from titans_jax.nn import LM
 from titans_jax.training import loop, processes
-from titans_jax.training.errors import Stopped, memory_advice, stop_requested, stopping
+from titans_jax.training.errors import NotFinite, Stopped, memory_advice, stop_requested, stopping
 from titans_jax.training.model_io import describe, identity
 from titans_jax.training.placement import Placement
 from titans_jax.training.recalled import baseline_of, figures, tells_facts
 from titans_jax.training.report import finish
-from titans_jax.training.session import Recorder, Session, diverged
+from titans_jax.training.session import Recorder, Session, diverged, note
 from titans_jax.training.step import TrainState, define, init_state, make_step, optimizer_of
 
+Open = Callable[[Experiment], tuple[Session, TrainState, int]]
 
-def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
+
+def run(experiment: Experiment, *, resume: bool = True, change: Sequence[str] = ()) -> dict[str, Any]:
     """Train, or go on with, an experiment; everything is written below `experiment.output`.
 
     resume: go on from the newest checkpoint there, if there is one; False removes what an earlier run left.
+    change: fields, such as "optim.peak_rate", that may differ from those of the run to go on with.
     Returns what result.json holds. A signal ends the run after the step it comes in.
 
     Raises ValueError for a configuration that cannot work, or that is not the one of the run to go on with; Diverged;
     Stopped; CheckpointError when there are checkpoints and none can be used.
     """
-    session, model, measured = _trained(experiment := _with_steps(experiment), resume)
+    with contextlib.ExitStack() as locks:
+        return _run(_with_steps(experiment), functools.partial(_open, resume=resume, change=change, locks=locks))
+
+
+def _run(experiment: Experiment, open_: Open) -> dict[str, Any]:
+    session, model, measured = _trained(experiment, open_)
     placement, found = session.placement, None
     if tells_facts(experiment.data):
         remembers = experiment.model.pattern != ("transformer",)
         baseline = baseline_of(experiment)
-        others = {} if baseline is None else {baseline.name: _trained(baseline, resume)[1]}
+        others = {} if baseline is None else {baseline.name: _trained(baseline, open_)[1]}
         with placement.active(), stopping():
             models = {"memory": model, "memory frozen": frozen(model)} if remembers else {"transformer": model}
             found = figures(experiment, models | others, placement.batch)
@@ -52,11 +63,11 @@ def run(experiment: Experiment, *, resume: bool = True) -> dict[str, Any]:
         return finish(experiment, model, session.tokenizer, session.checkpoints, measured, found)
 
 
-def _trained(experiment: Experiment, resume: bool) -> tuple[Session, LM, dict[str, Any]]:
+def _trained(experiment: Experiment, open_: Open) -> tuple[Session, LM, dict[str, Any]]:
     """The session of a run at its end, its model on the run's devices, and what its last evaluation measured."""
     with memory_advice():
         with stopping(), metrics.waiting(f"opening {experiment.output}"):
-            session, state, start = _open(experiment, resume)
+            session, state, start = open_(experiment)
         try:
             with session.placement.active():
                 if start < experiment.train.steps:
@@ -80,24 +91,26 @@ def _with_steps(experiment: Experiment) -> Experiment:
     return replace(experiment, train=replace(experiment.train, steps=steps, epochs=None))
 
 
-def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, int]:
+def _open(
+    experiment: Experiment, *, resume: bool, change: Sequence[str], locks: contextlib.ExitStack
+) -> tuple[Session, TrainState, int]:
     """Everything before the first step; what is wrong with the configuration shows here, before compiling."""
     files.check_folder(experiment.output)
     placement = Placement.of(experiment.mesh)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     configs.validate(experiment, vocabulary=tokenizer.vocab_size, shards=placement.shards)
     folder = experiment.output / "checkpoints"
+    locks.enter_context(processes.locked(experiment.output))
     if not resume:
         processes.remove(folder)
     checkpoints, start, meta = Checkpoints(folder, keep=experiment.train.keep), 0, describe(experiment)
     if checkpoints.steps():
         start = checkpoints.find("last")
         saved, now = (identity(each, folder) for each in (meta | checkpoints.meta(start), meta))
-        require_same_run(experiment.output, saved, now, option="--output-dir", may_change=_MAY_CHANGE)
+        require_same_run(experiment.output, saved, now, option="--output-dir", may_change=(*_MAY_CHANGE, *change))
     if start > experiment.train.steps:
         raise ValueError(f"{experiment.output} holds a run of {start} steps; train.steps is {experiment.train.steps}")
-    rows = placement.rows(experiment.data.batch)
-    batches = data.train_batches(experiment.data, seed=experiment.train.seed, start=start, rows=rows)
+    batches = _batches(experiment, placement, start)
     model = define(experiment.model)
     optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
     with placement.active():
@@ -109,10 +122,14 @@ def _open(experiment: Experiment, resume: bool) -> tuple[Session, TrainState, in
     return session, state, start
 
 
+def _batches(experiment: Experiment, placement: Placement, start: int) -> grain.DatasetIterator:
+    rows = placement.rows(experiment.data.batch)
+    return data.train_batches(experiment.data, seed=experiment.train.seed, start=start, rows=rows)
+
+
 # What decides no number of the run, and its length, which moves the schedule from here on as asked.
-_MAY_CHANGE = ("name", "output_dir", "mesh", "data.workers", "data.cache_dir") + tuple(
-    f"train.{name}" for name in ("steps", "log_every", "eval_", "save_every", "keep", "prompt", "sample", "baseline")
-)
+_OF_TRAIN = "steps log_every eval_ save_every keep not_finite patience prompt sample baseline".split()
+_MAY_CHANGE = ("name", "output_dir", "mesh", "data.workers", "data.cache_dir", *(f"train.{name}" for name in _OF_TRAIN))
 
 
 def require_same_run(
@@ -124,9 +141,10 @@ def require_same_run(
     """
     for path, old, new in configs.changes(saved, now):
         if not path.startswith(may_change):
+            how = f", --change {path} to go on" if "." in path else ""  # a field of an Experiment
             raise ValueError(
                 f"{folder} holds a run with {path} = {old}, not {new}; "
-                f"give another {option}, or --no-resume to start over"
+                f"give another {option}{how}, or --no-resume to start over"
             )
 
 
@@ -142,6 +160,7 @@ def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState,
     _announce(session, state, start, compile_seconds)
     byte_lengths = jax.device_put(session.tokenizer.byte_lengths, placement.replicated)
     evaluation: dict[str, Any] = {}
+    kinds = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
     def advance(state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, dict[str, Any]]:
         arrays = placement.device_batch(batch, config)
@@ -157,24 +176,49 @@ def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState,
                 evaluation.update(_evaluate(session, state))
                 session.log.write(n, "held_out", {name: evaluation[name] for name in _CURVES})
                 if not math.isfinite(evaluation["loss"]):
-                    raise diverged(n, "held-out loss not finite", session)
+                    raise NotFinite(n, "held-out loss not finite")
             _save(session, state, n, evaluation if evaluating(n) else None)
         if stopping and n < train.steps:
             raise Stopped(f"stopped after step {n}, which is saved in {session.checkpoints.directory}")
 
     with stop_requested() as stop, metrics.Progress(train.steps, session.experiment.name, initial=start) as bar:
-        recorder = Recorder(session, bar)
-        state = loop.train(
-            advance,
-            state,
-            itertools.islice(session.batches, train.steps - start),
-            start=start,
-            record=recorder.record,
-            due=lambda n: evaluating(n) or n % train.save_every == 0,
-            pause=pause,
-            stop=processes.Agreed(stop, placement.mesh) if placement.mesh and jax.process_count() > 1 else stop,
-        )
-    return state, evaluation, compile_seconds
+        recorder, batches = Recorder(session, bar), session.batches
+        event = processes.Agreed(stop, placement.mesh) if placement.mesh and jax.process_count() > 1 else stop
+        rollbacks: list[int] = []
+        while True:
+            try:
+                if start == train.steps:  # the last step was passed over
+                    pause(start, state, False)
+                state = loop.train(
+                    advance,
+                    state,
+                    itertools.islice(batches, train.steps - start),
+                    start=start,
+                    record=recorder.record,
+                    due=lambda n: evaluating(n) or n % train.save_every == 0,
+                    pause=pause,
+                    stop=event,
+                )
+                return state, evaluation, compile_seconds
+            except NotFinite as error:
+                wrong = error.with_traceback(None)  # it would keep the state in memory
+            with recorder.pause():
+                state, start = _rolled_back(session, kinds, wrong, rollbacks), wrong.step
+                batches = _batches(session.experiment, placement, start)
+
+
+def _rolled_back(session: Session, kinds: TrainState, error: NotFinite, before: list[int]) -> TrainState:
+    """The state of the last checkpoint, as that after the step of `error`. Raises Diverged where there is no way back.
+
+    before: the checkpoints of earlier calls, to which this one's is added.
+    """
+    train, steps = session.experiment.train, session.checkpoints.steps()
+    if train.not_finite != "rollback" or not steps or before.count(steps[-1]) + 1 >= train.patience:
+        raise diverged(error, session) from error
+    before.append(steps[-1])
+    arrays, _, step = session.checkpoints.restore(kinds._asdict())
+    note(f"step {error.step}: {error}; back to step {step}, and steps {step + 1} to {error.step} are passed over")
+    return TrainState(**arrays)
 
 
 _CURVES = ("loss", "perplexity", "bits_per_byte", "accuracy")
@@ -208,7 +252,7 @@ def _save(session: Session, state: TrainState, n: int, evaluation: dict[str, Any
             score=evaluation["bits_per_byte"] if evaluation else None,
         )
     except FloatingPointError as error:
-        raise diverged(n, str(error), session) from error
+        raise NotFinite(n, str(error)) from error
 
 
 def _announce(session: Session, state: TrainState, start: int, compile_seconds: float) -> None:
