@@ -68,7 +68,8 @@ def tokens(seed: int = 0, length: int = TOKENS) -> np.ndarray:
 
 
 def read(model: Subject, text: np.ndarray) -> tuple[np.ndarray, Any]:
-    logits, state, _ = model.call(text, model.start)
+    """One call, with a reset nowhere: the program that reads packed documents. Pieces are read without it."""
+    logits, state, _ = model.call(text, model.start, np.zeros(text.shape, bool))
     return np.asarray(logits), jax.device_get(state)
 
 
