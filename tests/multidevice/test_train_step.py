@@ -50,7 +50,7 @@ print(json.dumps([[alone(rng.permutation(8) if i else np.arange(8)) for i in ran
 """
 
 
-def check(run_python, meshes, row, *, optimizer="adamw", steps=6, rate=1e-2, resets=False, **changes):
+def check(run_python, meshes, row, *, optimizer="adamw", steps=20, rate=1e-3, resets=False, **changes):
     """Losses of a mesh are as near those of one device as these are to themselves with the batch in another order."""
     given = [meshes, optimizer, steps, rate, row, changes, resets]
     done = run_python("-c", SOURCE, json.dumps(given), devices=8)
@@ -69,8 +69,7 @@ def apart(losses, others):
 
 @pytest.mark.slow
 def test_twenty_losses_of_a_mac_are_those_of_one_device(run_python):
-    muon = dict(optimizer="muon", steps=20, rate=1e-3)
-    check(run_python, MESHES[1:2], dict(block="mac", persistent=3), **muon, depth=1, heads=2)
+    check(run_python, MESHES[1:2], dict(block="mac", persistent=3), optimizer="muon", depth=1, heads=2)
 
 
 @pytest.mark.slow
@@ -101,4 +100,5 @@ def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
 )
 def test_inner_loops_and_memories_of_memories(run_python, row):
     """The kernels of an inner loop are split over rows and hidden units, and reset with the documents."""
-    check(run_python, MESHES[2:], row, optimizer="sgd", depth=1, heads=2)
+    few = dict(steps=6, rate=1e-2) if row["block"] == "hope" else {}  # a step is dear; 6 differ as 2 to 8 do
+    check(run_python, MESHES[2:], row, optimizer="sgd", **few, depth=1, heads=2)
