@@ -31,7 +31,6 @@ from titans_jax.loss import cross_entropy
 from titans_jax.nn import ModelConfig
 
 PIECES = (1, 13)  # a token, and more than a segment: from every offset in one
-GREEDY = TOKENS - SEGMENT + 1  # tokens to decode after a segment, in which one call of TOKENS predicts
 
 
 def params(fast: list[dict[str, Any]], slow: list[dict[str, Any]]) -> list[Any]:
@@ -142,7 +141,7 @@ def test_greedy_decoding_equals_one_call(member):
     """Tokens decoded one at a time are the predictions of one call over all of them."""
     model, made = member.model, tokens()[:, :SEGMENT]
     state, parts = model.start, []
-    for at in range(SEGMENT + GREEDY):
+    for at in range(TOKENS):
         logits, state, _ = model.call(made[:, at : at + 1], state)
         parts.append(np.asarray(logits))
         if at + 1 == made.shape[1]:
