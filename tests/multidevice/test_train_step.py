@@ -100,5 +100,5 @@ def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
 )
 def test_inner_loops_and_memories_of_memories(run_python, row):
     """The kernels of an inner loop are split over rows and hidden units, and reset with the documents."""
-    few = dict(steps=6, rate=1e-2) if row["block"] == "hope" else {}  # a step is dear; 6 differ as 2 to 8 do
-    check(run_python, MESHES[2:], row, optimizer="sgd", **few, depth=1, heads=2)
+    # a step takes long, and the losses of 2 to 8 steps differ by as many of their own rounding errors
+    check(run_python, MESHES[2:], row, optimizer="sgd", steps=6, rate=1e-2, depth=1, heads=2)
