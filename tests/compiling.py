@@ -1,7 +1,6 @@
 """Compiling fast what then need not run fast: nearly all the time of most tests is spent compiling."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 
@@ -22,14 +21,3 @@ if _known(QUICK | {"xla_cpu_use_fusion_emitters": False}):
 
 QUICK_FLAGS = " ".join(f"--{name}={value}" for name, value in QUICK.items()).lower()
 """The same as XLA_FLAGS, for a process of its own."""
-
-
-@contextlib.contextmanager
-def uncached() -> Iterator[None]:
-    """Nothing compiled here is kept for others: for a test of what compiling costs. See `conftest`."""
-    kept = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", kept)

@@ -35,16 +35,20 @@ gc.set_threshold(100_000, 20, 50)  # tracing makes millions of objects that live
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The fast lane compiles without optimisation, in its workers and processes too; the slow one as users do.
+def pytest_configure() -> None:
+    """Tests compile without optimisation, in workers and processes too, but for those that ask for `as_users_compile`.
 
     Another process finds out which flags XLA knows: here the flags must be set before XLA starts.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if config.option.markexpr == "not slow" and "--xla_backend_optimization_level" not in flags:
+    if "--xla_backend_optimization_level" not in flags:
         say = [sys.executable, "-c", "from tests.compiling import QUICK_FLAGS; print(QUICK_FLAGS)"]
         quick = subprocess.run(say, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
         os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
+
+
+PROCESSES = {"run_python", "run_notebook", "start", "as_users_compile"}
+"""Fixtures of tests that run in processes of their own."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks in the same hook
@@ -59,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         member = given.get("member")
         shared = getattr(member, "name", None) or (member and str(member)) or item.path.name
         fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
-        if item.get_closest_marker("slow") and {"run_python", "run_notebook"} & set(fixtures):
+        if item.get_closest_marker("slow") and PROCESSES & set(fixtures):
             shared = item.nodeid
             alone.add(item.nodeid)
         item.add_marker(pytest.mark.xdist_group(shared))
@@ -84,12 +88,10 @@ def no_line_for_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "PAUSES", dict.fromkeys(waiting.PAUSES, (threading.TIMEOUT_MAX,) * 2))
 
 
-@pytest.fixture(scope="module")
-def in_a_hurry() -> Iterator[None]:
-    """Compile without what makes programs fast: for a module whose time is nearly all spent compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture
+def as_users_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts compile with XLA's own options: dear, but many steps then take less time."""
+    monkeypatch.setenv("XLA_FLAGS", "")
 
 
 @pytest.fixture

@@ -70,18 +70,23 @@ def run_notebook(tmp_path, monkeypatch):
     return run
 
 
+def warned(cells):
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    return said if "Warning" in said else ""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)  # the quickstart runs below
 def test_a_notebook_runs_and_shows_pictures(path, run_notebook):
     notebook = run_notebook(path)
     assert pictures(notebook), "it shows no picture"
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
-    assert "Warning" not in said, said
+    assert not warned(notebook.cells)
 
 
 @pytest.mark.slow
-def test_the_quickstart_installs_the_library_as_in_colab(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("as_users_compile")
+def test_the_quickstart_installs_the_library_and_runs_as_in_colab(tmp_path, monkeypatch):
     """A Python with everything but titans_jax, an empty folder, and a checkout in place of the address."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
@@ -93,7 +98,7 @@ def test_the_quickstart_installs_the_library_as_in_colab(tmp_path, monkeypatch):
             (packages / entry.name).symlink_to(entry)
     (tmp_path / "colab").mkdir()
     notebook = nbformat.read(COLAB / "00_quickstart.ipynb", as_version=4)
-    here = "import titans_jax; print('from', titans_jax.__file__)"
+    here = f"{STRICT}\nimport titans_jax; print('from', titans_jax.__file__)"
     notebook.cells = [notebook.cells[1], nbformat.v4.new_code_cell(here), *notebook.cells[2:]]
     notebook.cells[0].source = notebook.cells[0].source.replace(f"git+{address()}", ROOT.as_uri())
     nbformat.write(notebook, tmp_path / "colab/quickstart.ipynb")
@@ -105,4 +110,5 @@ def test_the_quickstart_installs_the_library_as_in_colab(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-4000:]
     ran = nbformat.read(tmp_path / "colab/quickstart.ipynb", as_version=4)
     assert f"from {tmp_path}/env" in ran.cells[1].outputs[0].text
+    assert not warned(ran.cells[1:])
     assert len(pictures(ran)) == 2 and sys.prefix not in ran.cells[1].outputs[0].text

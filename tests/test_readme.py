@@ -58,7 +58,7 @@ def presets_as_they_were() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if with_python(path)], ids=name_of)
-def test_python_blocks_run(path, tmp_path, monkeypatch, presets_as_they_were, in_a_hurry):
+def test_python_blocks_run(path, tmp_path, monkeypatch, presets_as_they_were):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}  # shared by the blocks of a document, which run in order
     for tag, line, source in blocks(path):

@@ -1,16 +1,17 @@
 """What the memories are for: a small model learns, in little time, to say what stood in segments before."""
 
-from dataclasses import replace
+import json
+from pathlib import Path
 
 import pytest
 
-from configs.passkey import get_config
-from titans_jax import training
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-def test_mac_learns_to_recall_a_pass_key(tmp_path):
-    given = get_config()
-    train = replace(given.train, eval_every=300, save_every=300, sample=0)
-    result = training.run(replace(given, train=train, output_dir=str(tmp_path)))
+@pytest.mark.usefixtures("as_users_compile")
+def test_mac_learns_to_recall_a_pass_key(run_python, tmp_path):
+    steps = [f"--train.{name}=150" for name in ("steps", "eval-every", "save-every")]
+    run_python(ROOT / "train.py", "passkey", *steps, "--train.sample=0", "--output-dir", "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["accuracy"] > 0.9  # of the answers' tokens; 0.46 where nothing is recalled

@@ -28,11 +28,6 @@ BASE = config.override(
 )
 
 
-@pytest.fixture(autouse=True)
-def _in_a_hurry(in_a_hurry: None) -> None:
-    """Nearly all of the time is compiling."""
-
-
 @pytest.mark.slow
 def test_each_seed_is_the_training_of_that_seed_alone(tmp_path):
     report = recall.recall(BASE, ["lmm:deltanet"], 2, Rows(tmp_path, {}))

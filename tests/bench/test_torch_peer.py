@@ -55,6 +55,7 @@ def test_each_library_in_its_own_process_and_ratios_of_a_token(tmp_path, monkeyp
 @pytest.mark.skipif(not importlib.util.find_spec("titans_pytorch"), reason="needs the extra: titans-jax[parity]")
 def test_command_times_both_libraries(tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "CONTEXT", 64)
+    monkeypatch.setattr(steps, "LENGTH", 256)
     assert cli.main(["bench", "peers", "--rounds", "1", "--output-dir", str(tmp_path)]) == 0
     ratios = json.loads((tmp_path / "measurements.json").read_text())["ratios"]
     exact, coarse = (

@@ -8,7 +8,6 @@ from tests.nn.members import jit, layer_of
 from titans_jax.decode import Sampling, generate, prefill, stream
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
-pytestmark = pytest.mark.usefixtures("in_a_hurry")
 VOCABULARY = 32
 
 

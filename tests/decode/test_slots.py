@@ -13,7 +13,6 @@ from titans_jax.metrics import Footprint
 from titans_jax.nn import LM, CMSConfig, MemoryConfig, ModelConfig
 from titans_jax.training import define
 
-pytestmark = pytest.mark.usefixtures("in_a_hurry")
 VOCABULARY, LONGEST = 32, 40
 BLOCKS = ["mac", *(pytest.param(block, marks=pytest.mark.slow) for block in ("lmm", "mag", "hope", "transformer,mac"))]
 

@@ -10,7 +10,6 @@ from titans_jax.decode import streaming
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 from titans_jax.training import define
 
-pytestmark = pytest.mark.usefixtures("in_a_hurry")
 VOCABULARY, SEPARATOR = 32, 31
 
 

@@ -15,7 +15,6 @@ from titans_jax.nn import LM, MemoryConfig, ModelConfig
 
 MEMORY = MemoryConfig(rule="deltanet", chunk=8, heads=2, head_dim=8, conv=2)
 SMALL = dict(dim=16, depth=2, heads=2, head_dim=8, segment=8, window=8, memory=MEMORY)
-pytestmark = pytest.mark.usefixtures("in_a_hurry")
 NEEDLE = Needle("KEY {key}!", "KEY?", " {key}", digits=2)
 HAY = Hay(["one two three four five six seven eight nine ten"], BYTES)
 

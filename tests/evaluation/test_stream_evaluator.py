@@ -17,7 +17,6 @@ from titans_jax.evaluation import StreamEvaluator, curves, evaluate, load_state
 from titans_jax.nn import LM, MemoryConfig, ModelConfig
 from titans_jax.training import define
 
-pytestmark = pytest.mark.usefixtures("in_a_hurry")
 SEGMENT, WINDOW = 16, 40
 SETTINGS = {"segment": SEGMENT, "window": WINDOW}
 # Random parameters amplify the rounding of larger rates from piece to piece.

@@ -4,14 +4,12 @@ import json
 
 import pytest
 
-from tests.compiling import QUICK_FLAGS
 from tests.tolerance import MARGIN, ROUNDING
 
 MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
 
 SOURCE = """
-import json, os, sys
-os.environ["XLA_FLAGS"] += " " + sys.argv[2]
+import json, sys
 import jax, numpy as np
 from tests.nn.members import abstract, config_of, random_params
 from flax import nnx
@@ -20,9 +18,9 @@ from titans_jax.config import TrainConfig
 from titans_jax.optim import OptimConfig, build
 from titans_jax.training.step import TrainState, define, make_step
 
-meshes, optimizer, row, changes, resets = json.loads(sys.argv[1])
+meshes, optimizer, steps, rate, row, changes, resets = json.loads(sys.argv[1])
 definition = define(config_of(row, **changes))
-optimizer = build(OptimConfig(name=optimizer, peak_rate=1e-3, warmup=20), 20)
+optimizer = build(OptimConfig(name=optimizer, peak_rate=rate, warmup=steps), steps)
 start = jax.tree.map(lambda x: x.astype("float32"), random_params(jax.eval_shape(definition.init, jax.random.key(0))))
 rng = np.random.default_rng(0)
 text = rng.integers(0, 32, (8, 41), np.int32)
@@ -34,7 +32,7 @@ step = make_step(definition.graphdef, optimizer, TrainConfig())
 
 def train(params, batch):
     state, losses = TrainState(params, jax.jit(optimizer.init)(params), jax.random.key(1)), []
-    for _ in range(20):
+    for _ in range(steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, sorted({str(x.sharding.spec) for x in jax.tree.leaves(state.params) if hasattr(x.sharding, "spec")})
@@ -52,9 +50,10 @@ print(json.dumps([[alone(rng.permutation(8) if i else np.arange(8)) for i in ran
 """
 
 
-def check(run_python, meshes, row, *, optimizer="adamw", resets=False, **changes):
+def check(run_python, meshes, row, *, optimizer="adamw", steps=20, rate=1e-3, resets=False, **changes):
     """Losses of a mesh are as near those of one device as these are to themselves with the batch in another order."""
-    done = run_python("-c", SOURCE, json.dumps([meshes, optimizer, row, changes, resets]), QUICK_FLAGS, devices=8)
+    given = [meshes, optimizer, steps, rate, row, changes, resets]
+    done = run_python("-c", SOURCE, json.dumps(given), devices=8)
     (alone, *reordered), found = json.loads(done.stdout.splitlines()[-1])
     assert alone[-1] < alone[0] - 0.01
     assert list(found) == list(meshes)
@@ -101,4 +100,5 @@ def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
 )
 def test_inner_loops_and_memories_of_memories(run_python, row):
     """The kernels of an inner loop are split over rows and hidden units, and reset with the documents."""
-    check(run_python, MESHES[2:], row, optimizer="sgd", depth=1, heads=2)
+    # a step takes long, and the losses of 2 to 8 steps differ by as many of their own rounding errors
+    check(run_python, MESHES[2:], row, optimizer="sgd", steps=6, rate=1e-2, depth=1, heads=2)

@@ -7,18 +7,16 @@ import pytest
 
 from tests.nn.members import BATCH, SEGMENT, config_of, label, layer_of, subject
 from tests.nn.test_laws import (  # noqa: F401  # pytest collects the laws from here
-    GREEDY,
     Member,
-    amounts,
     close,
     gradients,
-    greedy,
     made,
     read,
     same,
-    streams,
     test_a_token_four_windows_back_is_remembered,
+    test_any_split_of_a_stream_gives_the_same_outputs,
     test_causality,
+    test_greedy_decoding_equals_one_call,
     test_packed_documents_do_not_see_each_other,
     test_rows_do_not_mix_and_calls_repeat,
     tokens,
@@ -51,16 +49,6 @@ def member(request):
     if row["block"] == "hope_attention":  # for the law that says who remembers
         row = row | {"block": "transformer"}
     return made(row, config(request.param))
-
-
-@amounts("count", 4, 20, ROWS[:1], ROWS)
-def test_any_split_of_a_stream_gives_the_same_outputs(member, count):
-    streams(member, count)
-
-
-@amounts("length", GREEDY, 256, ROWS[:1], ROWS)
-def test_greedy_decoding_equals_one_call(member, length):
-    greedy(member, length)
 
 
 @pytest.mark.slow

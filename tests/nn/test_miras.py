@@ -19,7 +19,7 @@ TOLERANCE = {"memora": 8e-3, "yaad": 5e-4}
 
 
 def streams(member: laws.Member) -> None:
-    laws.streams(member, 4, TOLERANCE.get(member.row["rule"], 1e-4))
+    laws.streams(member, TOLERANCE.get(member.row["rule"], 1e-4))
 
 
 def documents(member: laws.Member) -> None:

@@ -12,7 +12,6 @@ from flax import nnx
 
 from titans_jax.optim import OPTIMIZERS, SCHEDULES, OptimConfig, build, decays, learning_rate
 
-pytestmark = pytest.mark.usefixtures("in_a_hurry")
 PLAIN = OptimConfig(peak_rate=0.1, schedule="constant", warmup=0, weight_decay=0.0, clip=None)
 
 

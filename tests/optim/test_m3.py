@@ -14,8 +14,6 @@ from titans_jax.optim import OptimConfig, build, m3, orthogonalise, scale_by_m3
 CHUNK = 3
 PRINTED = dict(mode="literal", second_moment="gradient", rms=None)  # Algorithm 1 as the paper prints it
 
-pytestmark = pytest.mark.usefixtures("in_a_hurry")
-
 
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

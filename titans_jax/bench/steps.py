@@ -33,6 +33,8 @@ WRITTEN = 64
 """Tokens of a call: one chunk of the memory, so that the cost of a chunk's end counts in every call."""
 CONTEXT = 4096
 """Tokens before the next token that is compared with titans-pytorch's."""
+LENGTH = 1024
+"""Tokens of a sequence whose training is compared with titans-pytorch's; its memory of chunk 1 reads a quarter."""
 
 
 def model_of(block: str) -> ModelConfig:
@@ -135,13 +137,13 @@ def peers(python: str, batch: int) -> Plan:
     line, for an interpreter without titans-pytorch.
     """
     libraries = _version(python)
-    here, tokens, long = sys.executable, 1024 * batch, {"length": 1024, "batch": batch}
+    here, tokens, long = sys.executable, LENGTH * batch, {"length": LENGTH, "batch": batch}
     plain = {"conv": 0, "to_origin": False, "relative_read": False, "sized_values": False, **long}
-    exact, coarse = {"chunk": 1, "length": 256, "batch": batch}, {"chunk": 64, **long}
+    exact, coarse = {"chunk": 1, "length": LENGTH // 4, "batch": batch}, {"chunk": 64, **long}
     subjects = {
         "memory as our models have it": Subject(memory_layer, long, tokens, python=here),
         "memory of titans-pytorch's parts": Subject(memory_layer, plain, tokens, python=here),
-        "titans-pytorch memory, chunk_size 1": Subject(torch_peer.memory, exact, 256 * batch, python=python),
+        "titans-pytorch memory, chunk_size 1": Subject(torch_peer.memory, exact, LENGTH // 4 * batch, python=python),
         "titans-pytorch memory, chunk_size 64": Subject(torch_peer.memory, coarse, tokens, python=python),
         "MAC training step": Subject(training_step, {"block": MAC, **long}, tokens, python=here),
         "titans-pytorch MAC training step": Subject(torch_peer.training_step, long, tokens, python=python),
