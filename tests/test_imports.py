@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
 LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots"}
-LEAVES |= {"files", "nearest", "waiting"}
+LEAVES |= {"files", "nearest", "sealed", "waiting"}
 MIDDLE = {"nn", "config", "decode", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": {"config", "decode", "memory", "nn", "optim"},
     **{leaf: set() for leaf in LEAVES},
-    **{leaf: {"files"} for leaf in ("checkpoint", "plots")},
+    **{leaf: {"files"} for leaf in ("plots", "sealed")},
+    "checkpoint": {"files", "sealed"},
     "metrics": {"files", "waiting"},
     "data": {"files", "nearest"},
     "optim": {"nearest"},

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
     prompts = [prompt for prompt in _prompts(options) for _ in range(options.batch)]
     folder = output(options, "generate")
-    experiment, model, step = load(options.checkpoint, options.which)
+    experiment, model, step = load(options.checkpoint, options)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
     texts = [Text(tokenizer.decode, options.stop) for _ in rows]
