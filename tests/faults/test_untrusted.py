@@ -1,8 +1,16 @@
 """What others made, a checkpoint, a model, a corpus, a tokenizer, is read and nothing else: it runs nothing, opens
 nothing outside of itself, and where it cannot be used one line says so."""
 
+import ast
+import contextlib
 import dataclasses
+import gc
+import gzip
+import itertools
+import json
 import os
+import random
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -147,3 +155,138 @@ def test_no_model_is_begun_that_this_machine_has_no_room_for(tmp_path, sizes):
         written["model"][name] = written["model"][name] | value if isinstance(value, dict) else value
     with pytest.raises(CheckpointError, match="GiB; this machine has|it must be|does not fit"):
         model_io.planned(tmp_path, config.from_json(written).model)
+
+
+MUTANTS = 300
+OURS = (ValueError, OSError, CheckpointError)  # those that the command line turns into one line
+
+
+@pytest.fixture(scope="module")
+def targets(run, tmp_path_factory) -> dict[str, tuple[Path, Callable[[], object]]]:
+    """Files that others made, small, each with what reads it."""
+    folder = tmp_path_factory.mktemp("targets")
+    exported = folder / "model"
+    experiment, model, step = training.load(run)
+    data.train_bpe(["a small text, a small text"], 262, folder / "bpe.json")
+    model_io.save_model(exported, experiment, model, step, {"corpus": {}, "evaluation": None})
+    (folder / "text.txt").write_text("Call me Ishmael. " * 20)
+    (folder / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n' * 8)
+    (folder / "packed.txt.gz").write_bytes(gzip.compress(b"Call me Ishmael. " * 20))
+
+    def read_corpus(name: str) -> Callable[[], object]:
+        return lambda: data.load_documents(str(folder / name))
+
+    def load_exported() -> object:
+        """Sealed again, as by someone who wants to."""
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+            if isinstance(record, dict) and isinstance(record.get("sha256"), dict):
+                record.pop("seal", None)
+                record["sha256"]["model.safetensors"] = sealed.digest(exported / "model.safetensors")
+                sealed.write_sealed(exported / "config.json", record)
+        return training.load(exported)
+
+    def load_run() -> object:
+        """Sealed again too."""
+        step = run / "checkpoints/1"
+        sealed.write_sealed(run / "checkpoints/manifests/1.json", {"step": 1, "sha256": sealed.digests(step)})
+        return training.load(run)
+
+    found: dict[str, tuple[Path, Callable[[], object]]] = {
+        "config": (exported / "config.json", load_exported),
+        "safetensors": (exported / "model.safetensors", load_exported),
+        "tokenizer": (folder / "bpe.json", lambda: data.load_tokenizer(str(folder / "bpe.json"))),
+    }
+    found |= {name: (folder / name, read_corpus(name)) for name in ("text.txt", "rows.jsonl", "packed.txt.gz")}
+    parts = sorted(path for path in (run / "checkpoints/1").rglob("*") if path.is_file())
+    return found | {f"step/{path.relative_to(run / 'checkpoints/1')}": (path, load_run) for path in parts}
+
+
+def mutated(raw: bytes, rng: random.Random) -> bytes:
+    """A file after a small accident, or with a value of another kind or size."""
+    numbers = re.findall(rb"(?<=[ :\[])-?\d+(?=[,\]\s}])", raw[:20_000])
+    where, end = rng.randrange(len(raw) + 1), rng.randrange(len(raw) + 1)
+    match rng.randrange(8 if numbers else 6):
+        case 0:
+            return raw[:where]
+        case 1:
+            return raw[:where] + bytes(rng.randrange(256) for _ in range(8)) + raw[where:]
+        case 2:
+            return raw[: min(where, end)] + raw[max(where, end) :]
+        case 3:
+            return bytes(len(raw)) if rng.randrange(2) else b""
+        case 4:
+            return raw[:where] + b"[" * 20_000 + raw[where:]
+        case 5:
+            spoilt = bytearray(raw)
+            for _ in range(rng.randrange(1, 4)):
+                spoilt[rng.randrange(min(len(raw), 2_000))] ^= 1 << rng.randrange(8)
+            return bytes(spoilt)
+    other = rng.choice(
+        [b"null", b"-1", b"1e400", b"18446744073709551617", b"1099511627776", b"[]", b'"x"', b"{}", b"0.5"]
+    )
+    at = rng.randrange(len(numbers))
+    counter = itertools.count()
+    return (
+        re.sub(rb"(?<=[ :\[])-?\d+(?=[,\]\s}])", lambda m: other if next(counter) == at else m[0], raw[:20_000])
+        + raw[20_000:]
+    )
+
+
+def test_what_is_mutated_is_read_or_refused_in_one_of_our_errors(targets, monkeypatch):
+    """300 mutants, the checkpoints' and models' sealed again. No crash, no other error, and not much memory."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # of coroutines that orbax leaves where it fails
+    rng = random.Random(0)
+    parts, refused = [name for name in targets if name.startswith("step/")], 0
+    kinds = [*(name for name in targets if name not in parts), "step/meta/metadata", "a part of the step"]
+    for number in range(MUTANTS):
+        name = kinds[number % len(kinds)]
+        path, read = targets[name if name in targets else rng.choice(parts)]
+        whole = {file: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+        path.write_bytes(mutated(whole[path], rng))
+        try:
+            read()
+        except OURS as error:
+            refused += 1
+            assert str(error), name
+        except BaseException as error:
+            raise AssertionError(f"mutant {number} of {name}: {type(error).__name__}: {error}") from error
+        finally:
+            for file, raw in whole.items():
+                file.write_bytes(raw)
+    gc.collect()
+    assert refused > MUTANTS // 3
+
+
+SOURCES = sorted(Path(cli.__file__).parents[1].rglob("*.py"))
+FORBIDDEN = {"eval", "exec", "compile", "__import__"}
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
+IMPORTERS = {  # each is given by the user, or fixed: see what stands beside it
+    "titans_jax/__init__.py": 1,  # names of our own modules
+    "titans_jax/cli/__init__.py": 1,  # names of our own commands
+    "titans_jax/nn/config.py": 1,  # model.memory.rule, which loading refuses without --rule
+    "titans_jax/bench/processes.py": 1,  # a measurement of ours, in another process
+}
+
+
+def test_nothing_in_the_source_runs_what_a_file_says():
+    imports: dict[str, int] = {}
+    for path in SOURCES:
+        name = f"titans_jax/{path.relative_to(Path(cli.__file__).parents[1]).as_posix()}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Name(id=called)):
+                    assert called not in FORBIDDEN, f"{name}:{node.lineno}: {called}"
+                case ast.Import(names=names):
+                    assert not {alias.name.partition(".")[0] for alias in names} & MODULES, f"{name}:{node.lineno}"
+                case ast.ImportFrom(module=str(module)):
+                    assert module.partition(".")[0] not in MODULES, f"{name}:{node.lineno}"
+                case ast.keyword(arg="trust_remote_code" | "allow_pickle", value=ast.Constant(value=True)):
+                    raise AssertionError(f"{name}: {node.arg}=True")
+                case ast.Attribute(value=ast.Name(id="torch"), attr="load"):
+                    raise AssertionError(f"{name}:{node.lineno}: torch.load")
+                case ast.Attribute(attr="import_module"):
+                    imports[name] = imports.get(name, 0) + 1
+                case _:
+                    pass
+    assert imports == IMPORTERS
