@@ -157,6 +157,15 @@ def test_no_model_is_begun_that_this_machine_has_no_room_for(tmp_path, sizes):
         model_io.planned(tmp_path, config.from_json(written).model)
 
 
+def test_a_tokenizer_s_tables_are_not_made_as_large_as_its_ids(tmp_path):
+    data.train_bpe(["a small text"], 257, tmp_path / "bpe.json")
+    record = json.loads((tmp_path / "bpe.json").read_text(encoding="utf-8"))
+    record["model"]["vocab"]["a"] = 4_000_000_000
+    (tmp_path / "bpe.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="the id 4,000,000,000; at most 16,777,216 ids"):
+        data.load_tokenizer(str(tmp_path / "bpe.json"))
+
+
 MUTANTS = 300
 OURS = (ValueError, OSError, CheckpointError)  # those that the command line turns into one line
 
