@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
 LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots"}
-LEAVES |= {"files", "nearest", "waiting", "tensorboard", "disk"}
+LEAVES |= {"files", "nearest", "sealed", "waiting", "tensorboard", "disk"}
 MIDDLE = {"nn", "config", "decode", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": {"config", "decode", "memory", "nn", "optim"},
     **{leaf: set() for leaf in LEAVES},
-    **{leaf: {"files"} for leaf in ("plots", "tensorboard")},
-    "checkpoint": {"disk", "files"},
+    **{leaf: {"files"} for leaf in ("plots", "sealed", "tensorboard")},
+    "checkpoint": {"disk", "files", "sealed"},
     "metrics": {"files", "tensorboard", "waiting"},
     "data": {"files", "nearest"},
     "optim": {"nearest"},

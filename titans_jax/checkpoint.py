@@ -2,13 +2,12 @@
 
     directory/20/params, 20/optimizer, ...   one orbax item for each entry of `arrays`
     directory/20/meta                        score, shapes, dtypes and the caller's JSON
-    directory/manifests/20.json              sha256 of every file of step 20, written after orbax has committed it
+    directory/manifests/20.json              sha256 of all its files, sealed, written after orbax has committed them
 
 A step without a manifest is incomplete and ignored. A step that differs from its manifest is damaged and skipped.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from titans_jax import disk, files
+from titans_jax.sealed import digests, read_sealed, write_sealed
 
 Which = Literal["last", "best"] | int
 
@@ -91,7 +91,7 @@ class Checkpoints:
             if not saved:
                 raise CheckpointError(f"{self.directory}: orbax did not save step {step}")
             if jax.process_index() == 0:
-                self._write_manifest(step)
+                write_sealed(self._manifest(step), self._contents(step))
             _barrier(f"manifest {step}")
             self._delete(manager, self._superseded())
 
@@ -167,21 +167,19 @@ class Checkpoints:
 
     def _damage(self, step: int) -> str | None:
         try:
-            digests = json.loads(self._manifest(step).read_text(encoding="utf-8"))
-            for name, digest in digests.items():
-                if _sha256(self.directory / str(step) / name) != digest:
+            written, found = read_sealed(self._manifest(step)), self._contents(step)
+            for name in sorted({*written["sha256"], *found["sha256"]}):
+                if written["sha256"].get(name) != found["sha256"].get(name):
                     return f"{name} is not what was written"
-        except (OSError, ValueError, AttributeError) as error:
+            return None if written == found else "its manifest is that of another step"
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
-        return None
 
     def _manifest(self, step: int) -> Path:
         return self.directory / "manifests" / f"{step}.json"
 
-    def _write_manifest(self, step: int) -> None:
-        folder = self.directory / str(step)
-        digests = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-        files.write_json(self._manifest(step), digests)
+    def _contents(self, step: int) -> dict[str, Any]:
+        return {"step": step, "sha256": digests(self.directory / str(step))}
 
     def _writer(self) -> ocp.CheckpointManager:
         # Orbax does not delete old steps: it would do so before the new step has a manifest.
@@ -206,7 +204,7 @@ class Checkpoints:
         for step in steps:
             try:
                 scores[step] = self._record(step)["score"]
-            except (OSError, ValueError, KeyError):  # a damaged step is not the best
+            except CheckpointError:  # a damaged step is not the best
                 continue
         scored = [step for step, score in scores.items() if score is not None]
         best = min(scored, key=lambda step: scores[step], default=None)
@@ -225,13 +223,24 @@ class Checkpoints:
                 _log.warning("%s: old checkpoints are still in trash/: %s", self.directory, error)
 
     def _record(self, step: int) -> dict[str, Any]:
-        return self._read(step, "meta", ocp.args.JsonRestore())
+        record = self._read(step, "meta", ocp.args.JsonRestore())
+        match record:
+            case {"meta": dict(), "score": None | int() | float(), "arrays": dict(arrays)}:
+                if all(isinstance(kinds, dict) for kinds in arrays.values()):
+                    return record
+        raise CheckpointError(f"{self.directory}: step {step}: its meta is not that of a checkpoint")
 
     def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
         # Item by item, as a CompositeCheckpointHandler warns about each item that is not restored.
         json_item = isinstance(args, ocp.args.JsonRestore)
         with ocp.Checkpointer(ocp.JsonCheckpointHandler() if json_item else ocp.StandardCheckpointHandler()) as reader:
-            return reader.restore(self.directory / str(step) / item, args=args)
+            try:
+                return reader.restore(self.directory / str(step) / item, args=args)
+            except jax.errors.JaxRuntimeError:  # such as too little memory on the device
+                raise
+            except Exception as error:  # whatever orbax, or what it reads with, raises
+                reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                raise CheckpointError(f"{self.directory}: step {step}: {item} cannot be read: {reason}") from None
 
 
 def by_name(tree: Any, where: str) -> dict[str, Any]:
@@ -272,11 +281,6 @@ def require_same(where: str, wanted: Mapping[str, Any], found: Mapping[str, str]
         there, here = found.get(name, "missing"), kind(wanted[name]) if name in wanted else "missing"
         if there != here:
             raise CheckpointError(f"{where}/{name} is {there} there, {here} here")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _barrier(name: str) -> None:

@@ -47,7 +47,8 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: z_loss is {z_loss}, it must be 0 or more")
 
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    vocab = logits.shape[-1]
+    vocab, counts = logits.shape[-1], mask != 0
+    logits = jnp.where(counts[..., None], logits, 0)  # what a masked token holds reaches no gradient, inf included
     # A comparison, not a gather: it needs no communication if the vocabulary is sharded, and no scatter backward.
     is_target = targets[..., None] == jnp.arange(vocab)
     target_logit = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
@@ -61,7 +62,6 @@ def cross_entropy(
     if z_loss:
         token_loss = token_loss + z_loss * jnp.square(log_z)
 
-    counts = mask != 0
     tokens = jnp.sum(counts, dtype=logits.dtype)
     sums = {
         "nll": jnp.sum(jnp.where(counts, nll, 0)),

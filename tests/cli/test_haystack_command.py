@@ -25,7 +25,7 @@ def untrained():
 def trained(untrained, tmp_path, monkeypatch):
     """A run's folder with an untrained model."""
     experiment, model = untrained
-    monkeypatch.setattr(training, "load", lambda path, which: (experiment, model, 1))
+    monkeypatch.setattr(training, "load", lambda path, which, rule: (experiment, model, 1))
     return tmp_path / "full"
 
 

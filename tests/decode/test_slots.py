@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.nn.members import jit, random_params
-from titans_jax.decode import Request, Sampling, draw, filters, rows, serve
+from titans_jax.decode import NotFinite, Request, Sampling, draw, filters, generate, rows, serve
 from titans_jax.metrics import Footprint
 from titans_jax.nn import LM, CMSConfig, MemoryConfig, ModelConfig
 from titans_jax.training import define
@@ -140,3 +140,27 @@ def test_texts_of_new_lengths_compile_nothing(model):
 def test_requests_that_cannot_be_served_are_refused(model, request_, message):
     with pytest.raises(ValueError, match=message):
         served(model, [request_], 3)
+
+
+def test_a_text_that_is_not_finite_ends_with_an_error_and_the_others_go_on() -> None:
+    """A token's embedding is NaN: texts with it end, and the slot serves the next text."""
+    model = model_of("mac")
+    good = [[1, 2, 3], [4], [5, 6]]
+    wanted = generate(model, good, length=6, temperature=0, segment=8, slots=2)
+    model.embedding[...] = model.embedding[...].at[VOCABULARY - 1].set(np.nan)
+    prompts = [good[0], [7, VOCABULARY - 1], good[1], [VOCABULARY - 1] * 9, good[2]]
+    with pytest.raises(NotFinite, match="rows 1, 3: the model's logits are not finite") as error:
+        generate(model, prompts, length=6, temperature=0, segment=8, slots=2)
+    found = error.value.written
+    assert [len(line) for line in found] == [6, 0, 6, 0, 6]
+    for line, expected in zip((found[0], found[2], found[4]), wanted, strict=True):
+        np.testing.assert_array_equal(line, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_is_drawn_from_logits_that_are_not_finite(temperature: float) -> None:
+    logits = np.zeros((5, 4), np.float32)
+    logits[1, 2], logits[2, 0], logits[3], logits[4, 1:] = np.nan, np.inf, -np.inf, -np.inf
+    keys = jax.random.split(jax.random.key(0), 5)
+    tokens = draw(jax.numpy.asarray(logits), keys, filters([Sampling(temperature)] * 5))
+    assert tokens[0] >= 0 and tokens[1:].tolist() == [-1, -1, -1, 0]

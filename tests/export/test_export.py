@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from titans_jax import cli, config, data, training
+from titans_jax import cli, config, data, sealed, training
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.data import DataConfig
@@ -98,10 +98,19 @@ def test_the_card_says_what_it_has_read_and_what_was_measured(trained):
     ("harm", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "no usable model: FileNotFoundError"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "no usable model: KeyError: 'experiment'"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "no usable model: SafetensorError"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json is not what was written: its seal"),
+        (lambda folder: sealed.write_sealed(folder / "config.json", {}), "config.json is not that of a model"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+            "model.safetensors is not what was written",
+        ),
+        (lambda folder: resealed(folder, weights=b"short"), "no usable model: SafetensorError"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(bytes(1 << 22)), "has 4,194,304 bytes; .* at most"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json is not what was written"),
+        (lambda folder: linked(folder / "model.safetensors"), "model.safetensors is not a regular file"),
         (lambda folder: flip(folder / "model.safetensors"), "its sha256 is not the one of config.json"),
-        (lambda folder: wider(folder / "config.json"), r"does not fit its config.json: .* is float32\[.*here"),
+        (lambda folder: wider(folder), "config.json is not what was written"),
+        (lambda folder: (wider(folder), resealed(folder)), r"does not fit its config.json: .* is float32\[.*here"),
     ],
 )
 def test_a_damaged_folder_is_refused(trained, tmp_path, harm, message):
@@ -118,10 +127,24 @@ def flip(path):
     path.write_bytes(raw)
 
 
-def wider(path):
-    record = json.loads(path.read_text())
+def wider(folder):
+    record = json.loads((folder / "config.json").read_text())
     record["experiment"]["model"]["dim"] = 32
-    path.write_text(json.dumps(record))
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+def resealed(folder, weights=None):
+    """Make the seals fit what the folder holds, as someone can who wants to."""
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+    record = json.loads((folder / "config.json").read_text())
+    del record["seal"]
+    record["sha256"]["model.safetensors"] = sealed.digest(folder / "model.safetensors")
+    sealed.write_sealed(folder / "config.json", record)
+
+
+def linked(path):
+    path.symlink_to(path.rename(path.with_name("elsewhere")))
 
 
 def test_a_bpe_travels_with_the_model(trained, tmp_path):

@@ -89,6 +89,18 @@ def test_masked_positions_do_not_count_whatever_stands_there(id):
     assert not np.any(gradient[mask == 0]) and np.all(np.any(gradient[mask > 0] != 0, axis=-1))
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_masked_token_s_logits_reach_no_gradient_whatever_they_are(value):
+    logits, targets, mask = batch()
+
+    def loss(x):
+        return cross_entropy(x, targets, mask, label_smoothing=0.1, z_loss=1e-4)[0]
+
+    wild = np.where(mask[..., None] > 0, logits, value)
+    for here, there in zip(*(jax.value_and_grad(loss)(jnp.asarray(x)) for x in (logits, wild)), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
 def test_nothing_unmasked_is_zero_with_zero_gradient():
     logits, targets, mask = batch()
     (loss, sums), gradient = jax.value_and_grad(cross_entropy, has_aux=True)(jnp.asarray(logits), targets, 0 * mask)

@@ -7,8 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from titans_jax import data, files, metrics, results, training
-from titans_jax.cli.options import checkpoint, load, needle_of, needle_options, positive, run_folder, seed, which
-from titans_jax.config import Experiment
+from titans_jax.cli.options import (
+    checkpoint,
+    corpus_option,
+    load,
+    load_options,
+    needle_of,
+    needle_options,
+    positive,
+    run_folder,
+    seed,
+    source_of,
+)
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation import audit, facts
 from titans_jax.evaluation.audit import Check
@@ -24,7 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: checkpoints, the fact and the texts."""
     shown = "a run's output folder, or released (default): the small model inside the package"
     parser.add_argument("checkpoint", type=checkpoint, nargs="*", default=[RELEASED], metavar="CHECKPOINT", help=shown)
-    parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    load_options(parser)
+    corpus_option(parser)
     needle_options(parser)
     length = "tokens of a text with a fact (default: as many training sequences as attention cannot reach over)"
     parser.add_argument("--length", type=positive, help=length)
@@ -38,22 +49,23 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--samples 1: memories are swapped between texts; give at least 2")
     for path in options.checkpoint:
         files.check_folder(run_folder(path) / "audit")
-        experiment, model, step = load(path, options.which)
+        experiment, model, step = load(path, options)
         with training.memory_advice(), metrics.Progress(2, f"audit {path}") as bar:
-            source = replace(experiment.data, batch=max(ROWS, experiment.data.batch))
-            batch = next(data.held_out_batches(source, limit=1))
+            source = source_of(experiment, options)
+            rows = replace(source, batch=max(ROWS, source.batch))
+            batch = next(data.held_out_batches(rows, limit=1))
             checks = audit.text_checks(model, batch)
             bar.advance()
-            checks += _recall(experiment, model, options)
+            checks += _recall(source, model, options)
             bar.advance()
         _write(run_folder(path) / "audit", f"{path}, step {step}", checks)
 
 
-def _recall(experiment: Experiment, model: LM, options: argparse.Namespace) -> list[Check]:
-    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
-    needle = needle_of(options, FACT if experiment.data.facts else Needle())
-    texts = [NOISE] if experiment.data.task == "passkey" else data.load_sides(experiment.data)[1]
-    seen, row = audit.reach(model), experiment.data.sequence
+def _recall(source: data.DataConfig, model: LM, options: argparse.Namespace) -> list[Check]:
+    tokenizer = data.load_tokenizer(source.tokenizer)
+    needle = needle_of(options, FACT if source.facts else Needle())
+    texts = [NOISE] if source.task == "passkey" else data.load_sides(source)[1]
+    seen, row = audit.reach(model), source.sequence
     if math.isinf(seen):
         return [Check("facts from beyond attention", None, "", "nothing: full attention sees the whole text", None)]
     least = seen + facts.size(needle, tokenizer)

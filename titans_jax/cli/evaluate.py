@@ -7,7 +7,7 @@ from typing import get_args
 from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, training
-from titans_jax.cli.options import checkpoint_options, load, output, positive
+from titans_jax.cli.options import checkpoint_options, corpus_option, load, output, positive, source_of
 from titans_jax.decode import Sampling
 from titans_jax.evaluation import RESETS, score
 from titans_jax.evaluation.report import STEPS, Report
@@ -16,7 +16,7 @@ from titans_jax.evaluation.report import STEPS, Report
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: the text, the resets of the memory, and the report."""
     checkpoint_options(parser)
-    parser.add_argument("--corpus", help="as data.corpus (default: as in training)")
+    corpus_option(parser)
     parser.add_argument("--split", choices=get_args(data.Split), help="the held-out part, as data.split")
     parser.add_argument("--batch", type=positive, help="sequences of a batch (default: as in training)")
     parser.add_argument("--sequence", type=positive, help="tokens of a sequence (default: as in training)")
@@ -35,10 +35,10 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("the report needs matplotlib: pip install titans-jax[plot], or give --no-report")
     Sampling(options.temperature)
     folder = output(options, "eval")
-    experiment, model, step = load(options.checkpoint, options.which)
-    names = ("corpus", "split", "batch", "sequence")
+    experiment, model, step = load(options.checkpoint, options)
+    names = ("split", "batch", "sequence")
     changes = {name: getattr(options, name) for name in names if getattr(options, name)}
-    source = replace(experiment.data, **changes)
+    source = replace(source_of(experiment, options), **changes)
     tokenizer = data.load_tokenizer(source.tokenizer)
     stream = None if source.task else data.held_out_stream(source)
     batches = data.held_out_batches(source, limit=options.limit)

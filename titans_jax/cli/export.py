@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Write a checkpoint as safetensors with a model card, or as StableHLO that runs without this library."""
     folder = output(options, f"export_{options.to}")
-    experiment, model, step = load(options.checkpoint, options.which)
+    experiment, model, step = load(options.checkpoint, options)
     facts = model_io.facts(options.checkpoint, step)
     parameters = metrics.count(model_io.named_parameters(model))
     result = {"to": options.to, "parameters": parameters, "step": step, "checkpoint": str(options.checkpoint)}

@@ -11,7 +11,7 @@ import numpy as np
 
 from titans_jax import data, files, metrics, results, training
 from titans_jax.cli.options import checkpoint_options, load, output, path, positive, seed
-from titans_jax.decode import Sampling, Text, generate
+from titans_jax.decode import NotFinite, Sampling, Text, generate
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
     prompts = [prompt for prompt in _prompts(options) for _ in range(options.batch)]
     folder = output(options, "generate")
-    experiment, model, step = load(options.checkpoint, options.which)
+    experiment, model, step = load(options.checkpoint, options)
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     rows = [tokenizer.encode(prompt) if prompt else np.array([tokenizer.separator], np.int32) for prompt in prompts]
     texts = [Text(tokenizer.decode, options.stop) for _ in rows]
@@ -62,18 +62,24 @@ def run(options: argparse.Namespace) -> None:
             return texts[row].ended
 
         key = jax.random.key(options.seed)
-        generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=stop, slots=options.slots)
+        lost: NotFinite | None = None
+        try:
+            generate(model, rows, length=options.length, **asdict(sampling), key=key, stop=stop, slots=options.slots)
+        except NotFinite as error:  # what was written is kept
+            lost = error
     rest = [text.finish() for text in texts]
     samples = [prompt + text.shown for prompt, text in zip(prompts, texts, strict=True)]
     print(rest[0] if alone else "\n".join(f"--- {i}\n{sample}" for i, sample in enumerate(samples)))
     files.write(folder / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     files.write(folder / "samples.txt", "\n\n".join(samples) + "\n")
     # The clock starts at the first token, after prefill and compilation.
-    rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9) if times else 0.0
     result = {"samples": len(rows), "tokens": len(times), "tokens_per_second": rate, "seed": options.seed}
     result["slots"] = min(options.slots, len(rows))
     result |= {**asdict(sampling), "checkpoint": str(options.checkpoint), "step": step}
     results.write_result(folder, result)
+    if lost is not None:
+        raise lost
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:

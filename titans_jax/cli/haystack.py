@@ -13,6 +13,7 @@ from titans_jax.bench.report import Rows
 from titans_jax.cli.options import (
     checkpoint,
     load,
+    load_options,
     needle_of,
     needle_options,
     path,
@@ -21,7 +22,6 @@ from titans_jax.cli.options import (
     run_folder,
     seed,
     stopped,
-    which,
 )
 from titans_jax.data.tasks.passkey import NOISE
 from titans_jax.evaluation.haystack import Cell, Hay, Needle, find_needles, row_size
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: checkpoints, needle, haystack, lengths and depths."""
     shown = "a run's output folder, or released; repeatable, for several heatmaps"
     parser.add_argument("--checkpoint", type=checkpoint, required=True, action="append", metavar="DIR", help=shown)
-    parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    load_options(parser)
     needle_options(parser)
     hay = "folder or file of texts, or a corpus by name (default: the noise of the passkey task)"
     parser.add_argument("--haystack-dir", metavar="DIR", help=hay)
@@ -67,7 +67,7 @@ def _test(
     name: str, path: Path, texts: list[str], needle: Needle, options: argparse.Namespace, rows: Rows
 ) -> dict[int, list[Cell] | None]:
     """The cells of each length; None for a length that does not fit into the context."""
-    experiment, model, step = load(path, options.which)
+    experiment, model, step = load(path, options)
     if options.context:
         config = replace(experiment.model, context=options.context)
         model = training.define(config).model(nnx.to_pure_dict(nnx.split(model)[1]))

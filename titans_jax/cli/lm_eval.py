@@ -3,7 +3,7 @@
 import argparse
 
 from titans_jax import data, results, training
-from titans_jax.cli.options import checkpoint_options, load, names, output, path, positive
+from titans_jax.cli.options import checkpoint_options, corpus_option, load, names, output, path, positive, source_of
 from titans_jax.data.tasks import TEXT_TASKS
 from titans_jax.evaluation.lm_eval import adapter_class, run_tasks, write_tasks
 
@@ -11,6 +11,7 @@ from titans_jax.evaluation.lm_eval import adapter_class, run_tasks, write_tasks
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options: the checkpoint and the tasks."""
     checkpoint_options(parser)
+    corpus_option(parser)
     known = f"ours: {', '.join(TEXT_TASKS)}; or tasks of lm-eval or of --tasks-dir"
     parser.add_argument("--tasks", type=names, default="passkey", metavar="A,B", help=f"{known} (default %(default)s)")
     parser.add_argument("--tasks-dir", type=path, help="folder of lm-eval's YAML files; ours are written there too")
@@ -22,10 +23,10 @@ def run(options: argparse.Namespace) -> None:
     """Run tasks of EleutherAI's lm-evaluation-harness on a checkpoint; ours need no network. Needs the extra `eval`."""
     adapter_class()  # it says at once where lm-eval is not installed
     folder = output(options, "lm_eval")
-    experiment, model, step = load(options.checkpoint, options.which)
+    experiment, model, step = load(options.checkpoint, options)
     tasks_dir = options.tasks_dir or folder / "tasks"
     own = [name for name in options.tasks if name in TEXT_TASKS]
-    hay = "\n".join(data.load_documents(experiment.data.corpus))
+    hay = "\n".join(data.load_documents(source_of(experiment, options).corpus))
     written = dict(zip(own, write_tasks(tasks_dir, own, size=options.size, count=options.count, hay=hay), strict=True))
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     with training.memory_advice():

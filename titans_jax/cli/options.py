@@ -15,17 +15,37 @@ from titans_jax.waiting import waiting
 
 
 def checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Add --checkpoint, --which and --output-dir."""
+    """Add --checkpoint, --which, --rule and --output-dir."""
     shown = "a run's output folder, or released (default): the small model inside the package"
     parser.add_argument("--checkpoint", type=checkpoint, default=RELEASED, metavar="DIR", help=shown)
-    parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    load_options(parser)
     parser.add_argument("--output-dir", type=path, help="output folder (default: a folder in the checkpoint's run)")
 
 
-def load(checkpoint: Path, which: str | int) -> tuple[config.Experiment, LM, int]:
+def load_options(parser: argparse.ArgumentParser) -> None:
+    """Add --which and --rule, for `load`."""
+    parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    own = "the checkpoint's rule, where it is a function of your own, which is then imported"
+    parser.add_argument("--rule", default="", metavar="MODULE:FUNCTION", help=own)
+
+
+def load(checkpoint: Path, options: argparse.Namespace) -> tuple[config.Experiment, LM, int]:
     """The experiment, the model and the step of a checkpoint, as `training.load`, with a line while it is read."""
     with waiting(f"loading {checkpoint}"):
-        return training.load(checkpoint, which)
+        return training.load(checkpoint, options.which, rule=options.rule)
+
+
+def corpus_option(parser: argparse.ArgumentParser) -> None:
+    """Add --corpus, for `source_of`."""
+    parser.add_argument("--corpus", help="as data.corpus (default: as in training)")
+
+
+def source_of(experiment: config.Experiment, options: argparse.Namespace) -> data.DataConfig:
+    """The checkpoint's text, or --corpus. Raises ValueError where a checkpoint alone says what to download."""
+    source = experiment.data
+    if options.corpus is None and data.is_hub(source.corpus):
+        raise ValueError(f"the checkpoint's text, {source.corpus}, may be downloaded; give --corpus {source.corpus}")
+    return replace(source, corpus=options.corpus or source.corpus)
 
 
 def comparison(options: argparse.Namespace, changes: Sequence[str], prog: str) -> config.Experiment:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import jax
 
 from titans_jax import config, data, files, metrics, plots, results, training
-from titans_jax.cli.options import checkpoint, load, output, path, positive, which
+from titans_jax.cli.options import checkpoint, load, load_options, output, path, positive
 from titans_jax.config import Experiment
 from titans_jax.decode import streaming
 from titans_jax.evaluation import StreamEvaluator, curves, load_state
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--checkpoint", type=checkpoint, metavar="DIR", help="a run's output folder, or released")
     model.add_argument("--config", help="an untrained model of this config, to measure the cost of reading")
-    parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    load_options(parser)
     other = "start from the state in another stream's output folder, as if this text continued that one"
     parser.add_argument("--from", dest="source", type=path, metavar="DIR", help=other)
     parser.add_argument(
@@ -108,7 +108,7 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, LM, dict[str, Any]]:
     if options.checkpoint:
         if options.changes:
             raise ValueError(f"unrecognized arguments: {' '.join(options.changes)}; they are for --config")
-        experiment, model, step = load(options.checkpoint, options.which)
+        experiment, model, step = load(options.checkpoint, options)
         return experiment, model, {"checkpoint": str(options.checkpoint), "step": step}
     experiment = config.override(config.load(options.config), options.changes, "titans-jax stream", options.flags)
     config.validate(experiment, vocabulary=data.load_tokenizer(experiment.data.tokenizer).vocab_size, shards=1)

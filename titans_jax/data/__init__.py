@@ -2,7 +2,7 @@
 
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
 from titans_jax.data.blocks import Position, token_blocks
-from titans_jax.data.corpus import files_of, load_documents, load_parts, provenance
+from titans_jax.data.corpus import files_of, is_hub, load_documents, load_parts, provenance
 from titans_jax.data.formats import is_text, read_text
 from titans_jax.data.synthetic import Needles, check_seed, needle_splits, needles, recall
 from titans_jax.data.text import (
@@ -33,6 +33,7 @@ __all__ = [
     "files_of",
     "held_out_batches",
     "held_out_stream",
+    "is_hub",
     "is_text",
     "load_documents",
     "load_parts",

@@ -127,9 +127,18 @@ def files_of(spec: str) -> parts.Files:
     return {part: [path / file for file in files] for part, files in found.items()}
 
 
-def _is_path(spec: str) -> bool:
+def is_hub(spec: str) -> bool:
+    """Whether a corpus is one of a hub, which may download it.
+
+    >>> is_hub("tfds:lm1b"), is_hub("moby-dick")
+    (True, False)
+    """
     kind, _, name = spec.partition(":")
-    return spec not in _NAMED and not (kind in _HUBS and name)
+    return kind in _HUBS and bool(name)
+
+
+def _is_path(spec: str) -> bool:
+    return spec not in _NAMED and not is_hub(spec)
 
 
 def _existing(spec: str) -> Path:

@@ -105,6 +105,8 @@ class BPETokenizer(Tokenizer):
         self._model.no_padding()
         vocabulary = self._model.get_vocab()
         self.separator = max(vocabulary.values(), default=-1) + 1
+        if self.separator > 1 << 24:  # before tables of this size are made
+            raise ValueError(f"a tokenizer with the id {self.separator - 1:,}; at most {1 << 24:,} ids can be used")
         self.vocab_size = self.separator + 1
         added = {entry["content"] for entry in description.get("added_tokens", [])}
         byte_of = _byte_of_character()

@@ -16,6 +16,14 @@ from titans_jax.nn import LM
 Stop = Callable[[int, int], bool]
 
 
+class NotFinite(FloatingPointError):
+    """The logits of some rows were not finite, and they ended there. written: what `generate` returns otherwise."""
+
+    def __init__(self, rows: Sequence[int], written: Any) -> None:
+        super().__init__(f"rows {', '.join(map(str, rows))}: the model's logits are not finite; the text ends there")
+        self.rows, self.written = rows, written
+
+
 def generate(
     model: LM,
     prompt: ArrayLike | Sequence[Sequence[int]],
@@ -43,7 +51,8 @@ def generate(
     Returns the tokens without the prompts: an int32 array [B, length] for an array, -1 after a row's end; a list of B
     int32 arrays for a list.
 
-    Raises ValueError: an empty prompt, a token outside the vocabulary, or sampling options out of range.
+    Raises ValueError: an empty prompt, a token outside the vocabulary, or sampling options out of range; NotFinite,
+    after all other rows are written.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
     rows: Any = prompt if isinstance(prompt, list | tuple) else np.asarray(prompt)
@@ -58,8 +67,16 @@ def generate(
         for i, row in enumerate(rows)
     ]
     written: list[list[int]] = [[] for _ in requests]
+    lost = []
     for row, token in serve(model, requests, slots=max(1, min(slots, len(requests))), segment=segment):
-        written[row].append(token)
-    if isinstance(prompt, list | tuple):
-        return [np.array(line, np.int32) for line in written]
-    return np.array([line + [-1] * (length - len(line)) for line in written], np.int32).reshape(len(rows), length)
+        if token < 0:
+            lost.append(row)
+        else:
+            written[row].append(token)
+    found: Any = [np.array(line, np.int32) for line in written]
+    if not isinstance(prompt, list | tuple):
+        ended = [line + [-1] * (length - len(line)) for line in written]
+        found = np.array(ended, np.int32).reshape(len(rows), length)
+    if lost:
+        raise NotFinite(sorted(lost), found)
+    return found

@@ -100,6 +100,8 @@ def stream(
 ) -> Iterator[Array]:
     """Continue prompts of one length [B, T] without end: yields one array of tokens int32 [B] at a time.
 
+    A row whose logits are not finite gives -1 from then on.
+
     keys: [B], one key per sequence, so that its tokens do not depend on the others; None only at temperature 0.
     """
     logits, state = prefill(model, tokens, segment=segment)

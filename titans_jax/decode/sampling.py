@@ -99,7 +99,8 @@ def keep_min_p(logits: Array, p: Array | float) -> Array:
 def draw(logits: Array, keys: Array, rules: Filters) -> Array:
     """Draw a token for each row, int32 [B].
 
-    logits: [B, V]. keys: [B]; temperature 0 does not use its key. A filter that no row has is not computed.
+    logits: [B, V]; a row that is not finite, but for a -inf, gives -1. keys: [B]; temperature 0 does not use its key.
+    A filter that no row has is not computed.
     """
     temperature, top_k, top_p, min_p = (jnp.asarray(rule)[:, None] for rule in rules)
     vocabulary = logits.shape[-1]
@@ -114,4 +115,5 @@ def draw(logits: Array, keys: Array, rules: Filters) -> Array:
     def likeliest(logits: Array) -> Array:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    return lax.cond((temperature > 0).any(), drawn, likeliest, logits)
+    tokens = lax.cond((temperature > 0).any(), drawn, likeliest, logits)
+    return jnp.where(jnp.isfinite(logits.max(-1)), tokens, -1)

@@ -54,8 +54,10 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
     """Yield (number of the request, token) as tokens are drawn, for up to `slots` requests at a time.
 
     Requests start in order, as slots become free. A text's tokens do not depend on the other texts, except for
-    rounding. Raises ValueError, when the request starts, for a prompt that is empty or has a token outside the
-    vocabulary, a negative length, or sampling without a key.
+    rounding. A text whose logits are not finite ends with the token -1, and the others go on.
+
+    Raises ValueError, when the request starts, for a prompt that is empty or has a token outside the vocabulary, a
+    negative length, or sampling without a key.
     """
     graphdef, params = nnx.split(model)
     start, waiting = first_state(graphdef, params, 1), enumerate(requests)
@@ -89,7 +91,8 @@ def serve(model: LM, requests: Iterable[Request], *, slots: int, segment: int = 
                 continue
             text.drawn += 1
             yield text.number, drawn[slot]
-            stopped = text.request.stop is not None and text.request.stop(drawn[slot])
+            lost = drawn[slot] < 0
+            stopped = lost or text.request.stop is not None and text.request.stop(drawn[slot])
             if stopped or text.drawn == text.request.length:
                 texts[slot] = None
 

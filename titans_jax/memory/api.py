@@ -13,7 +13,7 @@ from titans_jax.memory.chunked import chunked
 from titans_jax.memory.engine import Engine, Tokens
 from titans_jax.memory.matmul import MATMULS
 from titans_jax.memory.recurrent import recurrent
-from titans_jax.memory.stream import Stream, Valid, streaming
+from titans_jax.memory.stream import Stream, Valid, bounded, streaming
 from titans_jax.memory.triangular import delta, exact
 from titans_jax.memory.types import Gates, Info, Learner, Memory, Reset, Rule, State, Weights, current, initial_read
 from titans_jax.memory.unroll import unroll
@@ -72,7 +72,7 @@ def miras(
     many, single = engines(rule, rows, implementation, clip, matmul_dtype, read_at)
     run = streaming(rule, many, single, rows)
     if learner.writes_per_token > 1:
-        run = _several_writes(run, learner.writes_per_token)
+        run = _several_writes(run, learner.writes_per_token, chunk)
 
     def init(weights: Weights) -> State:
         weights = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), weights)
@@ -168,7 +168,7 @@ def prepared(rule: Rule, tokens: Tokens) -> Tokens:
     return Tokens(q, k, v, gates)
 
 
-def _several_writes(run: Stream, writes: int) -> Stream:
+def _several_writes(run: Stream, writes: int, chunk: int) -> Stream:
     """Every write as a row of its own. A token decays before its first write and reads after its last."""
 
     def repeated(x: Array | np.ndarray | None) -> Any:
@@ -186,8 +186,11 @@ def _several_writes(run: Stream, writes: int) -> Stream:
         wide = Tokens(jnp.repeat(q, writes, axis=0), k.reshape(rows, -1), v.reshape(rows, -1), gates)
         if reset is not None:
             reset = reset._replace(mask=repeated(reset.mask))
-        out, state, _ = run(state._replace(step=state.step * writes), wide, repeated(valid), reset, None)
-        return jax.tree.map(lambda x: x[writes - 1 :: writes], out), state._replace(step=state.step // writes), None
+        step = bounded(state.step, chunk)
+        row = step % chunk
+        out, state, _ = run(state._replace(step=row * writes), wide, repeated(valid), reset, None)
+        step = step - row + state.step // writes
+        return jax.tree.map(lambda x: x[writes - 1 :: writes], out), state._replace(step=step), None
 
     return update
 

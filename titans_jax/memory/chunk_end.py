@@ -14,7 +14,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Jordan's quintic (Muon, 2024)."""
 
 
-def chunk_end(rule: Rule, state: State, gates: Gates, clip: float | None) -> tuple[State, Array]:
+def chunk_end(
+    rule: Rule, state: State, gates: Gates, clip: float | None, lost: Array | bool = False
+) -> tuple[State, Array]:
     """End a chunk whose last token had these gates. Returns the state, and whether the clip changed it.
 
     The clip bounds the change of a chunk and the momentum that is carried on, A_0 the dual at the chunk's start:
@@ -22,8 +24,8 @@ def chunk_end(rule: Rule, state: State, gates: Gates, clip: float | None) -> tup
         A -> A_0 + (A - A_0) min(1, clip / |A - A_0|)        S -> S min(1, clip / |S|)
 
     An orthogonalised S is not clipped. The clip acts at the chunk's end only, so it is causal and the same under any
-    split. A chunk whose change is not finite is undone, and its tokens leave the window. `clip=None` is the paper. The
-    clip bounds the dual; each retention says what that means for the weights.
+    split. A chunk whose change is not finite, or that is `lost`, is undone, and its tokens leave the window.
+    `clip=None` is the paper. The clip bounds the dual; each retention says what that means for the weights.
     """
     learner, retention, cut = rule.learner, rule.retention, jnp.zeros((), bool)
     if learner.orthogonalise == "chunk":
@@ -31,10 +33,10 @@ def chunk_end(rule: Rule, state: State, gates: Gates, clip: float | None) -> tup
     if clip is not None:
         first = state.anchor if state.origin is None else jax.tree.map(jnp.subtract, state.anchor, state.origin)
         change = jax.tree.map(jnp.subtract, state.dual, first)
-        finite = jnp.isfinite(norm(change))
+        finite = jnp.isfinite(norm(change)) & ~jnp.asarray(lost)
         window = jax.tree.map(lambda x: jnp.where(finite, x, 0), state.window)
-        change, cut = _shrink(change, clip)
-        traces = [_shrink(trace, None if learner.orthogonalise else clip) for trace in state.traces]
+        change, cut = _shrink(change, clip, lost)
+        traces = [_shrink(trace, None if learner.orthogonalise else clip, lost) for trace in state.traces]
         cut = jnp.stack([cut, *(c for _, c in traces)]).any()
         dual = jax.tree.map(jnp.add, first, change)
         state = state._replace(dual=dual, traces=tuple(t for t, _ in traces), window=window)
@@ -86,9 +88,9 @@ def new_stream(rule: Rule, state: State) -> State:
     return state if state.initial is None else state._replace(initial=rule.retention.link(state.anchor))
 
 
-def _shrink(tree: Weights, bound: float | None) -> tuple[Weights, Array]:
+def _shrink(tree: Weights, bound: float | None, lost: Array | bool) -> tuple[Weights, Array]:
     size = norm(tree)
-    finite = jnp.isfinite(size)
+    finite = jnp.isfinite(size) & ~jnp.asarray(lost)
     tree = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), tree)
     if bound is None:
         return tree, ~finite

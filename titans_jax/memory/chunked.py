@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from titans_jax.memory.chunk_end import chunk_end
-from titans_jax.memory.engine import Engine, Tokens, with_window
+from titans_jax.memory.engine import Engine, Tokens, finite_rows, with_window
 from titans_jax.memory.matmul import MATMULS, Matmul
-from titans_jax.memory.types import Info, Rule, State, Weights, Window, dense, losses, norms, select
+from titans_jax.memory.types import Gates, Info, Rule, State, Weights, Window, dense, losses, norms, select
 from titans_jax.memory.unroll import Coefficients, coefficients
 
 # -> per weight the inputs a and cotangents delta [c-1 + b, .] of every token, and the surprise [c-1 + b]
@@ -66,6 +66,9 @@ def in_chunks(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, rea
     matmul = MATMULS[matmul_dtype]
 
     def chunk_step(state: State, tokens: Tokens, valid: Array | None, shift: Any, plan: Coefficients) -> Any:
+        # With a clip, a chunk with a token that is not finite is undone at its end; until then it answers NaN.
+        tokens, bad = (tokens, jnp.zeros(len(tokens.q), bool)) if clip is None else finite_rows(tokens, valid)
+        lost = bad.any()
         q, k, v, gates = tokens
         window, state = with_window(state, k, v, gates, valid)
         inputs, delta, surprise = factors(matmul, rule, state, plan, shift, window)
@@ -79,17 +82,28 @@ def in_chunks(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, rea
         rows = len(k)
         new = _carry(matmul, rule, state, plan, inputs, delta)
         new = new._replace(step=state.step + (rows if valid is None else valid.sum(dtype=jnp.int32)))
-        cut = jnp.zeros((), bool)
+        cut, inside = jnp.zeros((), bool), new
+        if clip is not None and (rows < chunk or valid is not None):
+            dual, weights = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), (inside.dual, inside.weights))
+            inside = inside._replace(dual=dual, weights=weights)
         if rows == chunk:
-            ended, cut = chunk_end(rule, new, jax.tree.map(lambda x: x[-1], gates), clip)
-            new, cut = (ended, cut) if valid is None else (select(valid[-1], ended, new), valid[-1] & cut)
+            ended, cut = chunk_end(rule, new, jax.tree.map(lambda x: x[-1], gates), clip, lost)
+            new, cut = (ended, cut) if valid is None else (select(valid[-1], ended, inside), valid[-1] & cut)
+        else:
+            new = inside
 
         def repeated(x: Array) -> Array:
             return jnp.broadcast_to(x, (rows,)).astype(surprise.dtype)
 
-        return new, (y, Info(surprise[-rows:], grad_norm[-rows:], *jax.tree.map(repeated, (*norms(new), cut))))
+        surprise = jnp.where(bad, jnp.nan, surprise[-rows:])
+        y = jnp.where((jnp.cumsum(bad) > 0)[:, None], jnp.nan, y)
+        return new, (y, Info(surprise, grad_norm[-rows:], *jax.tree.map(repeated, (*norms(new), cut))))
 
-    return Engine(chunk_step, lambda gates, valid: coefficients(rule.learner, gates, valid))
+    def plan(gates: Gates, valid: Array | None) -> Coefficients:
+        finite = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), gates)
+        return coefficients(rule.learner, gates if clip is None else finite, valid)
+
+    return Engine(chunk_step, plan)
 
 
 def similarity(matmul: Matmul, x: Array, a: Array, grad_weight: Array, axis: str | None) -> Array:

@@ -33,6 +33,14 @@ class Engine(NamedTuple):
     plan: Callable[[Gates, Array | None], Any] | None = None
 
 
+def finite_rows(tokens: Tokens, valid: Array | None) -> tuple[Tokens, Array]:
+    """Zeros for tokens that are not finite, or whose squares are not, so that no gradient meets them; which [b]."""
+    squares = (jnp.square(x).reshape(len(x), -1).sum(-1) for x in jax.tree.leaves(tokens))
+    bad = ~jnp.isfinite(sum(squares))
+    tokens = jax.tree.map(lambda x: jnp.where(bad.reshape(-1, *[1] * (x.ndim - 1)), 0, x), tokens)
+    return tokens, bad if valid is None else bad & valid
+
+
 def with_window(state: State, k: Array, v: Array, gates: Gates, valid: Array | None) -> tuple[Window, State]:
     """The tokens whose gradients a chunk's rows take, [c-1 + b]: the window's and its own; and the next window."""
     weight = jnp.ones_like(k[:, :1]) if gates.weight is None else gates.weight[:, None]

@@ -107,7 +107,9 @@ def implicit() -> Learner:
     """
 
     def inputs(k: Array, gates: Gates) -> tuple[Array, Gates]:
-        return k, gates._replace(rate=gates.rate / (1 + gates.rate * jnp.square(k).sum(-1)))
+        finite = jnp.isfinite(jnp.square(k).sum(-1, keepdims=True))  # another key is not written
+        squares = jnp.square(jnp.where(finite, k, 0)).sum(-1)
+        return k, gates._replace(rate=gates.rate / (1 + gates.rate * squares))
 
     return gradient_descent("decayed")._replace(inputs=inputs)
 

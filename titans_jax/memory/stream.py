@@ -60,6 +60,18 @@ class Grid(NamedTuple):
         return x if self.rows == self.length else lax.dynamic_slice_in_dim(x, self.offset, self.length, axis)
 
 
+MOST = 1 << 30
+"""Where a count of tokens stops, so that it does not wrap; only its row in a period goes on."""
+
+
+def bounded(count: Any, period: int, most: int = MOST) -> Any:
+    """An int32 count of tokens; if it is `most` or more, one near `most` with the same remainder by `period`."""
+    stopped = most // period * period + count % period
+    if isinstance(count, np.integer):  # known while tracing, and stays so
+        return count if count < most else type(count)(stopped)
+    return jnp.where(count < most, count, stopped)
+
+
 def grid_of(length: int, size: int, step: Array) -> Grid:
     """The grid of a call after `step` tokens. A step that is a constant gives a constant offset."""
     return Grid(length, size, int(step) % size if isinstance(step, np.integer) else step % size)
@@ -128,6 +140,7 @@ def streaming(rule: Rule, many: Engine, single: Engine | None, chunk: int) -> St
 
     def update(state: State, tokens: Any, valid: Valid | None, reset: Reset | None, residual: Weights | None) -> Any:
         T = len(jax.tree.leaves(tokens)[0])
+        state = state._replace(step=bounded(state.step, chunk))
         grid = grid_of(T, chunk, state.step) if valid is None else Grid(T, chunk)
         for name, shift in (residual or {}).items():
             if len(shift) != grid.chunks:

@@ -60,7 +60,7 @@ class State(NamedTuple):
 
     dual: A, the weights in the retention's coordinates, relative to the origin.
     traces: a tuple of trees like `dual`. anchor: origin + dual at the last chunk boundary.
-    step: number of tokens read, int32 scalar.
+    step: number of tokens read, int32 scalar; above 2^30 its remainder by the chunk alone goes on (`stream.bounded`).
     origin: the dual at the stream's start where forgetting returns to it, or None for an origin of zero.
     weights: W, where the link acts at chunk ends only, or None where W = link(origin + dual).
     window: the last tokens, for a learner with a window, or None.

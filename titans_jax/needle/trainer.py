@@ -22,7 +22,7 @@ from titans_jax.needle.model import TitanMin
 from titans_jax.needle.samples import Batch, epoch
 from titans_jax.training import Diverged, Stopped, define, loop
 from titans_jax.training.errors import stop_requested
-from titans_jax.training.model_io import checkpoints_of
+from titans_jax.training.model_io import checkpoints_of, planned
 from titans_jax.training.trainer import require_same_run
 
 Step = Callable[[dict[str, Any], Batch], tuple[dict[str, Any], dict[str, Any]]]
@@ -127,8 +127,8 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
     config = _config_of(checkpoints, step)
-    model = define(config, TitanMin)
-    arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
+    model, abstract = planned(folder, config, TitanMin)
+    arrays, _, _ = checkpoints.restore({"params": abstract}, which=step)
     return config, model.model(arrays["params"]), step
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import sharding
-from titans_jax.memory.stream import Grid, grid_of
+from titans_jax.memory.stream import Grid, bounded, grid_of
 from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.cpu import rowwise
 from titans_jax.nn.layers import Linear, param, rotate
@@ -149,6 +149,7 @@ class Attention(nnx.Module):
           y [B, T, E], the cache and the values.
         """
         q, k, v, values = self.projections.qkv(x, values)
+        state = state._replace(step=bounded(state.step, self.view))
         y, keys, cached = self.attend(q, k, v, state, age, aligned=aligned)
         y = self.projections.out(y.reshape(*x.shape[:2], -1))
         return y, KV(keys, cached, state.step + x.shape[1]), values

@@ -27,7 +27,9 @@ def check_types(where: str, config: Any) -> None:
             raise ValueError(f"{where}.{name}: {value!r} is not of type {names}")
 
 
-def positive(field: str, value: float) -> None:
-    """Raise ValueError for a number that is not above 0."""
+def positive(field: str, value: float, most: int = 1 << 24) -> None:
+    """Raise ValueError for a number that is not above 0, or is above `most`."""
     if not value > 0:
         raise ValueError(f"{field}: {value}; it must be above 0")
+    if value > most:
+        raise ValueError(f"{field}: {value}; it must be at most {most:,}")

@@ -242,11 +242,13 @@ class ModelConfig:
             require_known("model.memory.implementation", memory.implementation, IMPLEMENTATIONS)
         for field in ("vocab_size", "dim", "depth", "heads", "head_dim", "window", "segment", "context", "ff_mult"):
             positive(f"model.{field}", getattr(self, field))
-        for field in ("chunk", "heads", "head_dim"):
+        for field in ("chunk", "heads", "head_dim", "shard"):
             positive(f"model.memory.{field}", getattr(memory, field))
         for field, value in memory.options.items():
             if field != "to_origin":
-                positive(f"model.memory.{field}", value)
+                positive(f"model.memory.{field}", value, 1 << 16 if field == "window" else 256)
+        for local in memory.local_chunks:
+            positive("model.memory.local_chunks", local)
         rule_of(memory)
         for field in ("momentum", "forget"):
             if not 0 < getattr(memory, field) < 1:
@@ -256,6 +258,9 @@ class ModelConfig:
                 positive(f"model.memory.{field}", value)
         if self.persistent < 0 or memory.conv < 0:
             raise ValueError("model.persistent and model.memory.conv must be 0 or more")
+        for field, value in (("model.persistent", self.persistent), ("model.memory.conv", memory.conv)):
+            if value:
+                positive(field, value, 1 << 16)
         if self.depth % len(self.pattern):
             raise ValueError(
                 f"model.depth: {self.depth} is not a multiple of {len(self.pattern)}, the blocks of {self.block!r}"

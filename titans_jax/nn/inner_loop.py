@@ -9,6 +9,7 @@ A chunk's loss uses the kernels that read the chunk. Its last target is the next
 happens when that token arrives. The training gradient goes through the updates unless `first_order` is set.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from titans_jax.memory import Weights
+from titans_jax.memory.stream import bounded
 from titans_jax.memory.types import select
 from titans_jax.nn import LM, LayerInfo, LMState
 from titans_jax.nn.cms import kernels_of, sequence_norm, with_kernels
@@ -91,6 +93,7 @@ class InnerLoop(LM):
         """
         tokens = jnp.asarray(tokens)
         state = self.init_state(tokens.shape[0]) if state is None else state
+        state = state._replace(step=bounded(state.step, math.lcm(*filter(None, self.config.cms.periods))))
         if isinstance(state.step, np.integer) and state.step == 0:
             return self._chunks(tokens, state, reset)
         if tokens.shape[1] == 1:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from titans_jax.memory.stream import bounded
 from titans_jax.nn.config import MemoryConfig, ModelConfig
 from titans_jax.nn.memory import MemoryMixer
 from titans_jax.nn.memory_state import LayerInfo, MemoryState
@@ -103,6 +104,6 @@ _make = nnx.jit(_mixer, static_argnums=0)  # one program, as `_run`
 @partial(jax.jit, static_argnums=0)
 def _run(graphdef: Any, params: Any, x: Array, state: LayerState) -> tuple[Array, LayerState, LayerInfo]:
     """One program: called operation by operation, a layer compiles three times as long."""
-    age = state.age[:, None] + jnp.arange(x.shape[1])
+    age = bounded(state.age, 1)[:, None] + jnp.arange(x.shape[1])
     y, memory, info, _ = nnx.merge(graphdef, params)(x, state.memory, age)
     return y.astype(x.dtype), LayerState(memory, age[:, -1] + 1), info

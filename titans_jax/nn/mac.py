@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax.memory import Weights
-from titans_jax.memory.stream import Grid, Valid, all_valid, grid_of, where_any
+from titans_jax.memory.stream import MOST, Grid, Valid, all_valid, grid_of, where_any
 from titans_jax.memory.types import readable, select
 from titans_jax.nn.attention import KV, Projections, by_slot, by_token, empty
 from titans_jax.nn.blocks import Activations, Block, Gating
@@ -30,7 +30,7 @@ from titans_jax.nn.config import ModelConfig
 from titans_jax.nn.introspect import Attended, Introspection, by_distance, norms, read_weights, remembered
 from titans_jax.nn.layers import RMSNorm
 from titans_jax.nn.memory import MemoryMixer, Retrieve
-from titans_jax.nn.memory_state import LayerInfo, MemoryState, take_snapshot
+from titans_jax.nn.memory_state import LayerInfo, MemoryState, bounded_step, take_snapshot
 
 
 class MACState(NamedTuple):
@@ -79,6 +79,9 @@ class MAC(Block):
         x = self.norm(stream.x)
         query, key, value, values = self.projections.qkv(x, stream.values)
         tokens = Tokens(stream.x, query, key, value, self.retrieve.query(x), stream.age)
+        # The segment's row must go on too, so this count stops before the memory's own, which knows of chunks alone.
+        memory = bounded_step(state.memory.memory, self.config.segment, MOST // 2)
+        state = state._replace(memory=state.memory._replace(memory=memory))
         run = self._token if x.shape[1] == 1 else self._segments
         state, (y, reads, info, learned) = run(tokens, state, stream)
         o = y + self.gating(y, self.memory.output(self.memory_norm(y), reads))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from titans_jax.memory.chunk_end import initial_state, new_stream
+from titans_jax.memory.stream import bounded
 from titans_jax.memory.tnt import TNTState, TNTWeights, tnt_axes, tnt_new_stream, tnt_weights
 from titans_jax.memory.types import Rule, from_origin, readable, state_axes
 from titans_jax.nn.config import MemoryConfig, memory_of, rule_of
@@ -61,6 +62,13 @@ def first_state(config: MemoryConfig, duals: Any) -> Any:
 def restarted(config: MemoryConfig, state: Any) -> Any:
     """The state of a new stream whose initial weights are those of `state`."""
     return (tnt_new_stream if config.local_chunks else new_stream)(rule_of(config), state)
+
+
+def bounded_step(state: Any, period: int, most: int) -> Any:
+    """The state, its count of tokens `stream.bounded`."""
+    if isinstance(state, TNTState):
+        return state._replace(global_memory=bounded_step(state.global_memory, period, most))
+    return state._replace(step=bounded(state.step, period, most))
 
 
 def take_snapshot(rule: Rule, state: Any) -> Any:

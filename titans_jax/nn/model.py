@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import sharding
-from titans_jax.memory.stream import grid_of
+from titans_jax.memory.stream import bounded, grid_of
 from titans_jax.nn.blocks import LMM, MAG, MAL, Activations, Block, Transformer, no_values
 from titans_jax.nn.config import MEMORY_BLOCKS, ModelConfig
 from titans_jax.nn.hope import Hope, HopeAttention
@@ -118,7 +118,7 @@ class LM(nnx.Module):
         if state.age.shape != tokens.shape[:1]:
             raise ValueError(f"state: of {state.age.shape[0]} sequences, but tokens has {tokens.shape[0]}")
         c, (B, T) = self.config, tokens.shape
-        age = _ages(state.age, reset, T)
+        age = _ages(bounded(state.age, c.segment if c.positions == "axial" else c.context), reset, T)
         x = self.embed(tokens, age)
         values = no_values(c, B, T) if c.value_residual and c.pattern != ("lmm",) else None
         aligned = aligned and T % self.unit == 0

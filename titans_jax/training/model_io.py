@@ -1,16 +1,17 @@
 """Trained models on disk: the checkpoints of a run, and folders of safetensors that stand alone.
 
     folder/model.safetensors    every parameter by name, as `titans_jax.checkpoint` names them
-    folder/config.json          the experiment, the step, what it was trained on, what was measured, a sha256
+    folder/config.json          the experiment, the step, what it was trained on, what was measured; sha256 of the files
     folder/tokenizer.json       where the tokenizer is not bytes
 
-A folder whose parameters are not those of its config.json is refused.
+config.json is sealed, and a folder whose files are not those of its config.json is refused. Loading reads: it imports
+nothing that a checkpoint names, writes nowhere, and refuses a model that this machine has no room for.
 """
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,65 @@ from titans_jax import __version__, config, data, files
 from titans_jax.checkpoint import CheckpointError, Checkpoints, by_name, kind, require_same
 from titans_jax.config import Experiment
 from titans_jax.nn import LM
-from titans_jax.training.step import define
+from titans_jax.sealed import digest, read_sealed, regular, write_sealed
+from titans_jax.training.step import Definition, define
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 RELEASED = Path(__file__).parents[1] / "released"
 """A trained model inside the package, for `load`; released/README.md is its card."""
 
 
-def load(folder: str | Path, which: Any = "best") -> tuple[Experiment, LM, int]:
+def load(folder: str | Path, which: Any = "best", *, rule: str = "") -> tuple[Experiment, LM, int]:
     """The experiment, the model and the step of a run's output folder, its checkpoints/ folder, or of `save_model`.
 
-    which: "best", "last" or a step of a run. Raises CheckpointError when there is none, or none that can be used.
+    The experiment has neither cache folder nor workers: those were for the machine of the run.
+
+    which: "best", "last" or a step of a run. rule: the checkpoint's rule where that is a function of your own,
+    MODULE:FUNCTION, which is then imported. Raises CheckpointError when there is none, or none that can be used.
     """
     if (Path(folder) / WEIGHTS).is_file():
-        return _load_saved(Path(folder))
+        return _load_saved(Path(folder), rule)
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
     meta = checkpoints.meta(step)
     if "experiment" not in meta:
         raise CheckpointError(f"{folder} is a run of another command, such as needle; give one of train")
-    experiment = experiment_of(meta, folder)
-    model = define(experiment.model)
-    arrays, _, _ = checkpoints.restore({"params": jax.eval_shape(model.init, jax.random.key(0))}, which=step)
+    experiment = _confined(experiment_of(meta, folder), rule, folder)
+    model, abstract = planned(folder, experiment.model)
+    arrays, _, _ = checkpoints.restore({"params": abstract}, which=step)
     return experiment, model.model(arrays["params"]), step
+
+
+def _confined(experiment: Experiment, rule: str, folder: str | Path) -> Experiment:
+    named = experiment.model.memory.rule
+    if ":" in named and named != rule:
+        raise CheckpointError(f"{folder} has code as its rule, which is not imported; to trust it, give --rule {named}")
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, cache_dir=None, workers=0))
+
+
+def planned(
+    folder: str | Path, config: Any, kind: Callable[..., nnx.Module] | None = None
+) -> tuple[Definition, dict[str, Any]]:
+    """The definition of a checkpoint's model, as `define`, and the shapes of its parameters; nothing is computed.
+
+    Raises CheckpointError if there is no such model, or if its parameters and one state do not fit into memory.
+    """
+
+    def begin(key: jax.Array) -> tuple[Any, Any]:
+        params = definition.init(key)
+        return params, definition.model(params).init_state(1) if kind is None else None
+
+    try:
+        definition = define(config, kind)
+        abstract = jax.eval_shape(begin, jax.random.key(0))
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}") from None
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > room:
+        wanted, there = (f"{number / 2**30:,.0f} GiB" for number in (size, room))
+        raise CheckpointError(f"{folder}: parameters and state of its model take {wanted}; this machine has {there}")
+    return definition, abstract[0]
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
@@ -67,7 +104,7 @@ def experiment_of(meta: Mapping[str, Any], folder: str | Path) -> Experiment:
 
 def identity(meta: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
     """What makes two of `describe` the same run, as JSON. Raises CheckpointError as `experiment_of`."""
-    return config.to_json(experiment_of(meta, folder)) | meta["content"]
+    return config.to_json(experiment_of(meta, folder)) | _written(meta, folder, "content")["content"]
 
 
 def checkpoints_of(folder: str | Path) -> Checkpoints:
@@ -89,10 +126,18 @@ def named_parameters(model: LM) -> dict[str, jax.Array]:
 
 def facts(folder: str | Path, step: int) -> dict[str, Any]:
     """What was written with a model: corpus, its provenance, and evaluation at this step, or None. Raises as `load`."""
+    names = "corpus", "evaluation"
     if (Path(folder) / WEIGHTS).is_file():
-        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["facts"]
-    meta = checkpoints_of(folder).meta(step)
-    return {name: meta[name] for name in ("corpus", "evaluation")}
+        return _written(_record(Path(folder))["facts"], folder, *names)
+    return _written(checkpoints_of(folder).meta(step), folder, *names)
+
+
+def _written(meta: Mapping[str, Any], folder: str | Path, *names: str) -> dict[str, Any]:
+    """These entries, each an object or None."""
+    for name in names:
+        if not isinstance(meta.get(name, name), dict | None):
+            raise CheckpointError(f"{folder} has no {name} of its model; it was not written by a training")
+    return {name: meta[name] for name in names}
 
 
 def save_model(
@@ -109,37 +154,55 @@ def save_model(
     """
     path = Path(folder)
     arrays = {name: np.ascontiguousarray(array, dtype) for name, array in named_parameters(model).items()}
-    weights = safetensors.numpy.save(arrays, {"format": "jax"})
-    record = {"step": step, "sha256": hashlib.sha256(weights).hexdigest(), "facts": dict(facts or {})}
-    record |= {"version": __version__, "experiment": config.to_json(experiment)}
-    files.write(path / WEIGHTS, weights)
-    tokenizer = data.load_tokenizer(experiment.data.tokenizer)
+    files.write(path / WEIGHTS, safetensors.numpy.save(arrays, {"format": "jax"}))
+    written, tokenizer = [WEIGHTS], data.load_tokenizer(experiment.data.tokenizer)
     if isinstance(tokenizer, data.BPETokenizer):
-        files.write(path / "tokenizer.json", tokenizer.json)
-    files.write_json(path / "config.json", record)
+        files.write(path / TOKENIZER, tokenizer.json)
+        written.append(TOKENIZER)
+    record = {"step": step, "sha256": {name: digest(path / name) for name in written}, "facts": dict(facts or {})}
+    write_sealed(path / CONFIG, record | {"version": __version__, "experiment": config.to_json(experiment)})
 
 
-def _load_saved(folder: Path) -> tuple[Experiment, LM, int]:
+def _record(folder: Path) -> dict[str, Any]:
+    """What config.json holds."""
     try:
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        experiment, step, written = experiment_of(record, folder), int(record["step"]), record["sha256"]
-        raw = (folder / WEIGHTS).read_bytes()
-        found = {name: _widened(array) for name, array in safetensors.numpy.load(raw).items()}
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        right = "only a folder that `titans-jax export` wrote can be used"
-        raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}; {right}") from None
-    if hashlib.sha256(raw).hexdigest() != written:
-        raise CheckpointError(f"{folder}: {WEIGHTS} is not what was written: its sha256 is not the one of config.json")
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = str(folder / "tokenizer.json")
-        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, tokenizer=tokenizer))
-    definition = define(experiment.model)
-    abstract = jax.eval_shape(definition.init, jax.random.key(0))
+        record = read_sealed(folder / CONFIG)
+        match record:
+            case {"step": int(), "sha256": dict(), "facts": dict(), "experiment": _}:
+                return record
+        raise ValueError(f"{CONFIG} is not that of a model")
+    except (OSError, ValueError) as error:
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: Exception) -> CheckpointError:
+    right = "only a folder that `titans-jax export` wrote can be used"
+    return CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}; {right}")
+
+
+def _load_saved(folder: Path, rule: str) -> tuple[Experiment, LM, int]:
+    record = _record(folder)
+    experiment = _confined(experiment_of(record, folder), rule, folder)
+    definition, abstract = planned(folder, experiment.model)
     wanted = by_name(abstract, WEIGHTS)
+    most = (1 << 20) + sum(array.size * array.dtype.itemsize for array in wanted.values())
+    try:
+        if (size := regular(folder / WEIGHTS)) > most:
+            raise ValueError(f"{WEIGHTS} has {size:,} bytes; the model of its config.json has at most {most:,}")
+        for name in {WEIGHTS, TOKENIZER} & {*record["sha256"], *os.listdir(folder)}:
+            if record["sha256"].get(name) != digest(folder / name):
+                raise ValueError(f"{name} is not what was written: its sha256 is not the one of config.json")
+        raw = safetensors.numpy.load((folder / WEIGHTS).read_bytes())
+        found = {name: _widened(array) for name, array in raw.items()}
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise _unusable(folder, error) from None
+    if TOKENIZER in record["sha256"]:
+        source = dataclasses.replace(experiment.data, tokenizer=str(folder / TOKENIZER))
+        experiment = dataclasses.replace(experiment, data=source)
     kinds = {name: kind(array) for name, array in found.items()}
     require_same(f"{folder} does not fit its config.json: {WEIGHTS}", wanted, kinds)
     arrays = [jnp.asarray(found[name]) for name in wanted]
-    return experiment, definition.model(jax.tree.unflatten(jax.tree.structure(abstract), arrays)), step
+    return experiment, definition.model(jax.tree.unflatten(jax.tree.structure(abstract), arrays)), record["step"]
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
