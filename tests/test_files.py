@@ -26,7 +26,14 @@ def test_a_file_is_replaced_or_left_as_it_was(tmp_path):
 
 
 def test_a_lock_says_who_holds_it_and_ends_with_its_process(tmp_path, run_python):
-    locking = f"import os; from titans_jax import files; files.locked({str(tmp_path)!r}).__enter__(); os._exit(9)"
+    locking = f"""import os
+from titans_jax import files
+lock = files.locked({str(tmp_path)!r})
+lock.__enter__()
+try:
+    files.locked({str(tmp_path)!r}).__enter__()
+except ValueError:
+    os._exit(9)"""
     run_python("-c", locking, code=9)
     with files.locked(tmp_path):
         who = rf"{tmp_path} is in use by process {os.getpid()} on {platform.node()} since \d{{4}}-.*give another"

@@ -58,7 +58,7 @@ class TrainConfig:
     not_finite: typing.Literal["stop", "skip", "rollback"] = "stop"
     """At a loss or gradient that is not finite: stop, skip the update, or pass over all since the last checkpoint."""
     patience: int = 10
-    """Skips in a row, or rollbacks to one checkpoint, at the last of which the run stops all the same."""
+    """The run stops at this many skips in a row, or before this many returns to one checkpoint."""
     prompt: str = "The "
     """Prompt of the sample at the end."""
     sample: int = 256

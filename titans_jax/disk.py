@@ -21,13 +21,15 @@ def saving(folder: Path, what: str, size: int, kept: str) -> Iterator[None]:
         logger.addFilter(_has_no_traceback)
     try:
         yield
-    except (OSError, ValueError) as error:  # the filters stay: threads of orbax go on to log the error
+    except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and "os_error_code" not in str(error):
             raise
+        loggers.clear()  # the filters stay: threads of orbax go on to log the error
         why = isinstance(error, OSError) and error.strerror or str(error).rpartition(": ")[2].partition(" [")[0]
         raise OSError(f"{failed}: {why}; {kept}") from error
-    for logger in loggers:
-        logger.removeFilter(_has_no_traceback)
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_has_no_traceback)
 
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:

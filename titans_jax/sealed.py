@@ -29,10 +29,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} has more than {MOST:,} bytes")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or "seal" not in record:
+            raise ValueError(f"{path.name} has no seal; it is not of this version, or was changed")
+        if record.pop("seal") != _seal(record):
+            raise ValueError(f"{path.name} is not what was written: its seal is not the sha256 of the rest")
     except RecursionError:
         raise ValueError(f"{path.name} is nested too deeply") from None
-    if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
-        raise ValueError(f"{path.name} is not what was written: its seal is not the sha256 of the rest")
     return record
 
 

@@ -234,7 +234,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the names of shared memory are read in /proc")
 def test_workers_and_their_shared_memory_do_not_outlive_a_process_that_is_killed(config, run_python):
     # Workers have the process' standard output: it ends with the last of them.
-    printed = run_python("-c", KILLED, config.corpus, code=-signal.SIGKILL, timeout=120).stdout
+    printed = run_python("-c", KILLED, config.corpus, code=-signal.SIGKILL).stdout
     names = ast.literal_eval(printed)
     assert names and not [name for name in names if Path(name).exists()]
 

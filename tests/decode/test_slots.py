@@ -157,6 +157,14 @@ def test_a_text_that_is_not_finite_ends_with_an_error_and_the_others_go_on() -> 
         np.testing.assert_array_equal(line, expected)
 
 
+def test_a_row_of_a_stream_that_is_not_finite_stays_so() -> None:
+    """Its memory undoes the chunk and attention passes the token, so that later logits are finite."""
+    model = model_of("mac")
+    model.embedding[...] = model.embedding[...].at[5].set(np.nan)
+    following = rows.stream(model, [[1, 5]], Sampling(temperature=0), segment=8)
+    assert [int(next(following)[0]) for _ in range(24)] == [-1] * 24
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_token_is_drawn_from_logits_that_are_not_finite(temperature: float) -> None:
     logits = np.zeros((5, 4), np.float32)

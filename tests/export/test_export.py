@@ -98,7 +98,15 @@ def test_the_card_says_what_it_has_read_and_what_was_measured(trained):
     ("harm", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "no usable model: FileNotFoundError"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "config.json is not what was written: its seal"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json has no seal"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"seal": 1}'),
+            "config.json is not what was written: its seal",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text('{"seal": 1, "a": ' + "[" * 970 + "]" * 970 + "}"),
+            "config.json",
+        ),
         (lambda folder: sealed.write_sealed(folder / "config.json", {}), "config.json is not that of a model"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"short"),

@@ -118,11 +118,12 @@ def test_loading_takes_no_folders_from_a_checkpoint(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", ["eval", "audit"])
+@pytest.mark.parametrize("command", ["eval", "audit", "replay"])
 def test_a_checkpoint_alone_downloads_nothing(tmp_path, capsys, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "datasets", None)
     save_run(tmp_path, Experiment(model=SMALL, data=data.DataConfig(corpus="hf:someone/text")))
-    where = [str(tmp_path)] if command == "audit" else ["--checkpoint", str(tmp_path), "--no-report"]
+    where = {"audit": [str(tmp_path)], "replay": [str(tmp_path), "1"]}
+    where = where.get(command, ["--checkpoint", str(tmp_path), "--no-report"])
     assert cli.main([command, *where]) == 2
     assert "hf:someone/text, may be downloaded; give --corpus hf:someone/text" in capsys.readouterr().err
     assert cli.main([command, *where, "--corpus", "hf:someone/text"]) == 2

@@ -44,3 +44,22 @@ def test_a_chunk_that_is_undone_or_reset_reaches_no_gradient(name: str, resets: 
     value_, gradient = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(arrays, value)
     assert np.isfinite(value_)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def test_a_chunk_that_is_lost_keeps_no_momentum_where_single_tokens_end_it() -> None:
+    memory = miras(PRESETS["titans"](DIM), chunk=CHUNK)
+    q, k, v = np.random.default_rng(2).normal(size=(3, 2 * CHUNK, DIM)).astype("float32") / 2
+    k[CHUNK + 1] = np.nan
+    gates = Gates(*(jnp.full(2 * CHUNK, x) for x in (0.05, 0.9, 0.99)))
+
+    @jax.jit
+    def read(state: Any, tokens: Any) -> Any:
+        return memory.update(state, *tokens)[1]
+
+    start, tokens = memory.init(PRESETS["titans"](DIM).architecture.init(jax.random.key(0))), (q, k, v, gates)
+    whole = pieces = read(start, jax.tree.map(lambda x: x[:CHUNK], tokens))
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole.traces)) > 0
+    whole = read(whole, jax.tree.map(lambda x: x[CHUNK:], tokens))
+    for start_, end in [(CHUNK, CHUNK + 3), *((i, i + 1) for i in range(CHUNK + 3, 2 * CHUNK))]:
+        pieces = read(pieces, jax.tree.map(lambda x, a=start_, b=end: x[a:b], tokens))
+    jax.tree.map(np.testing.assert_array_equal, pieces.traces, whole.traces)

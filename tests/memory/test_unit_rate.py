@@ -100,5 +100,11 @@ def test_every_rule_comes_closer_with_each_chunk_at_its_unit_rate(name: str) -> 
     assert np.diff(seen).max() < 1e-3 * seen[0]
 
 
+def test_a_window_writes_each_token_as_often_as_it_is_wide() -> None:
+    rule = presets.omeganet(16, window=4)
+    assert unit_rate(rule, 1) == pytest.approx(unit_rate(rule, 8, equal=1))
+    assert unit_rate(rule, 8) == pytest.approx(unit_rate(rule, 1) / 8)
+
+
 def test_a_matrix_that_corrects_nothing_takes_whole_steps() -> None:
     assert unit_rate(presets.linear_attention(16), 8) == 1

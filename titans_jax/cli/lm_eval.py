@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     experiment, model, step = load(options.checkpoint, options)
     tasks_dir = options.tasks_dir or folder / "tasks"
     own = [name for name in options.tasks if name in TEXT_TASKS]
-    hay = "\n".join(data.load_documents(source_of(experiment, options).corpus))
+    hay = "\n".join(data.load_documents(source_of(experiment, options).corpus)) if own else ""
     written = dict(zip(own, write_tasks(tasks_dir, own, size=options.size, count=options.count, hay=hay), strict=True))
     tokenizer = data.load_tokenizer(experiment.data.tokenizer)
     with training.memory_advice():

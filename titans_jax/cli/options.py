@@ -25,6 +25,11 @@ def checkpoint_options(parser: argparse.ArgumentParser) -> None:
 def load_options(parser: argparse.ArgumentParser) -> None:
     """Add --which and --rule, for `load`."""
     parser.add_argument("--which", type=which, default="best", help="best, last or a step (default best)")
+    rule_option(parser)
+
+
+def rule_option(parser: argparse.ArgumentParser) -> None:
+    """Add --rule."""
     own = "the checkpoint's rule, where it is a function of your own, which is then imported"
     parser.add_argument("--rule", default="", metavar="MODULE:FUNCTION", help=own)
 

@@ -112,7 +112,10 @@ def stream(
             raise ValueError("sampling needs a key; give one, or temperature=0")
         keys = jax.random.split(jax.random.key(0), len(logits))
     rules = filters([sampling] * len(logits))
+    lost = jnp.zeros(len(logits), bool)
     for index in itertools.count():
         token = _draw(logits, keys, np.int32(index), rules)
+        lost |= token < 0
+        token = jnp.where(lost, -1, token)
         yield token
         logits, state = advance(graphdef, params, state, token[:, None])

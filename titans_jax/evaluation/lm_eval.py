@@ -4,6 +4,7 @@ Needs lm-eval, the optional extra `eval`. Contexts are never truncated: full att
 fit.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from titans_jax import files
 from titans_jax.data import Tokenizer
 from titans_jax.data.tasks import question
-from titans_jax.decode import Text, generate
+from titans_jax.decode import NotFinite, Text, generate
 from titans_jax.evaluation.loglikelihood import endings, no_room, score_targets
 from titans_jax.nn import LM
 
@@ -141,6 +142,7 @@ def _continuation(model: LM, tokenizer: Tokenizer, context: str, options: dict[s
         text.add(token)
         return text.ended
 
-    generate(model, prompt[None], length=options.get("max_gen_toks", 128), temperature=0, stop=stop)
+    with contextlib.suppress(NotFinite):  # what was written before is the answer
+        generate(model, prompt[None], length=options.get("max_gen_toks", 128), temperature=0, stop=stop)
     text.finish()
     return text.shown

@@ -106,11 +106,11 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0, equal: int | None =
 
     equal: None for the whole chunk.
 
-    1 / (curvature gain slope equal mean_j |grad_bj|): the bias' curvature, the architecture's gain and the retention's
-    mean dW/dA, both at the initial weights, and the unrolled weight of the chunk's gradients on its last row (of one
-    gradient, where gradients are fresh). At several times this rate, equal tokens can make a deep memory overshoot at
-    every chunk. A matrix with the dot bias, which does not correct errors, has the unit 1; an orthogonalised step one
-    that moves the output by about 1.
+    1 / (curvature gain slope sum_j |grad_bj| equal / chunk): the bias' curvature, the architecture's gain and the
+    retention's mean dW/dA, both at the initial weights, and the unrolled weight of the chunk's gradients on its last
+    row (of one gradient, where gradients are fresh). At several times this rate, equal tokens can make a deep memory
+    overshoot at every chunk. A matrix with the dot bias, which does not correct errors, has the unit 1; an
+    orthogonalised step one that moves the output by about 1.
 
     >>> from titans_jax.memory import presets, unit_rate
     >>> unit_rate(presets.deltanet(64), chunk=16)
@@ -128,7 +128,7 @@ def unit_rate(rule: Rule, chunk: int, momentum: float = 0.0, equal: int | None =
         gates = Gates(jnp.ones(b), momentum * jnp.ones(b), jnp.ones(b))
         grads = jax.jit(lambda gates: unroll(learner, gates, None).last_grad[0])  # eagerly it compiles for seconds
         slope = 1.0 if rule.retention.identity else float(jax.jit(lambda: _slope(rule))())
-        weight = min(equal or b, b) * float(jnp.abs(grads(gates)).mean())
+        weight = min(equal or b, b) / b * float(jnp.abs(grads(gates)).sum())
         return 1 / (max(rule.bias.curvature, 1.0) * gain * slope * weight)
 
 

@@ -84,8 +84,9 @@ def in_chunks(rule: Rule, chunk: int, clip: float | None, matmul_dtype: str, rea
         new = new._replace(step=state.step + (rows if valid is None else valid.sum(dtype=jnp.int32)))
         cut, inside = jnp.zeros((), bool), new
         if clip is not None and (rows < chunk or valid is not None):
-            dual, weights = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), (inside.dual, inside.weights))
-            inside = inside._replace(dual=dual, weights=weights)
+            parts = (inside.dual, inside.weights, inside.traces)
+            dual, weights, traces = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), parts)
+            inside = inside._replace(dual=dual, weights=weights, traces=traces)
         if rows == chunk:
             ended, cut = chunk_end(rule, new, jax.tree.map(lambda x: x[-1], gates), clip, lost)
             new, cut = (ended, cut) if valid is None else (select(valid[-1], ended, inside), valid[-1] & cut)

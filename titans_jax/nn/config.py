@@ -155,7 +155,7 @@ def max_rate_of(config: MemoryConfig) -> float:
     units = config.max_rate
     if units is None:
         units = 4.0 if rule.architecture.normed and rule.learner.orthogonalise is None else 1.0
-    return units * unit_rate(rule, config.chunk, equal=1)
+    return units * unit_rate(rule, min((config.chunk, *config.local_chunks)), equal=1)
 
 
 def clip_of(config: MemoryConfig) -> float | None:

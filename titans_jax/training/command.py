@@ -76,7 +76,9 @@ def command(arguments: Sequence[str], prog: str) -> int:
 def _fields(text: str) -> list[str]:
     """The fields that --change names. Raises ValueError for what is no field."""
     names = [name for name in text.replace("-", "_").split(",") if name]
-    known = [flag[2:].replace("-", "_") for flag in config.flags_of(config.Experiment)]
+    flags = [flag[2:].replace("-", "_") for flag in config.flags_of(config.Experiment)]
+    sections = {flag.rpartition(".")[0] for flag in flags}
+    known = [flag for flag in flags if flag not in sections and not flag.rpartition(".")[2].startswith("no_")]
     for name in names:
         if name not in known:
             raise ValueError(f"--change {name}: it is not a field{did_you_mean(name, known)}")

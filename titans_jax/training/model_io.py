@@ -48,13 +48,17 @@ def load(folder: str | Path, which: Any = "best", *, rule: str = "") -> tuple[Ex
     meta = checkpoints.meta(step)
     if "experiment" not in meta:
         raise CheckpointError(f"{folder} is a run of another command, such as needle; give one of train")
-    experiment = _confined(experiment_of(meta, folder), rule, folder)
+    experiment = confined(experiment_of(meta, folder), rule, folder)
     model, abstract = planned(folder, experiment.model)
     arrays, _, _ = checkpoints.restore({"params": abstract}, which=step)
     return experiment, model.model(arrays["params"]), step
 
 
-def _confined(experiment: Experiment, rule: str, folder: str | Path) -> Experiment:
+def confined(experiment: Experiment, rule: str, folder: str | Path) -> Experiment:
+    """The experiment of a checkpoint, without its cache folder and workers.
+
+    rule: the MODULE:FUNCTION that may be imported. Raises CheckpointError where the experiment has another.
+    """
     named = experiment.model.memory.rule
     if ":" in named and named != rule:
         raise CheckpointError(f"{folder} has code as its rule, which is not imported; to trust it, give --rule {named}")
@@ -182,7 +186,7 @@ def _unusable(folder: Path, error: Exception) -> CheckpointError:
 
 def _load_saved(folder: Path, rule: str) -> tuple[Experiment, LM, int]:
     record = _record(folder)
-    experiment = _confined(experiment_of(record, folder), rule, folder)
+    experiment = confined(experiment_of(record, folder), rule, folder)
     definition, abstract = planned(folder, experiment.model)
     wanted = by_name(abstract, WEIGHTS)
     most = (1 << 20) + sum(array.size * array.dtype.itemsize for array in wanted.values())

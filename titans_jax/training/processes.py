@@ -107,9 +107,22 @@ class Agreed:
         return bool(answer)
 
 
-def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """As `files.locked`; of several processes, the main one holds the lock for all."""
-    return files.locked(folder) if metrics.is_main() else contextlib.nullcontext()
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """As `files.locked`; of several processes, the main one holds the lock for all, and all raise its error."""
+    with contextlib.ExitStack() as stack:
+        refused = None
+        try:
+            if metrics.is_main():
+                stack.enter_context(files.locked(folder))
+        except ValueError as error:
+            refused = error
+        several = jax.process_count() > 1
+        if several and multihost_utils.broadcast_one_to_all(np.array(refused is not None)) and refused is None:
+            refused = ValueError(f"{folder} is in use by another run")
+        if refused is not None:
+            raise refused
+        yield
 
 
 def remove(folder: Path) -> None:

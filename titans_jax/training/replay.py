@@ -10,22 +10,31 @@ import optax
 from titans_jax import data, metrics
 from titans_jax.checkpoint import by_name
 from titans_jax.config import Experiment
-from titans_jax.training.model_io import checkpoints_of, experiment_of
+from titans_jax.training.model_io import checkpoints_of, confined, experiment_of
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import TrainState, define, init_state, make_loss, make_step, optimizer_of
 
 
-def replay(folder: Path, n: int) -> dict[str, Any]:
-    """Take step n of the run in an output folder again; returns what is found, to print.
+def find(folder: Path, n: int, *, rule: str = "") -> tuple[Experiment, int]:
+    """The experiment of the run in an output folder, and the step of its checkpoint before step n; 0 for the start.
 
-    Without a checkpoint before it, it starts at the first step. Raises ValueError for a step that the run does not
-    have, and as `load` does.
+    The experiment is that checkpoint's, or where there is none that of a later one. rule: as `load`. Raises ValueError
+    for a step that the run does not have, and as `load` does.
     """
     checkpoints = checkpoints_of(folder)
     before = max((step for step in checkpoints.steps() if step < n), default=0)
-    experiment = experiment_of(checkpoints.meta(before or "last"), folder)
+    experiment = confined(experiment_of(checkpoints.meta(before or "last"), folder), rule, folder)
     if n > experiment.train.steps:
         raise ValueError(f"step {n}: {folder} holds a run of {experiment.train.steps} steps")
+    return experiment, before
+
+
+def replay(folder: Path, experiment: Experiment, n: int, before: int) -> dict[str, Any]:
+    """Take the steps after the checkpoint `before` again, up to n, with all their batches; what is found, to print.
+
+    So a step after a rollback, or after options that changed since the checkpoint, is another than the run's.
+    """
+    checkpoints = checkpoints_of(folder)
     train, source, placement = experiment.train, experiment.data, Placement.of(experiment.mesh)
     model, optimizer = define(experiment.model), optimizer_of(experiment.model, experiment.optim, train.steps)
     batches = data.train_batches(source, seed=train.seed, start=before, rows=placement.rows(source.batch))

@@ -1,5 +1,6 @@
 """The files of a finished run: result, sample and pictures; and the summary that is printed."""
 
+import logging
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ from flax import nnx
 from titans_jax import data, files, metrics, plots, results, sharding
 from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
-from titans_jax.decode import generate
+from titans_jax.decode import NotFinite, generate
 from titans_jax.nn import LM
 from titans_jax.training.recalled import Figures, lines
+
+_log = logging.getLogger(__name__)
 
 
 def finish(
@@ -64,7 +67,11 @@ def sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str:
     """A continuation of train.prompt, drawn from the run's seed."""
     train = experiment.train
     prompt = tokenizer.encode(train.prompt) if train.prompt else np.array([tokenizer.separator])
-    written = generate(model, prompt[None], length=train.sample, temperature=0.8, key=jax.random.key(train.seed))
+    try:
+        written = generate(model, prompt[None], length=train.sample, temperature=0.8, key=jax.random.key(train.seed))
+    except NotFinite as error:  # the run is finished all the same
+        _log.warning("the sample ends early: %s", error)
+        written = error.written
     return train.prompt + tokenizer.decode(written[0])
 
 

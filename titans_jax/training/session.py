@@ -101,7 +101,9 @@ def diverged(error: NotFinite, session: Session) -> Diverged:
     """The error of a run that cannot go on after a step."""
     steps = session.checkpoints.steps()
     kept = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+    passing = session.experiment.train.not_finite == "stop"
+    skip = "--train.not-finite skip passes over such batches; else " if passing else ""
     return Diverged(
-        f"diverged at step {error.step}: {error}; {kept}; --train.not-finite skip passes over such batches; else "
+        f"diverged at step {error.step}: {error}; {kept}; {skip}"
         "a lower --optim.peak-rate, a longer --optim.warmup or a smaller --optim.clip may help, each named to --change"
     )

@@ -141,7 +141,8 @@ def require_same_run(
     """
     for path, old, new in configs.changes(saved, now):
         if not path.startswith(may_change):
-            how = f", --change {path} to go on" if "." in path else ""  # a field of an Experiment
+            named = "." in path and not path.startswith("data.")  # a field of an Experiment; texts stay the same
+            how = f", --change {path} to go on" if named else ""
             raise ValueError(
                 f"{folder} holds a run with {path} = {old}, not {new}; "
                 f"give another {option}{how}, or --no-resume to start over"
