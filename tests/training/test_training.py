@@ -17,6 +17,7 @@ from titans_jax import cli, config, data, files, metrics, training
 from titans_jax.checkpoint import CheckpointError, Checkpoints
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
+from titans_jax.decode import NotFinite
 from titans_jax.evaluation import evaluate
 from titans_jax.metrics import read_records
 from titans_jax.nn import MemoryConfig, ModelConfig
@@ -118,6 +119,19 @@ def test_a_finished_run_is_not_trained_again(finished):
     again = training.run(experiment(folder, steps=60, eval_every=30, save_every=50))
     assert again == result | {"compile_seconds": 0.0}
     assert losses(folder) == before
+
+
+def test_a_finished_run_whose_sample_is_not_finite_has_its_result(finished, monkeypatch, caplog):
+    folder, result = finished
+
+    def lost(*args, **kwargs):
+        raise NotFinite([0], np.array([[65, 66, -1, -1]]))
+
+    monkeypatch.setattr("titans_jax.training.report.generate", lost)
+    again = training.run(experiment(folder, steps=60, eval_every=30, save_every=50))
+    assert again == result | {"compile_seconds": 0.0}
+    assert (folder / "sample.txt").read_text() == "The AB"
+    assert "the sample ends early: rows 0: the model's logits are not finite" in caplog.text
 
 
 def test_another_configuration_does_not_go_on_with_a_run(finished):

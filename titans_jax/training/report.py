@@ -1,6 +1,5 @@
 """The files of a finished run: result, sample and pictures; and the summary that is printed."""
 
-import logging
 from typing import Any
 
 import jax
@@ -13,8 +12,7 @@ from titans_jax.config import Experiment
 from titans_jax.decode import NotFinite, generate
 from titans_jax.nn import LM
 from titans_jax.training.recalled import Figures, lines
-
-_log = logging.getLogger(__name__)
+from titans_jax.training.session import note
 
 
 def finish(
@@ -70,9 +68,9 @@ def sample(experiment: Experiment, model: LM, tokenizer: data.Tokenizer) -> str:
     try:
         written = generate(model, prompt[None], length=train.sample, temperature=0.8, key=jax.random.key(train.seed))
     except NotFinite as error:  # the run is finished all the same
-        _log.warning("the sample ends early: %s", error)
+        note(f"the sample ends early: {error}")
         written = error.written
-    return train.prompt + tokenizer.decode(written[0])
+    return train.prompt + tokenizer.decode(written[0][written[0] >= 0])
 
 
 def _look_inside(experiment: Experiment, model: LM) -> tuple[np.ndarray, Any]:
