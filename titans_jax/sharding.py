@@ -6,7 +6,7 @@ Under `jax.set_mesh(make_mesh("data=4,fsdp=2"))` activations are sharded over th
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,15 +56,18 @@ class Rules:
 RULES = Rules()
 
 
-def make_mesh(spec: str) -> Mesh:
+def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with explicit axes from a text such as "data=4,fsdp=2"; "" puts all devices on the axis "data".
 
-    Raises ValueError for an unknown axis, an invalid size, or a product of sizes that is not the number of devices.
+    devices: those of the mesh; None takes all that there are. Raises ValueError for an unknown axis, an invalid size,
+    or a product of sizes that is not the number of devices.
     """
-    sizes = {"data": jax.device_count()} if not spec else _parse(spec)
-    if math.prod(sizes.values()) != jax.device_count():
-        raise ValueError(f"mesh: {spec!r} is {math.prod(sizes.values())} devices, there are {jax.device_count()}")
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": len(devices)} if not spec else _parse(spec)
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"mesh: {spec!r} is {math.prod(sizes.values())} devices, there are {len(devices)}")
+    explicit = (AxisType.Explicit,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=explicit, devices=devices)
 
 
 def _parse(spec: str) -> dict[str, int]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from titans_jax.bench import counts, memory, processes, tpu
+from titans_jax.bench.hlo import Program
 
 
 def chain(function, *arguments):
@@ -88,12 +89,12 @@ ENTRY %main.9 (p: f32[4]) -> f32[4] {
 
 
 def test_cycles_of_a_program_by_hand():
-    assert tpu.cycles(PROGRAM) == 5 * (10 + 3 * 7) + 1000 + 2
+    assert Program(PROGRAM).cycles() == 5 * (10 + 3 * 7) + 1000 + 2
 
 
 def test_a_loop_that_does_not_say_its_steps_is_refused():
     with pytest.raises(ValueError, match="a loop whose number of steps"):
-        tpu.cycles(PROGRAM.replace("direction=LT", "direction=GT"))
+        Program(PROGRAM.replace("direction=LT", "direction=GT")).cycles()
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ overlaps in them, and they are pessimistic where memory is the bound.
 """
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any
 
+from titans_jax.bench.hlo import Program
 from titans_jax.bench.processes import Timer, sample
 
 CHIP = "v5e:1x1"
@@ -26,61 +28,44 @@ QUIET = {
 """Environment for libtpu, set before jax is imported: no cloud queries and no output."""
 
 
+def quiet() -> None:
+    """Prepare this process for libtpu, which ends a process with flags of XLA that it does not know."""
+    os.environ.update(QUIET)
+    os.environ.pop("XLA_FLAGS", None)
+
+
 def available() -> bool:
     """Whether libtpu is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 
+def devices(topology: str) -> list[Any]:
+    """The devices of a topology such as "v5e:4x4", which are not here. Raises ValueError for one that there is not."""
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    if not available():
+        raise ValueError("the TPU compiler is not installed: pip install 'titans-jax[tpu]'")
+    quiet()
+    # libtpu takes a host of four chips for granted, or has been told of one by a jax that looked for a TPU in vain
+    one = math.prod(map(int, re.findall(r"\d+", topology.partition(":")[2]))) == 1
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if one else {}
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds).devices)
+    except JaxRuntimeError as error:
+        raise ValueError(f"topology {topology!r}: {error}; write e.g. v5e:4x4, v5p:4x4x4 or v6e:2x2") from None
+
+
 def memory_cycles(**case: Any) -> Timer:
     """{"cycles"} a token of a `memory.program`, and the time to compile it; for a process that has no jax yet."""
-    os.environ.update(QUIET)
+    quiet()
     import jax
-    from jax.experimental import topologies
 
     from titans_jax.bench import memory
 
-    # libtpu takes a host of four chips for granted, or has been told of one by a jax that looked for a TPU in vain
-    host = topologies.get_topology_desc(platform="tpu", topology_name=CHIP, chips_per_host_bounds=(1, 1, 1))
-    where, made = jax.sharding.SingleDeviceSharding(host.devices[0]), memory.program(**case)
+    where, made = jax.sharding.SingleDeviceSharding(devices(CHIP)[0]), memory.program(**case)
     shapes = jax.tree.map(lambda x: x.update(sharding=where), jax.eval_shape(made.inputs))
     lowered = jax.jit(made.function).trace(*shapes).lower(lowering_platforms=("tpu",))
     programs: list[str] = []
     cost = sample(lambda: programs.append(lowered.compile().as_text()))
-    return lambda: cost | {"cycles": cycles(programs[0]) / case["length"]}
-
-
-def cycles(program: str) -> int:
-    """The estimated cycles of a compiled program: a loop's body as often as it runs, the dearest of its branches.
-
-    Loops are those of scans, from 0 by 1 to the constant that their condition compares with. Raises ValueError for a
-    loop without one.
-    """
-    computations: dict[str, list[str]] = {}
-    for text in program.splitlines():
-        if header := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", text):
-            computations[header[1]] = lines = []
-        elif text.startswith("  ") and computations:
-            lines.append(text)
-
-    def of(name: str) -> int:
-        return sum(line(text) for text in computations[name])
-
-    def line(text: str) -> int:
-        own = int(found[1]) if (found := re.search(r'"estimated_cycles":"(\d+)"', text)) else 0
-        if found := re.search(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)", text):
-            return own + _trips(computations[found[1]]) * (of(found[1]) + of(found[2]))
-        if found := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", text):
-            return own + max(of(branch.strip().removeprefix("%")) for branch in found[1].split(","))
-        if found := re.search(r" call\(.*to_apply=%([\w.-]+)", text):
-            return own + of(found[1])
-        return own
-
-    [entry] = re.findall(r"^ENTRY %([\w.-]+)", program, flags=re.MULTILINE)
-    return of(entry)
-
-
-def _trips(condition: list[str]) -> int:
-    bounds = [int(found[1]) for text in condition if (found := re.search(r" constant\((\d+)\)", text))]
-    if len(bounds) != 1 or not any("direction=LT" in text for text in condition):
-        raise ValueError("the TPU compiler's program has a loop whose number of steps its condition does not say")
-    return bounds[0]
+    return lambda: cost | {"cycles": Program(programs[0]).cycles() / case["length"]}

@@ -24,6 +24,7 @@ COMMANDS = {
     "launch": "train in several processes on this machine, as several hosts would",
     "lm-eval": "run tasks of the lm-evaluation-harness",
     "needle": "train and test Titan-Min: find a needle among random tokens",
+    "plan": "whether a training fits a TPU slice, without a TPU",
     "plot": "draw surprise, memories and gates",
     "replay": "take a step of a training again, and find what is not finite in it",
     "rules": "list the memory rules and their four choices",

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +24,16 @@ class Placement(NamedTuple):
     replicated: Sharding
 
     @classmethod
-    def of(cls, spec: str) -> "Placement":
-        """The placement for a mesh such as "data=4,fsdp=2"; "" takes every device for data. Raises ValueError."""
-        if not spec and jax.device_count() == 1:
-            device = SingleDeviceSharding(jax.devices()[0])
+    def of(cls, spec: str, devices: Sequence[jax.Device] | None = None) -> "Placement":
+        """The placement for a mesh such as "data=4,fsdp=2"; "" takes every device for data. Raises ValueError.
+
+        devices: those to take; None for all that there are.
+        """
+        devices = jax.devices() if devices is None else devices
+        if not spec and len(devices) == 1:
+            device = SingleDeviceSharding(devices[0])
             return cls(None, device, device)
-        mesh = sharding.make_mesh(spec)
+        mesh = sharding.make_mesh(spec, devices)
         return cls(mesh, sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec()))
 
     @property

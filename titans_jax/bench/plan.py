@@ -1,0 +1,193 @@
+"""Whether a training step fits the devices of a TPU slice, and what it costs there: compiled without a TPU."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.errors import JaxRuntimeError
+from jax.sharding import NamedSharding
+
+from titans_jax import config, metrics, sharding
+from titans_jax.bench import counts
+from titans_jax.bench.hlo import WIRE, Program
+from titans_jax.bench.processes import sample
+from titans_jax.config import Experiment
+from titans_jax.results import Row
+from titans_jax.training.placement import Placement
+from titans_jax.training.step import TrainState, define, make_step, optimizer_of
+
+
+class Chip(NamedTuple):
+    """What one device can do, by its maker's figures. On v4 and TPU7x, a device is half a chip.
+
+    flops: bfloat16 FLOPs a second. hbm: bytes of memory. links: bytes a second that go out over all links together.
+    """
+
+    flops: float
+    hbm: float
+    links: float
+
+
+CHIPS = {
+    "TPU v4": Chip(137.5e12, 16 * 2**30, 67.5e9),
+    "TPU v5 lite": Chip(197e12, 16 * 2**30, 180e9),
+    "TPU v5": Chip(459e12, 95 * 2**30, 540e9),
+    "TPU v6 lite": Chip(918e12, 32 * 2**30, 360e9),
+    "TPU7x": Chip(1153e12, 96 * 2**30, 300e9),
+}
+"""By jax' name of the device's kind."""
+
+
+def plan(experiment: Experiment, devices: Sequence[Any]) -> Row:
+    """Compile the training step of an experiment for devices that need not be here, and count what it takes.
+
+    All numbers are those of one device. The keys are:
+      fits: whether the compiler found room. reason: what it said where it did not, else "".
+      parameter_bytes, optimizer_bytes: exact. temporary_bytes, program_bytes: None where the compiler does not say.
+      needed_bytes, hbm_bytes: what the step needs, as the compiler says, and what the device has.
+      rows_that_fit: an estimate of the largest batch, as if all but parameters and optimizer grew with the batch.
+      flops: of matrix products, with what the backward pass computes again, in even shares. useful_flops: without that.
+      COLLECTIVE_count, COLLECTIVE_bytes: what a device sends in a step, by kind of collective.
+      matmul_seconds, link_seconds: the least that these two take. mfu_bound: MFU is at most this, by these two alone.
+      whole, whole_bytes: the parameters that each device holds whole because no axis of theirs divides.
+      cycles: the compiler's estimate, to rank programs. compile_seconds: how long the compiler took.
+
+    Raises ValueError for a configuration, mesh or batch that does not match the devices.
+    """
+    placement, model, data = Placement.of(experiment.mesh, devices), experiment.model, experiment.data
+    config.validate(experiment, vocabulary=model.vocab_size, shards=placement.shards)
+    chip, n = CHIPS[devices[0].device_kind], len(devices)
+    tokens = data.batch * data.sequence / n
+    definition, state = define(model), abstract_state(experiment, placement)
+    whole = undivided(definition.axes, state.params, placement)
+    found: Row = {
+        "config": experiment.name,
+        "device": devices[0].device_kind,
+        "devices": n,
+        "mesh": experiment.mesh or f"data={n}",
+        "batch": data.batch,
+        "sequence": data.sequence,
+        "parameters": metrics.count(state.params),
+        "parameter_bytes": held_bytes(state.params),
+        "optimizer_bytes": held_bytes(state.optimizer),
+        "whole": ", ".join(whole),
+        "whole_bytes": sum(whole.values()),
+        "hbm_bytes": chip.hbm,
+        "rows_that_fit": None,
+        "flops": counts.flops_per_token(model, data.sequence) * tokens,
+        "useful_flops": counts.flops_per_token(model, data.sequence, least=True) * tokens,
+    }
+    found |= {"matmul_seconds": found["flops"] / chip.flops} | compiled(
+        experiment, placement, state, devices[0].platform
+    )
+    if found["needed_bytes"] is not None:
+        fixed = found["parameter_bytes"] + found["optimizer_bytes"]
+        rows = data.batch * (chip.hbm - fixed) / (found["needed_bytes"] - fixed)
+        found["rows_that_fit"] = max(0, int(rows)) // placement.shards * placement.shards
+    if found["fits"]:
+        sent = sum(value for name, value in found.items() if name.endswith("_bytes") and name[:-6] in WIRE)
+        floor = max(found["matmul_seconds"], sent / chip.links)
+        found |= {"link_seconds": sent / chip.links, "mfu_bound": found["useful_flops"] / chip.flops / floor}
+    return found
+
+
+def compiled(experiment: Experiment, placement: Placement, state: TrainState, platform: str) -> Row:
+    """What the compiler says of the step: the keys of `plan` from fits to needed_bytes, and its collectives."""
+    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
+    step = make_step(define(experiment.model).graphdef, optimizer, experiment.train)
+    programs: list[Any] = []
+    with placement.active():
+        lowered = step.trace(state, placement.abstract_batch(experiment.data)).lower(lowering_platforms=(platform,))
+        try:
+            cost = sample(lambda: programs.append(lowered.compile()))
+        except JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return refused(str(error), held_bytes((state.params, state.optimizer)))
+    memory = programs[0].memory_analysis()
+    sizes = {
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "program_bytes": memory.generated_code_size_in_bytes,
+    }
+    buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    program = Program(programs[0].as_text())
+    return {
+        "fits": True,
+        "reason": "",
+        **sizes,
+        "needed_bytes": buffers + sum(sizes.values()),
+        **{f"{kind}_{what}": value for kind, row in program.collectives().items() for what, value in row.items()},
+        "cycles": program.cycles(),
+        "compile_seconds": cost["wall"],
+    }
+
+
+def refused(message: str, fixed: int) -> Row:
+    """The keys of `plan` where the compiler found no room. fixed: bytes of parameters and optimizer.
+
+    >>> refused("the total memory required for HLO temporaries (26.5G) exceeds ...", 0)["needed_bytes"] / 2**30
+    26.5
+    """
+
+    def size(pattern: str) -> float | None:
+        found = re.search(pattern.replace("SIZE", r"([\d.]+)([KMGT])"), message)
+        return None if found is None else float(found[1]) * 1024.0 ** (1 + "KMGT".index(found[2]))
+
+    temporary, needed = size(r"temporaries \(SIZE\) exceeds"), size("Used SIZE of")
+    if temporary is not None:
+        needed = temporary + fixed
+    reason = message.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    return {
+        "fits": False,
+        "reason": reason,
+        "temporary_bytes": temporary,
+        "program_bytes": None,
+        "needed_bytes": needed,
+    }
+
+
+def abstract_state(experiment: Experiment, placement: Placement) -> TrainState:
+    """The shapes, dtypes and shardings of a run's TrainState before its first step."""
+    definition, key = define(experiment.model), jax.random.key(0)
+    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
+
+    def placed(x: Any, where: Any = None) -> Any:
+        where = where or placement.replicated
+        if placement.mesh is not None and isinstance(x.sharding, NamedSharding):
+            where = NamedSharding(placement.mesh, x.sharding.spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    shapes = jax.eval_shape(definition.init, key)
+    where = placement.params(definition.axes, shapes)
+    params = jax.tree.map(
+        placed, shapes, where if placement.mesh is not None else jax.tree.map(lambda _: where, shapes)
+    )
+    with placement.active():
+        started = jax.eval_shape(optimizer.init, params)
+    return TrainState(params, jax.tree.map(placed, started), placed(jax.eval_shape(lambda: key)))
+
+
+def held_bytes(tree: Any) -> int:
+    """The bytes of a tree's arrays that one device holds."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def undivided(axes: Any, params: Any, placement: Placement) -> dict[str, int]:
+    """The bytes, by name, of parameters that are whole on each device though their axes have devices to divide over."""
+    mesh = placement.mesh
+    if mesh is None:
+        return {}
+
+    def devices(names: tuple[str | None, ...]) -> int:
+        parts = [(part,) if isinstance(part, str) else part or () for part in sharding.RULES.spec(mesh, names)]
+        return math.prod(mesh.shape[name] for part in parts for name in part)
+
+    named = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    return {
+        ".".join(str(key.key) for key in path): x.size * x.dtype.itemsize
+        for (path, x), names in zip(jax.tree.leaves_with_path(params), named, strict=True)
+        if x.sharding.is_fully_replicated and devices(names) > 1
+    }
