@@ -1,4 +1,4 @@
-"""Titans 170M: 12 layers of width 768, 15B tokens."""
+"""Titans 170M: 12 layers of width 768, 15B tokens; 195M parameters with its memories."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from titans_jax.config import Experiment, load
 
 def get_config() -> Experiment:
     base = load("titans_340m")
-    memory = replace(base.model.memory, heads=16, head_dim=48)
+    memory = replace(base.model.memory, heads=6, head_dim=128)
     return replace(
         base,
         name="titans_170m",

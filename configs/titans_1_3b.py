@@ -1,4 +1,4 @@
-"""Titans 1.3B: 18 layers of width 2048, 100B tokens."""
+"""Titans 1.3B: 18 layers of width 2048, 100B tokens; 1,611M parameters with its memories."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from titans_jax.config import Experiment, load
 
 def get_config() -> Experiment:
     base = load("titans_340m")
-    memory = replace(base.model.memory, heads=8, head_dim=256)
+    memory = replace(base.model.memory, heads=16, head_dim=128)
     return replace(
         base,
         name="titans_1_3b",

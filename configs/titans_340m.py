@@ -1,4 +1,4 @@
-"""Titans 340M: 24 layers of width 1024, 15B tokens."""
+"""Titans 340M: 24 layers of width 1024, 15B tokens; 573M parameters with its memories."""
 
 from titans_jax.config import Experiment, TrainConfig
 from titans_jax.data import DataConfig
@@ -22,7 +22,8 @@ def get_config() -> Experiment:
             persistent=128,
             dtype="bfloat16",
             remat=True,
-            memory=MemoryConfig(heads=16, head_dim=64, chunk=16, channel_keep=True),
+            # A TPU's tiles: heads of 128, chunks of 128, one decay per head; the papers' decay is one per channel.
+            memory=MemoryConfig(heads=8, head_dim=128, chunk=128),
         ),
         data=DataConfig(sequence=4096, batch=128),
         optim=OptimConfig(peak_rate=1.5e-3, warmup=1000, weight_decay=0.1),

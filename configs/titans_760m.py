@@ -1,4 +1,4 @@
-"""Titans 760M: 24 layers of width 1536, 30B tokens."""
+"""Titans 760M: 24 layers of width 1536, 30B tokens; 1,219M parameters with its memories."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from titans_jax.config import Experiment, load
 
 def get_config() -> Experiment:
     base = load("titans_340m")
-    memory = replace(base.model.memory, heads=16, head_dim=96)
+    memory = replace(base.model.memory, heads=12, head_dim=128)
     return replace(
         base,
         name="titans_760m",
