@@ -70,7 +70,7 @@ def test_the_abstract_state_is_the_state_of_a_run():
     experiment, placement = small(), Placement.of("", jax.devices()[:1])
     optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
     made = init_state(define(experiment.model), optimizer, placement, 0)
-    planned = abstract_state(experiment, placement)
+    planned = abstract_state(define(experiment.model), optimizer, placement)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), planned)
     assert undivided(None, planned.params, placement) == {}
 

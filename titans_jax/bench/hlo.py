@@ -13,6 +13,7 @@ WIRE: dict[str, Callable[[int], float]] = {
     "collective-permute": lambda n: 1,
 }
 """Of n devices in a ring, the bytes that each one sends for a byte of its result."""
+COLLECTIVE = re.compile(rf" = (?P<result>.*) (?P<kind>{'|'.join(WIRE)})(?P<start>-start)?\(")
 
 
 class Program:
@@ -56,10 +57,10 @@ class Program:
         whole: list[tuple[str, int]] = []
         parts: dict[str, tuple[str, int]] = {}
         for line, times, fused in self._runs(self.entry, 1):
-            if not (found := re.search(rf" ({'|'.join(WIRE)})(?:-start)?\(", line)):
+            if not (found := COLLECTIVE.search(line)):
                 continue
             if fused and (channel := re.search(r"channel_id=\d+", line)):
-                key = found[1] + channel[0]
+                key = found["kind"] + channel[0]
                 parts[key] = min(parts.get(key, (line, times)), (line, times), key=lambda part: part[1])
             else:
                 whole.append((line, times))
@@ -87,16 +88,12 @@ def wire(line: str) -> tuple[str, float]:
     >>> wire("  %a = f32[8,4]{1,0} all-gather(%x), replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}")
     ('all-gather', 96.0)
     """
-    result, _, rest = line.partition(" = ")[2].partition(f" {(kind := _kind(line))}")
-    shapes = [_bytes(*found) for found in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+    found = COLLECTIVE.search(line)
+    assert found is not None, line
+    kind, shapes = found["kind"], [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", found["result"])]
     # An asynchronous gather's result holds its operand too; the results of a reduction of several arrays add up.
-    size = max(shapes) if rest.startswith("-start") and kind != "all-reduce" else sum(shapes)
-    return kind, size * WIRE[kind](_group(rest))
-
-
-def _kind(line: str) -> str:
-    [found] = re.findall(rf" ({'|'.join(WIRE)})(?:-start)?\(", line)
-    return str(found)
+    size = max(shapes) if found["start"] and kind != "all-reduce" else sum(shapes)
+    return kind, size * WIRE[kind](_group(line))
 
 
 def _bytes(kind: str, shape: str) -> int:
@@ -112,7 +109,7 @@ def _group(line: str) -> int:
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(found[1].split(","))
-    if " collective-permute" in line or "source_target_pairs" in line:
+    if "source_target_pairs" in line:
         return 2
     raise ValueError(f"the compiler's program does not say how many devices share a collective: {line[:200]}")
 

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.errors import JaxRuntimeError
+import optax
 from jax.sharding import NamedSharding
 
 from titans_jax import config, metrics, sharding
 from titans_jax.bench import counts
 from titans_jax.bench.hlo import WIRE, Program
 from titans_jax.bench.processes import sample
+from titans_jax.checkpoint import by_name
 from titans_jax.config import Experiment
 from titans_jax.results import Row
+from titans_jax.training.errors import memory_advice
 from titans_jax.training.placement import Placement
-from titans_jax.training.step import TrainState, define, make_step, optimizer_of
+from titans_jax.training.step import Definition, TrainState, define, make_step, optimizer_of
 
 
 class Chip(NamedTuple):
@@ -60,7 +62,8 @@ def plan(experiment: Experiment, devices: Sequence[Any]) -> Row:
     config.validate(experiment, vocabulary=model.vocab_size, shards=placement.shards)
     chip, n = CHIPS[devices[0].device_kind], len(devices)
     tokens = data.batch * data.sequence / n
-    definition, state = define(model), abstract_state(experiment, placement)
+    definition, optimizer = define(model), optimizer_of(model, experiment.optim, experiment.train.steps)
+    state = abstract_state(definition, optimizer, placement)
     whole = undivided(definition.axes, state.params, placement)
     found: Row = {
         "config": experiment.name,
@@ -79,9 +82,11 @@ def plan(experiment: Experiment, devices: Sequence[Any]) -> Row:
         "flops": counts.flops_per_token(model, data.sequence) * tokens,
         "useful_flops": counts.flops_per_token(model, data.sequence, least=True) * tokens,
     }
-    found |= {"matmul_seconds": found["flops"] / chip.flops} | compiled(
-        experiment, placement, state, devices[0].platform
-    )
+    found |= {"matmul_seconds": found["flops"] / chip.flops}
+    step = make_step(definition.graphdef, optimizer, experiment.train)
+    with placement.active():
+        traced = step.trace(state, placement.abstract_batch(data))
+    found |= compiled(traced.lower(lowering_platforms=(devices[0].platform,)), state)
     if found["needed_bytes"] is not None:
         fixed = found["parameter_bytes"] + found["optimizer_bytes"]
         rows = data.batch * (chip.hbm - fixed) / (found["needed_bytes"] - fixed)
@@ -93,19 +98,14 @@ def plan(experiment: Experiment, devices: Sequence[Any]) -> Row:
     return found
 
 
-def compiled(experiment: Experiment, placement: Placement, state: TrainState, platform: str) -> Row:
+def compiled(lowered: Any, state: TrainState) -> Row:
     """What the compiler says of the step: the keys of `plan` from fits to needed_bytes, and its collectives."""
-    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
-    step = make_step(define(experiment.model).graphdef, optimizer, experiment.train)
     programs: list[Any] = []
-    with placement.active():
-        lowered = step.trace(state, placement.abstract_batch(experiment.data)).lower(lowering_platforms=(platform,))
-        try:
+    try:
+        with memory_advice():
             cost = sample(lambda: programs.append(lowered.compile()))
-        except JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return refused(str(error), held_bytes((state.params, state.optimizer)))
+    except MemoryError as error:
+        return refused(str(error.__cause__), held_bytes((state.params, state.optimizer)))
     memory = programs[0].memory_analysis()
     sizes = {
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -148,10 +148,9 @@ def refused(message: str, fixed: int) -> Row:
     }
 
 
-def abstract_state(experiment: Experiment, placement: Placement) -> TrainState:
-    """The shapes, dtypes and shardings of a run's TrainState before its first step."""
-    definition, key = define(experiment.model), jax.random.key(0)
-    optimizer = optimizer_of(experiment.model, experiment.optim, experiment.train.steps)
+def abstract_state(definition: Definition, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
+    """The shapes, dtypes and shardings of `init_state`."""
+    key = jax.random.key(0)
 
     def placed(x: Any, where: Any = None) -> Any:
         where = where or placement.replicated
@@ -160,10 +159,7 @@ def abstract_state(experiment: Experiment, placement: Placement) -> TrainState:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     shapes = jax.eval_shape(definition.init, key)
-    where = placement.params(definition.axes, shapes)
-    params = jax.tree.map(
-        placed, shapes, where if placement.mesh is not None else jax.tree.map(lambda _: where, shapes)
-    )
+    params = jax.tree.map(placed, shapes, placement.params(definition.axes, shapes))
     with placement.active():
         started = jax.eval_shape(optimizer.init, params)
     return TrainState(params, jax.tree.map(placed, started), placed(jax.eval_shape(lambda: key)))
@@ -185,9 +181,9 @@ def undivided(axes: Any, params: Any, placement: Placement) -> dict[str, int]:
         parts = [(part,) if isinstance(part, str) else part or () for part in sharding.RULES.spec(mesh, names)]
         return math.prod(mesh.shape[name] for part in parts for name in part)
 
-    named = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    all_axes = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
     return {
-        ".".join(str(key.key) for key in path): x.size * x.dtype.itemsize
-        for (path, x), names in zip(jax.tree.leaves_with_path(params), named, strict=True)
+        name: x.size * x.dtype.itemsize
+        for (name, x), names in zip(by_name(params, "params").items(), all_axes, strict=True)
         if x.sharding.is_fully_replicated and devices(names) > 1
     }

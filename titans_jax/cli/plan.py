@@ -19,11 +19,10 @@ from titans_jax.waiting import waiting
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.usage = "titans-jax plan CONFIG --topology v5e:4x4 [options] [--section.field value ...]"
+    parser.epilog = "--mesh divides the devices, as in train (default: the config's mesh; without one, fsdp over all)"
     parser.add_argument("config", metavar="CONFIG", help="a config's name, or a Python file with get_config()")
     chips = "the TPU slices to plan for, such as v5e:4x4,v5p:4x4x4; a column each"
     parser.add_argument("--topology", type=names, required=True, metavar="NAME,...", help=chips)
-    mesh = "how the devices are divided (default: the config's mesh; without one, fsdp over all of them)"
-    parser.add_argument("--mesh", default="", metavar="AXIS=SIZE,...", help=mesh)
     parser.add_argument("--json", dest="as_json", action="store_true", help="print the plans as JSON, for programs")
     folder = Path("outputs/plan")
     parser.add_argument("--output-dir", type=path, default=folder, help="output folder (default %(default)s)")
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     for topology in options.topology:
         with waiting(f"compiling for {topology}"):
             devices = tpu.devices(topology)
-            mesh = options.mesh or experiment.mesh or f"fsdp={len(devices)}"
+            mesh = experiment.mesh or f"fsdp={len(devices)}"
             plans[topology] = plan(replace(experiment, mesh=mesh), devices)
     flat = {f"{topology} {name}": value for topology, row in plans.items() for name, value in row.items()}
     written = results.write_result(options.output_dir, flat)

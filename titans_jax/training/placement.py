@@ -50,7 +50,9 @@ class Placement(NamedTuple):
 
     def params(self, axes: Any, abstract: Any) -> Any:
         """The sharding of every parameter, from its logical axes and its shape."""
-        return self.replicated if self.mesh is None else sharding.param_shardings(axes, abstract, self.mesh)
+        if self.mesh is None:
+            return jax.tree.map(lambda _: self.replicated, abstract)
+        return sharding.param_shardings(axes, abstract, self.mesh)
 
     def abstract_batch(self, config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of `device_batch`, to compile the step before the data are read."""
