@@ -92,6 +92,15 @@ def test_cycles_of_a_program_by_hand():
     assert Program(PROGRAM).cycles() == 5 * (10 + 3 * 7) + 1000 + 2
 
 
+def test_the_steps_that_the_compiler_notes_at_a_loop_count():
+    noted = PROGRAM.replace("direction=LT", "direction=GT")  # so that the conditions say nothing
+    for body, steps in (("body.1", 4), ("leaf", 6)):
+        note = f'body=%{body}, backend_config={{"known_trip_count":{{"n":"{steps}"}}}}'
+        assert f"body=%{body}" in noted
+        noted = noted.replace(f"body=%{body}", note)
+    assert Program(noted).cycles() == 4 * (10 + 6 * 7) + 1000 + 2
+
+
 def test_a_loop_that_does_not_say_its_steps_is_refused():
     with pytest.raises(ValueError, match="a loop whose number of steps"):
         Program(PROGRAM.replace("direction=LT", "direction=GT")).cycles()

@@ -19,8 +19,8 @@ COLLECTIVE = re.compile(rf" = (?P<result>.*) (?P<kind>{'|'.join(WIRE)})(?P<start
 class Program:
     """The computations of a compiled program's text, each a list of instructions.
 
-    Loops are those of scans, from 0 by 1 to the constant that their condition compares with. Of two branches the one
-    with more cycles counts. Raises ValueError for a loop whose condition holds no such constant.
+    A loop runs as often as the compiler notes at it. Without a note it is a scan's, from 0 by 1 to the constant that its
+    condition compares with. Of two branches the one with more cycles counts. Raises ValueError for other loops.
     """
 
     def __init__(self, text: str) -> None:
@@ -43,7 +43,8 @@ class Program:
     def called(self, line: str) -> list[tuple[str, int]]:
         """The computations that an instruction runs, and how often; without those of fusions."""
         if found := re.search(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)", line):
-            times = _trips(self.computations[found[1]])
+            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            times = int(known[1]) if known else _trips(self.computations[found[1]])
             return [(found[1], times), (found[2], times)]
         if found := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line):
             return [(max((each.strip().removeprefix("%") for each in found[1].split(",")), key=self.cycles), 1)]
