@@ -19,8 +19,8 @@ COLLECTIVE = re.compile(rf" = (?P<result>.*) (?P<kind>{'|'.join(WIRE)})(?P<start
 class Program:
     """The computations of a compiled program's text, each a list of instructions.
 
-    A loop runs as often as the compiler notes at it. Without a note it is a scan's, from 0 by 1 to the constant that its
-    condition compares with. Of two branches the one with more cycles counts. Raises ValueError for other loops.
+    A loop runs as often as the compiler notes at it. Without a note it is a scan's, from 0 by 1 to the constant that
+    its condition compares with. Of two branches the one with more cycles counts. Raises ValueError for other loops.
     """
 
     def __init__(self, text: str) -> None:
