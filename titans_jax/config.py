@@ -34,7 +34,7 @@ class TrainConfig:
     """The length of a training run, the loss, evaluation and checkpoints."""
 
     steps: int = 400
-    """Training batches. A step is one batch; optim.accumulation batches make one update."""
+    """Updates. Each takes one batch."""
     epochs: float | None = None
     """Passes over the training text, instead of steps; None to use steps."""
     seed: int = 0
@@ -278,6 +278,14 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
                 f"{name} {rows} does not divide over the {shards} devices that share a batch; "
                 f"set --{name.replace('_', '-')} {right}"
             )
+    parts = experiment.optim.accumulation
+    if data.batch % (shards * parts):
+        right = -(-data.batch // (shards * parts)) * shards * parts
+        over = f" over {shards} devices" if shards > 1 else ""
+        raise ValueError(
+            f"data.batch {data.batch} does not divide into optim.accumulation {parts} parts{over}; "
+            f"set --data.batch {right}"
+        )
 
 
 def changes(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -5,6 +5,7 @@ Under `jax.set_mesh(make_mesh("data=4,fsdp=2"))` activations are sharded over th
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -113,6 +114,17 @@ def gather(x: Array, *axes: str | None) -> Array:
     """Gather a parameter over "fsdp"; it stays sharded over "tensor"."""
     mesh = active()
     return x if mesh is None else jax.sharding.reshard(x, RULES.spec(mesh, axes, x.shape, gathered=True))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather_rounded(x: Array, axes: tuple[str | None, ...], dtype: str) -> Array:
+    """`gather` that sends x in `dtype`. The result has x's dtype, and so has its gradient where devices sum it."""
+    return gather(x.astype(dtype), *axes).astype(x.dtype)
+
+
+gather_rounded.defvjp(
+    lambda x, axes, dtype: (gather_rounded(x, axes, dtype), None), lambda axes, dtype, _, g: (constrain(g, *axes),)
+)
 
 
 def shard_local(f: Callable[..., Any], arguments: tuple[Any, ...], inputs: Any, outputs: Any) -> Any:

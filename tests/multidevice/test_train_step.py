@@ -18,7 +18,7 @@ from titans_jax.config import TrainConfig
 from titans_jax.optim import OptimConfig, build
 from titans_jax.training.step import TrainState, define, make_step
 
-meshes, optimizer, steps, rate, row, changes, resets = json.loads(sys.argv[1])
+meshes, optimizer, steps, rate, row, changes, resets, parts = json.loads(sys.argv[1])
 definition = define(config_of(row, **changes))
 optimizer = build(OptimConfig(name=optimizer, peak_rate=rate, warmup=steps), steps)
 start = jax.tree.map(lambda x: x.astype("float32"), random_params(jax.eval_shape(definition.init, jax.random.key(0))))
@@ -28,9 +28,8 @@ batch = dict(inputs=text[:, :-1], targets=text[:, 1:], mask=np.ones((8, 40), np.
 if resets:
     batch["reset"] = (np.arange(40) % 8 == 0) & (rng.random((8, 40)) < 0.5)
 
-step = make_step(definition.graphdef, optimizer, TrainConfig())
-
-def train(params, batch):
+def train(params, batch, parts):
+    step = make_step(definition.graphdef, optimizer, TrainConfig(), parts)
     state, losses = TrainState(params, jax.jit(optimizer.init)(params), jax.random.key(1)), []
     for _ in range(steps):
         state, metrics = step(state, batch)
@@ -38,21 +37,21 @@ def train(params, batch):
     return losses, sorted({str(x.sharding.spec) for x in jax.tree.leaves(state.params) if hasattr(x.sharding, "spec")})
 
 def alone(order):
-    return train(jax.tree.map(jax.numpy.array, start), {name: x[order] for name, x in batch.items()})[0]
+    return train(jax.tree.map(jax.numpy.array, start), {name: x[order] for name, x in batch.items()}, 1)[0]
 
 found = {}
 for spec in meshes:
     mesh = sharding.make_mesh(spec)
     with jax.set_mesh(mesh):
         params = jax.device_put(start, sharding.param_shardings(definition.axes, start, mesh))
-        found[spec] = train(params, jax.device_put(batch, sharding.batch_sharding(mesh)))
+        found[spec] = train(params, jax.device_put(batch, sharding.batch_sharding(mesh)), parts)
 print(json.dumps([[alone(rng.permutation(8) if i else np.arange(8)) for i in range(3)], found]))
 """
 
 
-def check(run_python, meshes, row, *, optimizer="adamw", steps=20, rate=1e-3, resets=False, **changes):
+def check(run_python, meshes, row, *, optimizer="adamw", steps=20, rate=1e-3, resets=False, parts=1, **changes):
     """Losses of a mesh are as near those of one device as these are to themselves with the batch in another order."""
-    given = [meshes, optimizer, steps, rate, row, changes, resets]
+    given = [meshes, optimizer, steps, rate, row, changes, resets, parts]
     done = run_python("-c", SOURCE, json.dumps(given), devices=8)
     (alone, *reordered), found = json.loads(done.stdout.splitlines()[-1])
     assert alone[-1] < alone[0] - 0.01
@@ -84,8 +83,9 @@ def test_every_block_with_every_residual(run_python, block):
 
 @pytest.mark.slow
 def test_what_the_mesh_does_not_divide_is_left_whole(run_python):
-    """3 attention heads and 33 words over 2 devices."""
-    check(run_python, MESHES[2:], dict(block="mal", positions="axial", persistent=3), heads=3, vocab_size=33)
+    """3 attention heads and 33 words over 2 devices; the 2 rows of a device in 2 parts."""
+    row = dict(block="mal", positions="axial", persistent=3)
+    check(run_python, MESHES[2:], row, parts=2, heads=3, vocab_size=33)
 
 
 @pytest.mark.slow

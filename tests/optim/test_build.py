@@ -98,47 +98,6 @@ def test_adamw_steps_equal_the_equations():
         np.testing.assert_allclose(flat(seen[t]), p, rtol=1e-5)
 
 
-ACCUMULATING = [pytest.param(n, marks=() if n in ("adamw", "m3") else pytest.mark.slow) for n in OPTIMIZERS]
-
-
-@pytest.mark.parametrize("name", ACCUMULATING)
-def test_accumulation_of_four_batches_equals_one_large_batch(name):
-    params = parameters()
-    data = np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32)
-
-    def loss(params, rows):
-        hidden = jnp.tanh(rows @ params["embed"]["embedding"].T) @ params["embed"]["embedding"]
-        for kernel, bias in zip(*jax.tree.leaves(params["block"]["proj"])[::-1], strict=True):
-            hidden = hidden + jnp.pad(hidden @ kernel + bias, ((0, 0), (0, 1)))
-        return jnp.mean(jnp.square(hidden))
-
-    def train(config, batches, steps):
-        transformation, p = build(config, steps), params
-        state, seen = transformation.init(p), []
-
-        @jax.jit
-        def step(p, state, rows):
-            updates, state = transformation.update(jax.grad(loss)(p, rows), state, p)
-            return optax.apply_updates(p, updates), state
-
-        for rows in batches:
-            p, state = step(p, state, rows)
-            seen.append(p)
-        return seen
-
-    config = OptimConfig(name=name, peak_rate=0.01, schedule="linear", warmup=0, final_fraction=0.0, clip=0.5)
-    whole = train(config, data.reshape(3, 4, 4), steps=3)
-    pieces = train(dataclasses.replace(config, accumulation=4), data.reshape(12, 1, 4), steps=12)
-    jax.tree.map(np.testing.assert_array_equal, pieces[2], params)
-    jax.tree.map(np.testing.assert_array_equal, pieces[6], pieces[3])
-    for one, four in zip(whole, pieces[3::4], strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, four)
-    moved = jax.tree.map(
-        lambda a, b: float(jnp.max(jnp.abs(a - b))), whole[-1]["block"]["proj"], params["block"]["proj"]
-    )
-    assert min(jax.tree.leaves(moved)) > 1e-4
-
-
 def test_only_matrices_decay():
     assert decays(parameters()) == {
         "block": {"proj": {"kernel": True, "bias": False}, "norm": {"scale": False}},

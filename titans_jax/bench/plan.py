@@ -83,7 +83,7 @@ def plan(experiment: Experiment, devices: Sequence[Any]) -> Row:
         "useful_flops": counts.flops_per_token(model, data.sequence, least=True) * tokens,
     }
     found |= {"matmul_seconds": found["flops"] / chip.flops}
-    step = make_step(definition.graphdef, optimizer, experiment.train)
+    step = make_step(definition.graphdef, optimizer, experiment.train, experiment.optim.accumulation)
     with placement.active():
         traced = step.trace(state, placement.abstract_batch(data))
     found |= compiled(traced.lower(lowering_platforms=(devices[0].platform,)), state)

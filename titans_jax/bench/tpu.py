@@ -41,12 +41,14 @@ def available() -> bool:
 
 def devices(topology: str) -> list[Any]:
     """The devices of a topology such as "v5e:4x4", which are not here. Raises ValueError for one that there is not."""
+    import jax
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
     if not available():
         raise ValueError("the TPU compiler is not installed: pip install 'titans-jax[tpu]'")
     quiet()
+    jax.config.update("jax_enable_compilation_cache", False)  # a program is not read back without its devices
     # libtpu takes a host of four chips for granted, or has been told of one by a jax that looked for a TPU in vain
     one = math.prod(map(int, re.findall(r"\d+", topology.partition(":")[2]))) == 1
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if one else {}

@@ -9,6 +9,7 @@ Notation, used throughout `titans_jax.nn` (kernels are [in, out]):
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from titans_jax.memory.stream import Valid, all_valid
 from titans_jax.nn.cpu import inner, rowwise, scaled
 
 Axes = tuple[str | None, ...]
+Module = TypeVar("Module")
 
 
 def param(value: Array, *axes: str | None) -> nnx.Param[Array]:
@@ -51,6 +53,12 @@ class Linear(nnx.Module):
         self.bias = None if bias is None else param(jnp.full(outputs, bias), axes[1])
         self.axes, self.dtype = axes, dtype
 
+    def gathered(self) -> "Linear":
+        """The same map with a kernel that is whole over "fsdp", rounded to `dtype`."""
+        graph, params = nnx.split(self)
+        params["kernel"] = self.kernel.replace(sharding.gather_rounded(self.kernel[...], self.axes, self.dtype))
+        return nnx.merge(graph, params)
+
     def kernels(self, batch: int) -> Array:
         """A copy of the kernel for each sequence, [B, inputs, outputs], sharded as the activations are."""
         kernel = sharding.gather(self.kernel[...], *self.axes)
@@ -75,6 +83,17 @@ class Linear(nnx.Module):
         else:
             y = jnp.einsum("bti,bio->bto", x, kernel, out_sharding=spec)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def gathered(module: Module) -> Module:
+    """The module with its `Linear` maps gathered, so that code which uses them several times gathers them once."""
+
+    def is_linear(x: Any) -> bool:
+        return isinstance(x, Linear)
+
+    if sharding.active() is None:
+        return module
+    return jax.tree.map(lambda x: x.gathered() if is_linear(x) else x, module, is_leaf=is_linear)
 
 
 def broadcast_batch(x: Array, batch: int, *axes: str | None) -> Array:

@@ -81,7 +81,8 @@ def _taps(random: Array, config: MemoryConfig, writes: int) -> Array:
 class WriteGates(nnx.Module):
     """The gates of each token and head, in float32; see `presets.GateStyle`.
 
-    Data-dependent gates are sigmoid(x W + b). A "fixed" keep is 1 - 2^(-5-h) for head h, as in RetNet.
+    Data-dependent gates are sigmoid(x W + b). A "fixed" keep is 1 - 2^(-5-h) for head h, as in RetNet. On a mesh each
+    device has the whole of a W of one column per head: it is small, and gathering it has a latency.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -89,11 +90,12 @@ class WriteGates(nnx.Module):
         self.config = c
         self.max_rate = max_rate_of(c)
         self.writes = rule.learner.writes_per_token
-        gate = functools.partial(Linear, config.dim, axes=("embed", None), scale=0.1, rngs=rngs)
+        gate = functools.partial(Linear, config.dim, axes=(None, None), scale=0.1, rngs=rngs)
         channels = {"scalar": c.heads, "channel": c.heads * c.head_dim}.get(c.gates.keep)
+        by_keep = ("embed", None) if c.per_channel else (None, None)
         self.rate = gate(c.heads * self.writes, bias=0.0) if c.gates.rate == "gated" else None
         self.momentum = gate(c.heads, bias=logit(c.momentum))
-        self.keep = gate(channels, bias=logit(1 - c.forget)) if channels else None
+        self.keep = gate(channels, bias=logit(1 - c.forget), axes=by_keep) if channels else None
         # keep = exp(-a rate) starts at 1 - forget, since rates start at half of max_rate
         first = jnp.full(c.heads, math.log(-2 * math.log1p(-c.forget) / self.max_rate))
         self.log_decay = param(first, "heads") if c.gates.keep == "tied" else None

@@ -17,7 +17,7 @@ from titans_jax.memory.stream import bounded, grid_of
 from titans_jax.nn.blocks import LMM, MAG, MAL, Activations, Block, Transformer, no_values
 from titans_jax.nn.config import MEMORY_BLOCKS, ModelConfig
 from titans_jax.nn.hope import Hope, HopeAttention
-from titans_jax.nn.layers import Linear, RMSNorm, param, positions_of
+from titans_jax.nn.layers import Linear, RMSNorm, gathered, param, positions_of
 from titans_jax.nn.mac import MAC
 from titans_jax.nn.memory_state import LayerInfo
 
@@ -129,7 +129,7 @@ class LM(nnx.Module):
             stream = first._replace(x=carry[0], values=carry[1], learned=carry[2])
             states, infos = [], []
             for block, block_state in zip(*layers, strict=True):
-                stream, block_state, info = block(stream, block_state)
+                stream, block_state, info = gathered(block)(stream, block_state)
                 states.append(block_state)
                 infos += [] if info is None else [info]
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *infos) if infos else None

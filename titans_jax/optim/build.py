@@ -1,4 +1,4 @@
-"""An optax transformation from an `OptimConfig`: clipping, optimizer, weight decay, learning rate, accumulation."""
+"""An optax transformation from an `OptimConfig`: clipping, optimizer, weight decay, learning rate."""
 
 import functools
 import math
@@ -52,7 +52,7 @@ class OptimConfig:
     clip: float | None = 1.0
     """Largest global norm of a gradient; None for no clipping."""
     accumulation: int = 1
-    """Batches per update: an update uses their mean gradient."""
+    """Parts of a batch that a step takes one after the other; their gradients add up to the batch's."""
 
     def __post_init__(self) -> None:
         require_known("optim.name", self.name, OPTIMIZERS)
@@ -95,23 +95,17 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def build(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` batches. Call it with the gradient of each batch.
+    """The optimizer of a run of `steps` updates.
 
     params -= rate(t) (direction(clip(gradient)) + weight_decay params), with weight decay as `decays` says.
-    With accumulation k, every k-th call applies the mean of k gradients, at the rate of the first of them; the other
-    calls return zeros. That equals one batch of k times the size if the k batches have equally many tokens.
     Raises ValueError: steps below 1.
     """
-    rate = learning_rate(config, steps)
-    transformation = optax.chain(
+    return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         OPTIMIZERS[config.name](config),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
-        optax.scale_by_learning_rate(lambda update: rate(update * config.accumulation)),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
-    if config.accumulation == 1:
-        return transformation
-    return optax.MultiSteps(transformation, config.accumulation).gradient_transformation()
 
 
 def decays(params: PyTree) -> PyTree:

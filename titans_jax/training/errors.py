@@ -67,6 +67,6 @@ def memory_advice() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryError(
-            "out of device memory; lower --data.batch (and raise --optim.accumulation to keep the batch's size), "
+            "out of device memory; raise --optim.accumulation (more parts of a batch) or lower --data.batch, "
             "shorten --data.sequence, or set --model.remat, --model.dtype bfloat16 or more devices on --mesh fsdp="
         ) from error

@@ -42,7 +42,7 @@ def replay(folder: Path, experiment: Experiment, n: int, before: int) -> dict[st
         state = init_state(model, optimizer, placement, train.seed)
         if before:
             state = TrainState(**checkpoints.restore(state._asdict(), which=before)[0])
-        step = make_step(model.graphdef, optimizer, train)
+        step = make_step(model.graphdef, optimizer, train, experiment.optim.accumulation)
         for _ in range(before + 1, n):
             state, _ = step(state, placement.device_batch(next(batches), source))
             bar.advance()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from titans_jax import optim, sharding
 from titans_jax.config import TrainConfig
@@ -98,20 +98,56 @@ def make_loss(graphdef: Any, train: TrainConfig) -> Callable[[Any, Batch, Array 
     return loss_of
 
 
-def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig) -> jax.stages.Wrapped:
+def make_gradient(graphdef: Any, train: TrainConfig, parts: int = 1) -> Callable[[Any, Batch, Array | None], Any]:
+    """`gradient(params, batch, scale) -> gradients, (loss, sums, means)`; means as `layer_means` of the memory's info.
+
+    parts: the batch is taken in so many parts of B / parts rows, one after the other, which need less memory for
+      activations. A part's loss counts by its share of the tokens' weights, so the gradient is that of the whole batch.
+    """
+    loss_of = make_loss(graphdef, train)
+
+    def whole(params: Any, batch: Batch, scale: Array | None) -> Any:
+        gradients, (loss, sums, info) = jax.grad(loss_of, has_aux=True)(params, batch, scale)
+        return gradients, (loss, sums, layer_means(info))
+
+    def in_parts(params: Any, batch: Batch, scale: Array | None) -> Any:
+        weight = jnp.sum(batch["mask"])
+
+        def add(total: Any, part: Batch) -> Any:
+            share = jnp.sum(part["mask"]) / jnp.where(weight > 0, weight, 1)
+            gradients, (loss, *others) = whole(params, part, share if scale is None else share * scale)
+            return jax.tree.map(jnp.add, total, gradients), (share * loss, *others)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        gradients, (losses, sums, means) = lax.scan(add, zeros, jax.tree.map(lambda x: split_batch(x, parts), batch))
+        sums = jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+        return gradients, (jnp.sum(losses), sums, jax.tree.map(lambda x: jnp.mean(x, 0), means))
+
+    return whole if parts == 1 else in_parts
+
+
+def split_batch(x: Array, parts: int) -> Array:
+    """[B, T] -> [parts, B / parts, T]. Part i has the rows i, i + parts, ...: each device keeps its own rows."""
+    shape = (x.shape[0] // parts, parts, x.shape[1])
+    return jnp.reshape(x, shape, out_sharding=sharding.out(shape, "batch", None, None)).swapaxes(0, 1)
+
+
+def make_step(
+    graphdef: Any, optimizer: optax.GradientTransformation, train: TrainConfig, parts: int = 1
+) -> jax.stages.Wrapped:
     """`step(state, batch) -> state, metrics`, compiled when it is called; the state given is used up.
 
-    metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and grad_norm, and memory: what
-    the memory's info says, by layer. With train.not_finite "skip", a step whose loss or grad_norm is not finite returns
-    the state as it was. With a loss scale there is loss_scale too, and grad_norm is 0 where the gradient
-    is not finite and a smaller scale is still to be tried.
+    parts: see `make_gradient`. metrics: the scalars loss (what is minimised), nll (nats a token), accuracy and
+    grad_norm, and memory: what the memory's info says, by layer. With train.not_finite "skip", a step whose loss or
+    grad_norm is not finite returns the state as it was. With a loss scale there is loss_scale too, and grad_norm is 0
+    where the gradient is not finite and a smaller scale is still to be tried.
     """
 
-    loss_of = make_loss(graphdef, train)
+    gradient = make_gradient(graphdef, train, parts)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         scale = optax.tree.get(state.optimizer, "loss_scale")
-        gradients, (loss, sums, info) = jax.grad(loss_of, has_aux=True)(state.params, batch, scale)
+        gradients, (loss, sums, means) = gradient(state.params, batch, scale)
         if scale is not None:
             gradients = jax.tree.map(lambda g: g / scale, gradients)
         update = sharding.automatic(optimizer.update, (state.params, state.optimizer))
@@ -122,7 +158,7 @@ def make_step(graphdef: Any, optimizer: optax.GradientTransformation, train: Tra
             "grad_norm": optax.tree.norm(gradients),
             "nll": sums["nll"] / jnp.maximum(sums["tokens"], 1),
             "accuracy": sums["correct"] / jnp.maximum(sums["tokens"], 1),
-            "memory": layer_means(info),
+            "memory": means,
         }
         if scale is not None:
             norm = metrics["grad_norm"]

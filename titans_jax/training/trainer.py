@@ -129,7 +129,8 @@ def _batches(experiment: Experiment, placement: Placement, start: int) -> grain.
 
 # What decides no number of the run, and its length, which moves the schedule from here on as asked.
 _OF_TRAIN = "steps log_every eval_ save_every keep not_finite patience prompt sample baseline".split()
-_MAY_CHANGE = ("name", "output_dir", "mesh", "data.workers", "data.cache_dir", *(f"train.{name}" for name in _OF_TRAIN))
+_OF_DEVICES = ("mesh", "optim.accumulation", "data.workers", "data.cache_dir")
+_MAY_CHANGE = ("name", "output_dir", *_OF_DEVICES, *(f"train.{name}" for name in _OF_TRAIN))
 
 
 def require_same_run(
@@ -154,8 +155,8 @@ def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState,
     train, config, placement = session.experiment.train, session.experiment.data, session.placement
     started = time.perf_counter()
     with stopping(), metrics.Progress(1, f"compiling {session.experiment.name}") as bar:
-        lowered = make_step(session.graphdef, session.optimizer, train).lower(state, placement.abstract_batch(config))
-        step = lowered.compile()
+        made = make_step(session.graphdef, session.optimizer, train, session.experiment.optim.accumulation)
+        step = made.lower(state, placement.abstract_batch(config)).compile()
         bar.advance()
     compile_seconds = time.perf_counter() - started
     _announce(session, state, start, compile_seconds)
