@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from titans_jax.bench.counts import jaxprs_of
+from titans_jax.training.counts import jaxprs_of
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

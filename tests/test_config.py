@@ -151,7 +151,8 @@ def test_an_absent_key_keeps_its_default():
     [
         (["--model.vocab-size", "100"], "set --model.vocab-size 256"),
         (["--data.batch", "6"], "set --data.batch 8"),
-        (["--data.batch", "24", "--optim.accumulation", "4"], "4 parts over 4 devices; set --data.batch 32"),
+        (["--data.batch", "24", "--optim.accumulation", "4"], "in optim.accumulation 4 parts; set --data.batch 32"),
+        (["--train.profile", "0", "3"], "a first step and a count"),
         (["--data.packing", "documents"], "set --data.align 64"),
         (["--model.block", "mad"], "model.block"),
         (["--model.weight-residual", "--model.memory.rule", "deltanet"], "model.weight_residual: deltanet"),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
 LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots"}
-LEAVES |= {"files", "nearest", "sealed", "waiting", "tensorboard", "disk"}
+LEAVES |= {"files", "json_values", "nearest", "sealed", "waiting", "tensorboard", "disk"}
 MIDDLE = {"nn", "config", "decode", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": {"config", "decode", "memory", "nn", "optim"},
@@ -22,10 +22,11 @@ ARROWS: dict[str, set[str]] = {
     "checkpoint": {"disk", "files", "sealed"},
     "metrics": {"files", "tensorboard", "waiting"},
     "data": {"files", "nearest"},
+    "json_values": {"nearest"},
     "optim": {"nearest"},
     "results": {"files", "metrics"},
     "nn": {"memory", "sharding", "nearest"},
-    "config": {"nn", "memory", "optim", "data", "nearest", "files"},
+    "config": {"nn", "memory", "optim", "data", "nearest", "files", "json_values"},
     "decode": {"nn", "memory", "sharding"},
     "interop": {"nn", "memory"},
     "series": {"memory", "plots"},

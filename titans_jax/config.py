@@ -9,7 +9,6 @@ import itertools
 import json
 import logging
 import math
-import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import tyro
 
 from titans_jax.data import DataConfig, check_seed, is_text
 from titans_jax.files import expand
+from titans_jax.json_values import parse
 from titans_jax.nearest import did_you_mean
 from titans_jax.nn import ModelConfig
 from titans_jax.optim import OptimConfig
@@ -63,6 +63,8 @@ class TrainConfig:
     """Prompt of the sample at the end."""
     sample: int = 256
     """Tokens of the sample at the end; 0 for none."""
+    profile: tuple[int, int] | None = None
+    """First step and number of steps that jax.profiler traces into OUTPUT/profile; None for none."""
     baseline: str = ""
     """Block of a model of as many parameters that is trained too, for the figures of data.facts; empty for none."""
 
@@ -202,38 +204,6 @@ def from_json(data: dict[str, Any]) -> Experiment:
     return parse(Experiment, data, "experiment")
 
 
-def parse(hint: Any, value: Any, where: str) -> Any:
-    """Convert a JSON value to the type `hint`, which may be a dataclass.
-
-    Raises ValueError for a value of another type, named `where`.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        hints = typing.get_type_hints(hint)
-        for key in value:
-            if key not in hints:
-                raise ValueError(
-                    f"{where}.{key} is not a field of {typing.cast(type, hint).__name__}{did_you_mean(key, hints)}"
-                )
-        return typing.cast(Any, hint)(**{key: parse(hints[key], v, f"{where}.{key}") for key, v in value.items()})
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            with contextlib.suppress(ValueError):
-                return parse(option, value, where)
-    elif origin is typing.Literal:
-        if value in arguments:
-            return value
-    elif origin is tuple and isinstance(value, list):
-        element = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(element) == len(value):
-            return tuple(parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(element, value, strict=True)))
-    elif hint is float and type(value) in (int, float):
-        return float(value)
-    elif hint is Any or type(value) is hint:
-        return value
-    raise ValueError(f"{where} is {value!r}, not {getattr(hint, '__name__', hint)}")
-
-
 def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
     """Check an experiment before anything compiles.
 
@@ -247,6 +217,8 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
         if getattr(train, name) < 1:
             raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
     check_seed("train.seed", train.seed)
+    if train.profile is not None and min(train.profile) < 1:
+        raise ValueError(f"train.profile is {train.profile}; give a first step and a count, at least 1")
     if train.eval_batches is not None and train.eval_batches < 1:
         raise ValueError(f"train.eval_batches is {train.eval_batches}; give at least 1, or None for all held-out text")
     if train.sample < 0:
@@ -271,31 +243,14 @@ def validate(experiment: Experiment, *, vocabulary: int, shards: int) -> None:
         raise ValueError(
             f"data.align is {data.align}, but memories are reset only at multiples of {start}; set --data.align {start}"
         )
-    for name, rows in (("data.batch", data.batch), ("train.eval_batch", train.eval_batch)):
-        if rows is not None and (rows < 1 or rows % shards):
-            right = max(-(-rows // shards), 1) * shards
-            raise ValueError(
-                f"{name} {rows} does not divide over the {shards} devices that share a batch; "
-                f"set --{name.replace('_', '-')} {right}"
-            )
     parts = experiment.optim.accumulation
-    if data.batch % (shards * parts):
-        right = -(-data.batch // (shards * parts)) * shards * parts
-        over = f" over {shards} devices" if shards > 1 else ""
-        raise ValueError(
-            f"data.batch {data.batch} does not divide into optim.accumulation {parts} parts{over}; "
-            f"set --data.batch {right}"
-        )
-
-
-def changes(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The leaves that differ between two JSON values, as (path, old, new).
-
-    >>> list(changes({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}))
-    [('a.b', 1, 3)]
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from changes(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-    elif old != new:
-        yield where, old, new
+    for name, rows, unit in (
+        ("data.batch", data.batch, shards * parts),
+        ("train.eval_batch", train.eval_batch, shards),
+    ):
+        if rows is not None and (rows < 1 or rows % unit):
+            each = f", in optim.accumulation {parts} parts" if unit > shards else ""
+            raise ValueError(
+                f"{name} {rows} does not divide over the {shards} devices that share a batch{each}; "
+                f"set --{name.replace('_', '-')} {max(-(-rows // unit), 1) * unit}"
+            )

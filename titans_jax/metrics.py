@@ -166,7 +166,7 @@ class Log(AbstractContextManager["Log"]):
         self._board = Board(board, step=step)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Append a record {"step", "split", **values}; `split` is "train", "held_out" or "memory".
+        """Append a record {"step", "split", **values}; `split` is "train", "held_out", "memory" or "time".
 
         Values are numbers or 0-d arrays; others raise ValueError. Values that are not finite become null, as JSON has
         no NaN.

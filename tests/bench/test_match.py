@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from titans_jax import config
-from titans_jax.bench import counts, match
+from titans_jax.bench import match
 from titans_jax.nn import MemoryConfig, ModelConfig
+from titans_jax.training import counts
 
 SMALL = ModelConfig(
     block="transformer",

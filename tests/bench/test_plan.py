@@ -10,7 +10,8 @@ from titans_jax import config
 from titans_jax.__main__ import main
 from titans_jax.bench import plan, tpu
 from titans_jax.bench.hlo import Program, wire
-from titans_jax.bench.plan import CHIPS, Chip, abstract_state, refused, undivided
+from titans_jax.bench.plan import abstract_state, refused, undivided
+from titans_jax.training.counts import CHIPS, Chip
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import define, init_state, optimizer_of
 
@@ -127,7 +128,8 @@ import jax
 from tests.bench.test_plan import small
 from titans_jax.nn import MemoryConfig
 from titans_jax.bench import plan
-plan.CHIPS[jax.devices()[0].device_kind] = plan.Chip(1e12, 1e9, 1e9)
+from titans_jax.training.counts import CHIPS, Chip
+CHIPS[jax.devices()[0].device_kind] = Chip(1e12, 1e9, 1e9)
 experiment = small()
 found = {
     mesh: plan.plan(dataclasses.replace(experiment, mesh=mesh), jax.devices()) for mesh in ("data=8", "fsdp=8")

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from titans_jax.bench import counts, memory, processes, tpu
+from titans_jax.bench import memory, processes, tpu
 from titans_jax.bench.hlo import Program
+from titans_jax.training import counts
 
 
 def chain(function, *arguments):

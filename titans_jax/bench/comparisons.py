@@ -12,7 +12,6 @@ import numpy as np
 from titans_jax import config as configs
 from titans_jax import data, metrics, sharding
 from titans_jax.bench import interleave
-from titans_jax.bench.counts import state_bytes
 from titans_jax.bench.fit import fit, held_out, program, step_timer, train_all
 from titans_jax.bench.interleave import Plan, Subject, device_timer
 from titans_jax.bench.processes import Timer
@@ -22,6 +21,7 @@ from titans_jax.evaluation import evaluate
 from titans_jax.memory import PRESETS
 from titans_jax.nearest import not_named
 from titans_jax.results import Row
+from titans_jax.training.counts import state_bytes
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import init_state
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from titans_jax import metrics
-from titans_jax.bench.counts import flops_per_token, parameters, state_bytes
 from titans_jax.config import Experiment
 from titans_jax.nn import ModelConfig
+from titans_jax.training.counts import flops_per_token, parameters, state_bytes
 
 MATCHES = ("parameters", "state", "flops", "none")
 

@@ -13,13 +13,13 @@ import numpy as np
 from jax import Array
 
 from titans_jax.bench import tpu
-from titans_jax.bench.counts import matmul_flops, scan_depth
 from titans_jax.bench.interleave import Plan, Subject, device_timer
 from titans_jax.bench.processes import Timer, peak_bytes, reset_peak
 from titans_jax.memory import PRESETS, Gates, Rule, miras, unit_rate
 from titans_jax.memory.tnt import tnt, tnt_axes, tnt_weights
 from titans_jax.memory.types import state_axes
 from titans_jax.nearest import not_named
+from titans_jax.training.counts import matmul_flops, scan_depth
 
 MOMENTUM, KEEP = 0.9, 0.99
 TNT, GLOBAL = "tnt", 2048

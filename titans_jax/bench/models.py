@@ -11,7 +11,6 @@ import jax
 from titans_jax import config as configs
 from titans_jax import data, metrics
 from titans_jax.bench import interleave
-from titans_jax.bench.counts import flops_per_token, parameters, state_bytes
 from titans_jax.bench.fit import check, fit, forget, held_out, program, step_timer, train_all
 from titans_jax.bench.interleave import Plan, Subject
 from titans_jax.bench.report import Rows, over_seeds, table
@@ -21,6 +20,7 @@ from titans_jax.evaluation import by_position
 from titans_jax.nearest import not_named
 from titans_jax.nn import ModelConfig
 from titans_jax.results import Row
+from titans_jax.training.counts import flops_per_token, parameters, state_bytes
 from titans_jax.training.report import sample
 
 MODELS = {name: {"block": name} for name in ("lmm", "mac", "mag", "mal")} | {

@@ -3,43 +3,22 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
 from jax.sharding import NamedSharding
 
 from titans_jax import config, metrics, sharding
-from titans_jax.bench import counts
 from titans_jax.bench.hlo import WIRE, Program
 from titans_jax.bench.processes import sample
 from titans_jax.checkpoint import by_name
 from titans_jax.config import Experiment
 from titans_jax.results import Row
+from titans_jax.training import counts
 from titans_jax.training.errors import memory_advice
 from titans_jax.training.placement import Placement
 from titans_jax.training.step import Definition, TrainState, define, make_step, optimizer_of
-
-
-class Chip(NamedTuple):
-    """What one device can do, by its maker's figures. On v4 and TPU7x, a device is half a chip.
-
-    flops: bfloat16 FLOPs a second. hbm: bytes of memory. links: bytes a second that go out over all links together.
-    """
-
-    flops: float
-    hbm: float
-    links: float
-
-
-CHIPS = {
-    "TPU v4": Chip(137.5e12, 16 * 2**30, 67.5e9),
-    "TPU v5 lite": Chip(197e12, 16 * 2**30, 180e9),
-    "TPU v5": Chip(459e12, 95 * 2**30, 540e9),
-    "TPU v6 lite": Chip(918e12, 32 * 2**30, 360e9),
-    "TPU7x": Chip(1153e12, 96 * 2**30, 300e9),
-}
-"""By jax' name of the device's kind."""
 
 
 def plan(experiment: Experiment, devices: Sequence[Any]) -> Row:
@@ -60,7 +39,7 @@ def plan(experiment: Experiment, devices: Sequence[Any]) -> Row:
     """
     placement, model, data = Placement.of(experiment.mesh, devices), experiment.model, experiment.data
     config.validate(experiment, vocabulary=model.vocab_size, shards=placement.shards)
-    chip, n = CHIPS[devices[0].device_kind], len(devices)
+    chip, n = counts.CHIPS[devices[0].device_kind], len(devices)
     tokens = data.batch * data.sequence / n
     definition, optimizer = define(model), optimizer_of(model, experiment.optim, experiment.train.steps)
     state = abstract_state(definition, optimizer, placement)

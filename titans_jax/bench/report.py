@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from titans_jax import __version__, files
-from titans_jax.config import changes
+from titans_jax.json_values import changes
 from titans_jax.results import Row, markdown
 
 

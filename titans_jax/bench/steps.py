@@ -13,7 +13,6 @@ from flax import nnx
 
 from titans_jax import data
 from titans_jax.bench import torch_peer
-from titans_jax.bench.counts import flops_per_token
 from titans_jax.bench.fit import step_timer
 from titans_jax.bench.interleave import Plan, Subject, device_timer
 from titans_jax.bench.processes import Timer, cores
@@ -25,6 +24,7 @@ from titans_jax.nn import MemoryConfig, ModelConfig
 from titans_jax.nn.config import MEMORY_BLOCKS
 from titans_jax.nn.memory import MemoryMixer
 from titans_jax.optim import OptimConfig
+from titans_jax.training.counts import flops_per_token
 from titans_jax.training.step import define
 
 MAC, PLAIN = "transformer,mac", "transformer"

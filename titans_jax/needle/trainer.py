@@ -13,9 +13,9 @@ import optax
 from flax import nnx
 from jax import Array
 
-from titans_jax import config as configs
 from titans_jax import data, files, metrics, optim
 from titans_jax.checkpoint import CheckpointError, Checkpoints, Which
+from titans_jax.json_values import parse
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
 from titans_jax.needle.model import TitanMin
@@ -114,7 +114,7 @@ def _config_of(checkpoints: Checkpoints, which: Which) -> NeedleConfig:
     if "config" not in meta:
         raise CheckpointError(f"{checkpoints.directory} is a run of another command; give one of `titans-jax needle`")
     try:
-        return configs.parse(NeedleConfig, meta["config"], "needle")
+        return parse(NeedleConfig, meta["config"], "needle")
     except ValueError as error:
         raise CheckpointError(f"{checkpoints.directory} holds no Titan-Min: {type(error).__name__}: {error}") from None
 

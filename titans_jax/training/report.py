@@ -1,5 +1,6 @@
 """The files of a finished run: result, sample and pictures; and the summary that is printed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.decode import NotFinite, generate
 from titans_jax.nn import LM
+from titans_jax.training.counts import CHIPS, flops_per_token
 from titans_jax.training.recalled import Figures, lines
 from titans_jax.training.session import note
 
@@ -35,7 +37,8 @@ def finish(
     if not metrics.is_main():
         return measured
     folder = experiment.output
-    steps = [record for record in metrics.read_records(folder) if record["split"] == "train"]
+    records = metrics.read_records(folder)
+    steps, times = ([record for record in records if record["split"] == split] for split in ("train", "time"))
     result = {
         **measured,
         "steps": experiment.train.steps,
@@ -43,6 +46,7 @@ def finish(
         "parameters": metrics.count(nnx.split(model)[1]),
         "best_step": best,
         "best_bits_per_byte": best_score,
+        **_times(experiment, times[-1] if times else {}),
     }
     for name, row in (found or {}).items():
         key = name.replace(" ", "_")
@@ -99,6 +103,24 @@ def _memory_info(graphdef: Any, params: Any, tokens: jax.Array) -> Any:
     return jax.tree.map(lambda x: sharding.constrain(x[:, 0]), info)
 
 
+def _times(experiment: Experiment, record: Mapping[str, Any]) -> dict[str, float]:
+    """The times of the log's record, and `mfu` of the median step where the device's figures are known."""
+    times = {name: value for name, value in record.items() if name not in ("step", "split")}
+    chip = CHIPS.get(jax.devices()[0].device_kind)
+    if not times or chip is None:
+        return times
+    source = experiment.data
+    flops = flops_per_token(experiment.model, source.sequence, least=True) * source.batch * source.sequence
+    return times | {"mfu": flops / (times["step_p50_seconds"] * chip.flops * jax.device_count())}
+
+
+def _time_line(result: Mapping[str, Any]) -> str:
+    others = ", ".join(f"{what} {result[f'{what}_seconds']:.1f} s" for what in ("compile", "data", "evaluate", "save"))
+    step = f"a step {result['step_p50_seconds']:.3g} s, 95 of 100 at most {result['step_p95_seconds']:.3g} s"
+    mfu = f", MFU {result['mfu']:.1%}" if "mfu" in result else ""
+    return f"  time       {step}{mfu}; steps are {result['goodput']:.0%}: {others}"
+
+
 def _summary(experiment: Experiment, result: dict[str, Any], sample: str, files: list[str]) -> str:
     shown = " ".join(sample.split())
     return "\n".join(
@@ -107,6 +129,7 @@ def _summary(experiment: Experiment, result: dict[str, Any], sample: str, files:
             f"  held-out   {result['bits_per_byte']:.4f} bits per byte, loss {result['loss']:.4f}, perplexity "
             f"{result['perplexity']:.3f}, accuracy {result['accuracy']:.4f}; best {result['best_bits_per_byte']:.4f} "
             f"at step {result['best_step']}",
+            *([_time_line(result)] if "goodput" in result else []),
             f"  sample     {shown[:200]}{'...' if len(shown) > 200 else ''}",
             f"  written    {experiment.output}/: checkpoints/, {', '.join(files)}",
         ]

@@ -1,12 +1,12 @@
-"""What a run holds, and the record that it keeps of its steps."""
+"""What a run holds, and the record that it keeps of its steps and its time."""
 
 import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import jax
@@ -20,6 +20,7 @@ from titans_jax.training.errors import Diverged, NotFinite
 from titans_jax.training.placement import Placement
 
 _log = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,27 @@ class Session:
 
 
 class Recorder:
-    """Takes each step's metrics to the log and the progress bar, and keeps the time that steps took."""
+    """Takes each step's metrics to the log and the progress bar, and keeps what took how long.
 
-    def __init__(self, session: Session, bar: metrics.Progress) -> None:
+    durations: of each step, from the end of the one before, without pauses; with the waits for its batch.
+    seconds: of other things, by name.
+    """
+
+    def __init__(self, session: Session, bar: metrics.Progress, compile_seconds: float) -> None:
         self.session, self.bar = session, bar
         self.tokens = session.experiment.data.batch * session.experiment.data.sequence
         self.rate = optim.learning_rate(session.experiment.optim, session.experiment.train.steps)
-        self.steps, self.seconds, self.mark = 0, 0.0, time.perf_counter()
+        self.durations: list[float] = []
+        self.seconds = {"compile": compile_seconds, "data": 0.0, "evaluate": 0.0, "save": 0.0}
+        self.mark = time.perf_counter()
         self.skipped = 0  # in a row
 
     def record(self, n: int, device_metrics: Mapping[str, Any]) -> None:
         """Wait for step n's metrics and log them. Raises NotFinite, unless the step has skipped its update."""
         values = jax.device_get(dict(device_metrics))
         now = time.perf_counter()
-        self.steps, self.seconds, self.mark = self.steps + 1, self.seconds + now - self.mark, now
+        self.durations.append(now - self.mark)
+        self.mark = now
         memory = values.pop("memory")
         wrong = self._not_finite(values, memory)
         tokens, size = values.pop("counted")
@@ -82,13 +90,55 @@ class Recorder:
     @property
     def tokens_per_second(self) -> float:
         """Over the steps so far, without compiling, evaluating and saving."""
-        return self.steps * self.tokens / max(self.seconds, 1e-9)
+        return len(self.durations) * self.tokens / max(sum(self.durations), 1e-9)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Leave what happens inside out of the steps' time."""
         yield
         self.mark = time.perf_counter()
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time of what happens inside to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
+
+    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; the waits for them are "data"."""
+        source = iter(batches)
+        while True:
+            with self.timed("data"):
+                batch = next(source, None)
+            if batch is None:
+                return
+            yield batch
+
+    def times(self) -> dict[str, float]:
+        """Seconds of this process, for result.json; `goodput` is the share of its training that steps took.
+
+        step_p50_seconds, step_p95_seconds: half of the steps, and 95 of 100, took at most this.
+        """
+        seconds = {"step": sum(self.durations) - self.seconds["data"]} | self.seconds
+        half, most = np.percentile(self.durations, [50, 95])
+        return (
+            {f"{what}_seconds": value for what, value in seconds.items()}
+            | {"step_p50_seconds": float(half), "step_p95_seconds": float(most)}
+            | {"goodput": seconds["step"] / sum(seconds.values())}
+        )
+
+
+def profiled(batches: Iterable[Batch], start: int, session: Session) -> Iterator[Batch]:
+    """The batches after step `start`; while those of train.profile are computed, jax.profiler traces."""
+    first, count = session.experiment.train.profile or (0, 0)
+    with contextlib.ExitStack() as trace:
+        for n, batch in enumerate(batches, start + 1):
+            if n == first:
+                trace.enter_context(jax.profiler.trace(session.experiment.output / "profile"))
+            if n == first + count + 1:  # the loop asks for a batch when the step before the last one has ended
+                trace.close()
+            yield batch
 
 
 def note(line: str) -> None:

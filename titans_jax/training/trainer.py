@@ -22,6 +22,7 @@ from titans_jax.checkpoint import Checkpoints
 from titans_jax.config import Experiment
 from titans_jax.evaluation import evaluate
 from titans_jax.evaluation.ablation import frozen
+from titans_jax.json_values import changes
 from titans_jax.nn import LM
 from titans_jax.training import loop, processes
 from titans_jax.training.errors import NotFinite, Stopped, memory_advice, stop_requested, stopping
@@ -29,7 +30,7 @@ from titans_jax.training.model_io import describe, identity
 from titans_jax.training.placement import Placement
 from titans_jax.training.recalled import baseline_of, figures, tells_facts
 from titans_jax.training.report import finish
-from titans_jax.training.session import Recorder, Session, diverged, note
+from titans_jax.training.session import Recorder, Session, diverged, note, profiled
 from titans_jax.training.step import TrainState, define, init_state, make_step, optimizer_of
 
 Open = Callable[[Experiment], tuple[Session, TrainState, int]]
@@ -71,13 +72,13 @@ def _trained(experiment: Experiment, open_: Open) -> tuple[Session, LM, dict[str
         try:
             with session.placement.active():
                 if start < experiment.train.steps:
-                    state, evaluation, compile_seconds = _train(session, state, start)
+                    state, evaluation = _train(session, state, start)
                 else:  # it was killed after its last step, or had ended: only what is left at the end is made again
                     with stopping():
-                        evaluation, compile_seconds = _evaluate(session, state), 0.0
+                        evaluation = _evaluate(session, state)
         finally:
             session.log.close()
-        return session, nnx.merge(session.graphdef, state.params), {**evaluation, "compile_seconds": compile_seconds}
+        return session, nnx.merge(session.graphdef, state.params), evaluation
 
 
 def _with_steps(experiment: Experiment) -> Experiment:
@@ -128,7 +129,7 @@ def _batches(experiment: Experiment, placement: Placement, start: int) -> grain.
 
 
 # What decides no number of the run, and its length, which moves the schedule from here on as asked.
-_OF_TRAIN = "steps log_every eval_ save_every keep not_finite patience prompt sample baseline".split()
+_OF_TRAIN = "steps log_every eval_ save_every keep not_finite patience prompt sample profile baseline".split()
 _OF_DEVICES = ("mesh", "optim.accumulation", "data.workers", "data.cache_dir")
 _MAY_CHANGE = ("name", "output_dir", *_OF_DEVICES, *(f"train.{name}" for name in _OF_TRAIN))
 
@@ -140,7 +141,7 @@ def require_same_run(
 
     option: the command's option that names another folder.
     """
-    for path, old, new in configs.changes(saved, now):
+    for path, old, new in changes(saved, now):
         if not path.startswith(may_change):
             named = "." in path and not path.startswith("data.")  # a field of an Experiment; texts stay the same
             how = f", --change {path} to go on" if named else ""
@@ -150,8 +151,8 @@ def require_same_run(
             )
 
 
-def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState, dict[str, Any], float]:
-    """Steps start + 1 to the last; the state, the last evaluation, and the seconds that compiling took."""
+def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState, dict[str, Any]]:
+    """Steps start + 1 to the last; the state and the last evaluation."""
     train, config, placement = session.experiment.train, session.experiment.data, session.placement
     started = time.perf_counter()
     with stopping(), metrics.Progress(1, f"compiling {session.experiment.name}") as bar:
@@ -175,16 +176,18 @@ def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState,
     def pause(n: int, state: TrainState, stopping: bool) -> None:
         with recorder.pause():
             if evaluating(n):
-                evaluation.update(_evaluate(session, state))
+                with recorder.timed("evaluate"):
+                    evaluation.update(_evaluate(session, state))
                 session.log.write(n, "held_out", {name: evaluation[name] for name in _CURVES})
                 if not math.isfinite(evaluation["loss"]):
                     raise NotFinite(n, "held-out loss not finite")
-            _save(session, state, n, evaluation if evaluating(n) else None)
+            with recorder.timed("save"):
+                _save(session, state, n, evaluation if evaluating(n) else None)
         if stopping and n < train.steps:
             raise Stopped(f"stopped after step {n}, which is saved in {session.checkpoints.directory}")
 
     with stop_requested() as stop, metrics.Progress(train.steps, session.experiment.name, initial=start) as bar:
-        recorder, batches = Recorder(session, bar), session.batches
+        recorder, batches = Recorder(session, bar, compile_seconds), session.batches
         event = processes.Agreed(stop, placement.mesh) if placement.mesh and jax.process_count() > 1 else stop
         rollbacks: list[int] = []
         while True:
@@ -194,14 +197,15 @@ def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState,
                 state = loop.train(
                     advance,
                     state,
-                    itertools.islice(batches, train.steps - start),
+                    recorder.waiting_for(profiled(itertools.islice(batches, train.steps - start), start, session)),
                     start=start,
                     record=recorder.record,
                     due=lambda n: evaluating(n) or n % train.save_every == 0,
                     pause=pause,
                     stop=event,
                 )
-                return state, evaluation, compile_seconds
+                session.log.write(train.steps, "time", recorder.times())
+                return state, evaluation
             except NotFinite as error:
                 wrong = error.with_traceback(None)  # it would keep the state in memory
             with recorder.pause():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from titans_jax.bench import memory
-from titans_jax.bench.counts import matmul_flops
 from titans_jax.memory import miras, presets
+from titans_jax.training.counts import matmul_flops
 
 D, HIDDEN, B = 8, 32, 4
 RULE = presets.titans(D)

@@ -1,8 +1,8 @@
-"""What a model or a program needs, counted before anything is compiled: parameters, bytes, FLOPs, steps in sequence."""
+"""What a model or a program needs, counted before anything is compiled, and what devices can do."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,27 @@ from titans_jax.training.step import define
 
 LONG = 16
 """Training sequences in the row whose FLOPs are counted, so that a memory's unfilled last chunk weighs little."""
+
+
+class Chip(NamedTuple):
+    """What one device can do, by its maker's figures. On v4 and TPU7x, a device is half a chip.
+
+    flops: bfloat16 FLOPs a second. hbm: bytes of memory. links: bytes a second that go out over all links together.
+    """
+
+    flops: float
+    hbm: float
+    links: float
+
+
+CHIPS = {
+    "TPU v4": Chip(137.5e12, 16 * 2**30, 67.5e9),
+    "TPU v5 lite": Chip(197e12, 16 * 2**30, 180e9),
+    "TPU v5": Chip(459e12, 95 * 2**30, 540e9),
+    "TPU v6 lite": Chip(918e12, 32 * 2**30, 360e9),
+    "TPU7x": Chip(1153e12, 96 * 2**30, 300e9),
+}
+"""By jax' name of the device's kind."""
 
 
 def parameters(model: ModelConfig) -> int:
