@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "titans_jax"
 
 LEAVES = {"memory", "sharding", "optim", "data", "loss", "metrics", "checkpoint", "plots"}
-LEAVES |= {"files", "json_values", "nearest", "sealed", "waiting", "tensorboard", "disk"}
+LEAVES |= {"compiling", "files", "json_values", "nearest", "sealed", "waiting", "tensorboard", "disk"}
 MIDDLE = {"nn", "config", "decode", "interop"}
 ARROWS: dict[str, set[str]] = {
     "__init__": {"config", "decode", "memory", "nn", "optim"},
@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "results": {"files", "metrics"},
     "nn": {"memory", "sharding", "nearest"},
     "config": {"nn", "memory", "optim", "data", "nearest", "files", "json_values"},
-    "decode": {"nn", "memory", "sharding"},
+    "decode": {"nn", "memory", "sharding", "compiling"},
     "interop": {"nn", "memory"},
     "series": {"memory", "plots"},
     "evaluation": LEAVES | MIDDLE,

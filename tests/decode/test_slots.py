@@ -30,7 +30,7 @@ def model_of(block: str) -> LM:
         persistent=1,
     )
     definition = define(ModelConfig(block=block, vocab_size=VOCABULARY, memory=memory, **sizes))
-    shapes = jax.eval_shape(definition.init, jax.random.key(0))
+    shapes = definition.shapes
     return definition.model(jax.tree.map(jax.numpy.asarray, random_params(shapes)))
 
 

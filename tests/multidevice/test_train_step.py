@@ -21,7 +21,7 @@ from titans_jax.training.step import TrainState, define, make_step
 meshes, optimizer, steps, rate, row, changes, resets, parts = json.loads(sys.argv[1])
 definition = define(config_of(row, **changes))
 optimizer = build(OptimConfig(name=optimizer, peak_rate=rate, warmup=steps), steps)
-start = jax.tree.map(lambda x: x.astype("float32"), random_params(jax.eval_shape(definition.init, jax.random.key(0))))
+start = jax.tree.map(lambda x: x.astype("float32"), random_params(definition.shapes))
 rng = np.random.default_rng(0)
 text = rng.integers(0, 32, (8, 41), np.int32)
 batch = dict(inputs=text[:, :-1], targets=text[:, 1:], mask=np.ones((8, 40), np.float32))

@@ -137,8 +137,7 @@ def abstract_state(definition: Definition, optimizer: optax.GradientTransformati
             where = NamedSharding(placement.mesh, x.sharding.spec)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-    shapes = jax.eval_shape(definition.init, key)
-    params = jax.tree.map(placed, shapes, placement.params(definition.axes, shapes))
+    params = jax.tree.map(placed, definition.shapes, placement.params(definition.axes, definition.shapes))
     with placement.active():
         started = jax.eval_shape(optimizer.init, params)
     return TrainState(params, jax.tree.map(placed, started), placed(jax.eval_shape(lambda: key)))

@@ -14,6 +14,7 @@ import jax
 
 from titans_jax import config, data, files, metrics, plots, results, training
 from titans_jax.cli.options import checkpoint, load, load_options, output, path, positive
+from titans_jax.compiling import ONCE
 from titans_jax.config import Experiment
 from titans_jax.decode import streaming
 from titans_jax.evaluation import StreamEvaluator, curves, load_state
@@ -113,7 +114,7 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, LM, dict[str, Any]]:
     experiment = config.override(config.load(options.config), options.changes, "titans-jax stream", options.flags)
     config.validate(experiment, vocabulary=data.load_tokenizer(experiment.data.tokenizer).vocab_size, shards=1)
     definition = training.define(experiment.model)
-    params = jax.jit(definition.init)(jax.random.key(experiment.train.seed))
+    params = jax.jit(definition.init, compiler_options=ONCE)(jax.random.key(experiment.train.seed))
     return experiment, definition.model(params), {"config": options.config, "step": 0}
 
 

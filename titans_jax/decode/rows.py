@@ -16,6 +16,7 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax import sharding
+from titans_jax.compiling import ONCE
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
 from titans_jax.nn.model import ByLayer
@@ -28,7 +29,7 @@ def advance(graphdef: Any, params: Any, state: Any, tokens: Array) -> tuple[Arra
     return sharding.constrain(logits[:, -1], "batch"), state
 
 
-@partial(jax.jit, static_argnums=(0, 2))
+@partial(jax.jit, static_argnums=(0, 2), compiler_options=ONCE)
 def _first_state(graphdef: Any, params: Any, batch: int) -> Any:
     return nnx.merge(graphdef, params).init_state(batch)
 
@@ -44,7 +45,7 @@ def unrolled(model: LM) -> tuple[LM | ByLayer, Callable[[Any], Any]]:
     return model.by_layer(), partial(_by_layer, *nnx.split(model))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=ONCE)
 def _by_layer(graphdef: Any, params: Any, state: Any) -> Any:
     return nnx.merge(graphdef, params).state_by_layer(state)
 

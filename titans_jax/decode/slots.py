@@ -18,6 +18,7 @@ from jax import Array, lax
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax import sharding
+from titans_jax.compiling import ONCE
 from titans_jax.decode.rows import advance, check_tokens, copied, first_state, unrolled
 from titans_jax.decode.sampling import Filters, Sampling, draw, filters
 from titans_jax.nn import LM
@@ -139,7 +140,7 @@ def batch_axes(graphdef: Any, params: Any) -> Any:
     return jax.tree.map(lambda a, b: next((i for i in range(a.ndim) if a.shape[i] != b.shape[i]), -1), one, two)
 
 
-@partial(jax.jit, static_argnums=(0, 2))
+@partial(jax.jit, static_argnums=(0, 2), compiler_options=ONCE)
 def _empty(graphdef: Any, params: Any, slots: int) -> tuple[Any, Array, Array]:
     """States, keys and logits of empty slots, on the parameters' devices, as `_step` returns them."""
     model = nnx.merge(graphdef, params)

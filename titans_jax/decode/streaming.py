@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
+from titans_jax.compiling import ONCE
 from titans_jax.decode.rows import copied
 from titans_jax.nn import LM
 
@@ -57,7 +58,7 @@ def init(model: LM, separator: int, *, batch: int = 1) -> StreamState:
     return fork(_init(*nnx.split(model), batch, separator))  # a first state may share arrays with the parameters
 
 
-@partial(jax.jit, static_argnums=(0, 2))
+@partial(jax.jit, static_argnums=(0, 2), compiler_options=ONCE)
 def _init(graphdef: Any, params: Any, batch: int, separator: Array) -> StreamState:
     # On the parameters' devices, as the states that `_read` returns: on others, `_read` would compile again.
     return StreamState(nnx.merge(graphdef, params).init_state(batch), jnp.full(batch, separator, jnp.int32))

@@ -15,6 +15,7 @@ from jax import Array
 
 from titans_jax import data, files, metrics, optim
 from titans_jax.checkpoint import CheckpointError, Checkpoints, Which
+from titans_jax.compiling import ONCE
 from titans_jax.json_values import parse
 from titans_jax.needle.config import NeedleConfig
 from titans_jax.needle.evaluate import predict, score
@@ -54,7 +55,7 @@ def _train(config: NeedleConfig, folder: Path, resume: bool, name: str) -> None:
         name="adamw", peak_rate=config.learning_rate, warmup=min(50, total // 10), weight_decay=0.01
     )
     optimizer = optim.build(chosen, total)
-    params = jax.jit(model.init)(jax.random.key(config.seed))
+    params = jax.jit(model.init, compiler_options=ONCE)(jax.random.key(config.seed))
     arrays = {"params": params, "optimizer": jax.jit(optimizer.init)(params)}
     record: list[dict[str, Any]] = []
     start = 0
@@ -127,8 +128,8 @@ def load(folder: Path, which: Which = "best") -> tuple[NeedleConfig, TitanMin, i
     checkpoints = checkpoints_of(folder)
     step = checkpoints.find(which)
     config = _config_of(checkpoints, step)
-    model, abstract = planned(folder, config, TitanMin)
-    arrays, _, _ = checkpoints.restore({"params": abstract}, which=step)
+    model = planned(folder, config, TitanMin)
+    arrays, _, _ = checkpoints.restore({"params": model.shapes}, which=step)
     return config, model.model(arrays["params"]), step
 
 

@@ -41,13 +41,13 @@ CHIPS = {
 
 def parameters(model: ModelConfig) -> int:
     """Numbers that are trained."""
-    return metrics.count(_params(model))
+    return metrics.count(define(model).shapes)
 
 
 def state_bytes(model: ModelConfig, *, caches: bool = True) -> int:
     """Bytes that one sequence carries from token to token. caches: attention's keys and values included."""
     definition = define(model)
-    state = jax.eval_shape(lambda params: definition.model(params).init_state(1), _params(model))
+    state = jax.eval_shape(lambda params: definition.model(params).init_state(1), definition.shapes)
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, KV) and not caches)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if not isinstance(leaf, KV))
 
@@ -67,12 +67,8 @@ def flops_per_token(model: ModelConfig, sequence: int, *, least: bool = False) -
         return cross_entropy(logits, tokens, jnp.ones(tokens.shape))[0]
 
     row = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-    counted = jax.make_jaxpr(loss if least else jax.grad(loss))(_params(model), row)
+    counted = jax.make_jaxpr(loss if least else jax.grad(loss))(definition.shapes, row)
     return (3 if least else 1) * matmul_flops(counted.jaxpr) / tokens
-
-
-def _params(model: ModelConfig) -> Any:
-    return jax.eval_shape(define(model).init, jax.random.key(0))
 
 
 def matmul_flops(jaxpr: Any) -> int:

@@ -49,8 +49,8 @@ def load(folder: str | Path, which: Any = "best", *, rule: str = "") -> tuple[Ex
     if "experiment" not in meta:
         raise CheckpointError(f"{folder} is a run of another command, such as needle; give one of train")
     experiment = confined(experiment_of(meta, folder), rule, folder)
-    model, abstract = planned(folder, experiment.model)
-    arrays, _, _ = checkpoints.restore({"params": abstract}, which=step)
+    model = planned(folder, experiment.model)
+    arrays, _, _ = checkpoints.restore({"params": model.shapes}, which=step)
     return experiment, model.model(arrays["params"]), step
 
 
@@ -65,29 +65,24 @@ def confined(experiment: Experiment, rule: str, folder: str | Path) -> Experimen
     return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, cache_dir=None, workers=0))
 
 
-def planned(
-    folder: str | Path, config: Any, kind: Callable[..., nnx.Module] | None = None
-) -> tuple[Definition, dict[str, Any]]:
-    """The definition of a checkpoint's model, as `define`, and the shapes of its parameters; nothing is computed.
+def planned(folder: str | Path, config: Any, kind: Callable[..., nnx.Module] | None = None) -> Definition:
+    """The definition of a checkpoint's model, as `define`; nothing is computed.
 
     Raises CheckpointError if there is no such model, or if its parameters and one state do not fit into memory.
     """
-
-    def begin(key: jax.Array) -> tuple[Any, Any]:
-        params = definition.init(key)
-        return params, definition.model(params).init_state(1) if kind is None else None
-
+    state: Any = ()
     try:
         definition = define(config, kind)
-        abstract = jax.eval_shape(begin, jax.random.key(0))
+        if kind is None:
+            state = jax.eval_shape(lambda params: definition.model(params).init_state(1), definition.shapes)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{folder} holds no usable model: {type(error).__name__}: {error}") from None
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((definition.shapes, state)))
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > room:
         wanted, there = (f"{number / 2**30:,.0f} GiB" for number in (size, room))
         raise CheckpointError(f"{folder}: parameters and state of its model take {wanted}; this machine has {there}")
-    return definition, abstract[0]
+    return definition
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
@@ -187,8 +182,8 @@ def _unusable(folder: Path, error: Exception) -> CheckpointError:
 def _load_saved(folder: Path, rule: str) -> tuple[Experiment, LM, int]:
     record = _record(folder)
     experiment = confined(experiment_of(record, folder), rule, folder)
-    definition, abstract = planned(folder, experiment.model)
-    wanted = by_name(abstract, WEIGHTS)
+    definition = planned(folder, experiment.model)
+    wanted = by_name(definition.shapes, WEIGHTS)
     most = (1 << 20) + sum(array.size * array.dtype.itemsize for array in wanted.values())
     try:
         if (size := regular(folder / WEIGHTS)) > most:
@@ -206,7 +201,11 @@ def _load_saved(folder: Path, rule: str) -> tuple[Experiment, LM, int]:
     kinds = {name: kind(array) for name, array in found.items()}
     require_same(f"{folder} does not fit its config.json: {WEIGHTS}", wanted, kinds)
     arrays = [jnp.asarray(found[name]) for name in wanted]
-    return experiment, definition.model(jax.tree.unflatten(jax.tree.structure(abstract), arrays)), record["step"]
+    return (
+        experiment,
+        definition.model(jax.tree.unflatten(jax.tree.structure(definition.shapes), arrays)),
+        record["step"],
+    )
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

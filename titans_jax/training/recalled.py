@@ -39,7 +39,7 @@ def baseline_of(experiment: Experiment) -> Experiment | None:
         return replace(experiment.model, block=block, ff_mult=least * eights)
 
     def size(config: ModelConfig) -> int:
-        return metrics.count(jax.eval_shape(define(config).init, jax.random.key(0)))
+        return metrics.count(define(config).shapes)
 
     one, two = size(model(1)), size(model(2))
     eights = max(1, 1 + round((size(experiment.model) - one) / (two - one)))

@@ -9,6 +9,7 @@ from flax import nnx
 
 from titans_jax import data, files, metrics, plots, results, sharding
 from titans_jax.checkpoint import Checkpoints
+from titans_jax.compiling import ONCE
 from titans_jax.config import Experiment
 from titans_jax.decode import NotFinite, generate
 from titans_jax.nn import LM
@@ -95,7 +96,7 @@ def _draw(experiment: Experiment, inside: tuple[np.ndarray, Any], tokenizer: dat
     return ["loss_curve.png", "memory.png"]
 
 
-@jax.jit(static_argnums=0)
+@jax.jit(static_argnums=0, compiler_options=ONCE)
 def _memory_info(graphdef: Any, params: Any, tokens: jax.Array) -> Any:
     """The memory's info on tokens [1, T], without the axis of the batch."""
     model = nnx.merge(graphdef, params)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array, lax
 
 from titans_jax import optim, sharding
+from titans_jax.compiling import ONCE
 from titans_jax.config import TrainConfig
 from titans_jax.loss import cross_entropy
 from titans_jax.metrics import layer_means
@@ -34,11 +35,14 @@ class TrainState(NamedTuple):
 class Definition(NamedTuple):
     """A model before it has arrays: `model(init(key))` is the model.
 
-    init: key -> params, which may be compiled. axes: the logical axes of each parameter, for `sharding`.
+    init: key -> params, which may be compiled.
+    shapes: of the params, as ShapeDtypeStructs.
+    axes: the logical axes of each parameter, for `sharding`.
     """
 
     graphdef: Any
     init: Callable[[Array], Any]
+    shapes: Any
     axes: Any
 
     def model(self, params: Any) -> Any:
@@ -62,9 +66,9 @@ def define(config: Any, kind: Callable[..., nnx.Module] | None = None) -> Defini
         static.append((graphdef, axes))
         return nnx.to_pure_dict(params)
 
-    jax.eval_shape(build, jax.random.key(0))
+    shapes = jax.eval_shape(build, jax.random.key(0))
     graphdef, axes = static[0]
-    return Definition(graphdef, build, nnx.to_pure_dict(axes))
+    return Definition(graphdef, build, shapes, nnx.to_pure_dict(axes))
 
 
 def optimizer_of(model: ModelConfig, config: optim.OptimConfig, steps: int) -> optax.GradientTransformation:
@@ -78,8 +82,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, on its devices. Call it where the placement is active."""
     key = jax.device_put(jax.random.key(seed), placement.replicated)
-    where = placement.params(definition.axes, jax.eval_shape(definition.init, key))
-    params = jax.jit(definition.init, out_shardings=where)(key)
+    where = placement.params(definition.axes, definition.shapes)
+    params = jax.jit(definition.init, out_shardings=where, compiler_options=ONCE)(key)
     return TrainState(params, jax.jit(optimizer.init)(params), key)
 
 
