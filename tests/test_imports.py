@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     **{leaf: {"files"} for leaf in ("plots", "sealed", "tensorboard")},
     "checkpoint": {"disk", "files", "sealed"},
     "metrics": {"files", "tensorboard", "waiting"},
-    "data": {"files", "nearest"},
+    "data": {"files", "nearest", "sealed"},
     "json_values": {"nearest"},
     "optim": {"nearest"},
     "results": {"files", "metrics"},

@@ -38,20 +38,25 @@ def test_show_counts_both_parts_and_names_the_source(corpus, tmp_path, capsys):
     assert 0.08 < moby["held_out_characters"] / (moby["held_out_characters"] + moby["train_characters"]) < 0.12
 
 
-def test_a_bpe_is_trained_on_the_training_part_and_its_tokens_fill_the_cache(corpus, tmp_path, capsys):
+def test_a_bpe_is_trained_on_the_training_part_and_its_tokens_are_a_corpus(corpus, tmp_path, capsys):
     result, _ = command(capsys, tmp_path, "bpe", corpus, "--vocab-size", "262")
     bpe = data.load_tokenizer(result["tokenizer"])
     assert bpe.vocab_size == result["vocab_size"] == 262
     assert len(bpe.encode("the thing")) < len("the thing") and result["bytes_a_token"] > 1
-    cache = tmp_path / "cache"
-    result, text = command(capsys, tmp_path, "tokens", corpus, "--tokenizer", result["tokenizer"], "--cache-dir", cache)
-    config = data.DataConfig(corpus=str(corpus), tokenizer=str(tmp_path / "out/tokenizer.json"), cache_dir=str(cache))
-    train, kept, _ = data.load_streams(config)
-    assert result["train_file"] == str(train.path) and result["held_out_file"] == str(kept.path)
-    assert result["train_tokens"] == len(train.tokens) - 1
+    to = tmp_path / "prepared"
+    assert cli.main(["data", "prepare", str(corpus), "--tokenizer", result["tokenizer"], "--to", str(to)]) == 0
+    counts = json.loads((to / "result.json").read_text())
+    train, kept, _ = data.load_streams(data.DataConfig(corpus=str(to), tokenizer=result["tokenizer"]))
+    assert counts["train_tokens"] == len(train.tokens) - 1 and counts["valid_tokens"] == len(kept.tokens) - 1
+    assert counts["train_bytes"] == len((corpus / "wiki.train.raw").read_bytes())
     first = train.tokens[1]
-    assert f"{first}:{bpe.decode([first])!r}" in result["train_first"]
-    assert len(list(cache.iterdir())) == 6
+    assert f"{first}:{bpe.decode([first])!r}" in counts["train_first"]
+    shown, text = command(capsys, tmp_path, "show", to)
+    assert shown["parts"] == "train, valid, test" and shown["train_tokens"] == counts["train_tokens"]
+    assert shown["path"] == str(corpus) and shown["tokenizer"] == bpe.name in text
+    (tokens := to / "valid/tokens.bin").write_bytes(tokens.read_bytes()[:-2] + b"ab")
+    assert cli.main(["data", "show", str(to), "--output-dir", str(tmp_path / "out")]) == 2
+    assert f"{tokens} is not what was written: its CRC-32 differs" in capsys.readouterr().err
 
 
 def test_the_list_has_every_form(capsys):
@@ -61,13 +66,17 @@ def test_the_list_has_every_form(capsys):
         assert form in text
 
 
+def test_an_unknown_tokenizer_is_one_line(capsys, tmp_path):
+    assert cli.main(["data", "prepare", "moby-dick", "--tokenizer", "byte", "--to", str(tmp_path)]) == 2
+    assert "did you mean bytes?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["show", "moby-dik"], "did you mean moby-dick?"),
         (["show", "moby-dick", "--split", "test"], "it has no part 'test', only train"),
         (["show", "moby-dick", "--held-out", "2"], "data.held_out=2.0 must be in [0, 1)"),
-        (["tokens", "moby-dick", "--tokenizer", "byte"], "did you mean bytes?"),
         (["bpe", "moby-dick", "--vocab-size", "10"], "at least 257"),
     ],
 )

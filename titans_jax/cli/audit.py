@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 def _recall(source: data.DataConfig, model: LM, options: argparse.Namespace) -> list[Check]:
     tokenizer = data.load_tokenizer(source.tokenizer)
     needle = needle_of(options, FACT if source.facts else Needle())
-    texts = [NOISE] if source.task == "passkey" else data.load_sides(source)[1]
+    texts = [NOISE] if source.task == "passkey" else data.held_out_documents(source)
     seen, row = audit.reach(model), source.sequence
     if math.isinf(seen):
         return [Check("facts from beyond attention", None, "", "nothing: full attention sees the whole text", None)]

@@ -1,4 +1,4 @@
-"""`titans-jax data`: list, show and tokenise corpora."""
+"""`titans-jax data`: list, show and prepare corpora."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +11,7 @@ FORMS = {
     "moby-dick": "Moby-Dick, 1.2 MB, part of the package",
     "python": "the source of Python's standard library, about 12 MB",
     "FILE, FOLDER": "text, JSON lines, Parquet; names such as wiki.train.raw, val.txt, test/ are a folder's parts",
+    "PREPARED FOLDER": "tokens that `titans-jax data prepare` wrote; they are read without their text",
     "hf:NAME[:CONFIG]": "a Hugging Face dataset, such as hf:Salesforce/wikitext:wikitext-103-raw-v1, or a saved one",
     "tfds:NAME[/CONFIG]": "a TensorFlow Datasets dataset, such as tfds:lm1b, from $TFDS_DATA_DIR",
 }
@@ -20,23 +21,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add a parser for each action."""
     kinds = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     kinds.add_parser("list", help=first_line(list_corpora)).set_defaults(act=list_corpora)
-    for name, act in (("show", show), ("tokens", tokens), ("bpe", bpe)):
+    for name, act in (("show", show), ("prepare", prepare), ("bpe", bpe)):
         kind = kinds.add_parser(name, help=first_line(act), description=act.__doc__)
         kind.add_argument("corpus", help="as data.corpus; `titans-jax data list` lists the forms")
         kind.add_argument("--split", choices=get_args(data.Split), help="the held-out part, as data.split")
         kind.add_argument("--held-out", type=float, help="the held-out share, as data.held-out")
-        if name == "tokens":
+        if name == "prepare":
             kind.add_argument("--tokenizer", help="as data.tokenizer (default bytes)")
-            kind.add_argument("--cache-dir", help="folder of the token cache, as data.cache-dir")
+            kind.add_argument("--to", dest="output_dir", type=path, required=True, help="folder of the tokens")
         if name == "bpe":
             kind.add_argument("--vocab-size", type=positive, default=8192, help="vocabulary size (default %(default)s)")
-        folder = Path("outputs", "data", name)
-        kind.add_argument("--output-dir", type=path, default=folder, help="output folder (default %(default)s)")
+        if name != "prepare":
+            folder = Path("outputs", "data", name)
+            kind.add_argument("--output-dir", type=path, default=folder, help="output folder (default %(default)s)")
         kind.set_defaults(act=act)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show a corpus' source, licence and split; fill its token cache; train a BPE tokenizer on it."""
+    """Show a corpus' source, licence and split; write its tokens to a folder; train a BPE tokenizer on it."""
     options.act(options)
 
 
@@ -46,7 +48,7 @@ def list_corpora(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Show the source, licence, files, size, held-out part and first characters of a corpus."""
+    """Show the source, licence, files, size, held-out part and first characters of a corpus; check a prepared one."""
     config = _config(options)
     result: dict[str, Any] = {"corpus": config.corpus} | data.provenance(config.corpus)
     result["parts"] = ", ".join(data.load_parts(config.corpus))
@@ -54,6 +56,11 @@ def show(options: argparse.Namespace) -> None:
     for part, paths in found.items():
         result |= {f"{part}_files": len(paths), f"{part}_names": ", ".join(paths[:8] + ["..."] * (len(paths) > 8))}
     files.write_json(options.output_dir / "files.json", found)
+    if data.is_prepared(config.corpus):
+        streams = data.prepared_streams(config.corpus)
+        for stream in streams.values():
+            stream.check()
+        return _report(options, result | _counts(streams))
     for name, documents in zip(("train", "held_out"), data.load_sides(config), strict=True):
         result |= {f"{name}_documents": len(documents), f"{name}_characters": sum(map(len, documents))}
         result[f"{name}_bytes"] = sum(len(document.encode()) for document in documents)
@@ -61,21 +68,27 @@ def show(options: argparse.Namespace) -> None:
     _report(options, result)
 
 
-def tokens(options: argparse.Namespace) -> None:
-    """Fill the token cache of a corpus and show its first tokens."""
-    config, tokenizer = _config(options), data.load_tokenizer(options.tokenizer or data.BYTES.name)
-    result = {"corpus": config.corpus, "tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size}
-    sides, folder = data.load_sides(config), data.cache_folder(config.cache_dir)
-    with metrics.Progress(sum(map(len, sides)), "tokenise", unit="documents") as bar:
-        for name, documents in zip(("train", "held_out"), sides, strict=True):
-            if documents:
-                stream = data.tokenise(documents, tokenizer, folder, on_documents=bar.advance)
-                count, size = len(stream.tokens) - 1, sum(len(document.encode()) for document in documents)
-                first = stream.tokens[1:13].tolist()
-                result |= {f"{name}_tokens": count, f"{name}_bytes": size, f"{name}_bytes_a_token": size / count}
-                result[f"{name}_first"] = " ".join(f"{index}:{tokenizer.decode([index])!r}" for index in first)
-                result[f"{name}_file"] = str(stream.path)
+def prepare(options: argparse.Namespace) -> None:
+    """Write the tokens of a corpus to a folder, which is then a corpus that is read without its text."""
+    config = _config(options)
+    tokenizer = data.load_tokenizer(config.tokenizer)
+    with metrics.Progress(None, "tokenise", unit="documents") as bar:
+        streams = data.prepare(config, options.output_dir, bar.advance)
+    result = _counts(streams)
+    for part, stream in streams.items():
+        first = stream.tokens[1:13].tolist()
+        result[f"{part}_first"] = " ".join(f"{index}:{tokenizer.decode([index])!r}" for index in first)
     _report(options, result)
+
+
+def _counts(streams: dict[str, data.TokenStream]) -> dict[str, Any]:
+    """What token streams hold, by part."""
+    result: dict[str, Any] = {}
+    for part, stream in streams.items():
+        count, size = len(stream.tokens) - 1, stream.record["bytes"]
+        result |= {"tokenizer": stream.record["tokenizer"], f"{part}_documents": stream.record["documents"]}
+        result |= {f"{part}_bytes": size, f"{part}_tokens": count, f"{part}_bytes_a_token": size / count}
+    return result
 
 
 def bpe(options: argparse.Namespace) -> None:
@@ -90,7 +103,7 @@ def bpe(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> data.DataConfig:
-    names = ("corpus", "split", "held_out", "cache_dir")
+    names = ("corpus", "split", "held_out", "tokenizer")
     values = {name: getattr(options, name, None) for name in names}
     return data.DataConfig(**{name: value for name, value in values.items() if value is not None})
 

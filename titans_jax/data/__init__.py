@@ -2,17 +2,21 @@
 
 from titans_jax.data.batches import held_out_batches, steps_an_epoch, train_batches
 from titans_jax.data.blocks import Position, token_blocks
-from titans_jax.data.corpus import files_of, is_hub, load_documents, load_parts, provenance
+from titans_jax.data.corpus import files_of, is_hub, is_prepared, load_documents, load_parts, provenance
 from titans_jax.data.formats import is_text, read_text
+from titans_jax.data.streams import TokenStream
 from titans_jax.data.synthetic import Needles, check_seed, needle_splits, needles, recall
 from titans_jax.data.text import (
     DataConfig,
     Split,
     cache_folder,
     content,
+    held_out_documents,
     held_out_stream,
     load_sides,
     load_streams,
+    prepare,
+    prepared_streams,
     split_documents,
     tokenise,
 )
@@ -25,6 +29,7 @@ __all__ = [
     "Needles",
     "Position",
     "Split",
+    "TokenStream",
     "Tokenizer",
     "cache_folder",
     "check_ids",
@@ -32,8 +37,10 @@ __all__ = [
     "content",
     "files_of",
     "held_out_batches",
+    "held_out_documents",
     "held_out_stream",
     "is_hub",
+    "is_prepared",
     "is_text",
     "load_documents",
     "load_parts",
@@ -42,6 +49,8 @@ __all__ = [
     "load_tokenizer",
     "needle_splits",
     "needles",
+    "prepare",
+    "prepared_streams",
     "provenance",
     "read_text",
     "recall",

@@ -15,9 +15,10 @@ from absl import flags
 from numpy.typing import ArrayLike, NDArray
 
 from titans_jax.data.facts import tell
+from titans_jax.data.streams import TokenStream
 from titans_jax.data.synthetic import check_seed
 from titans_jax.data.tasks import TaskRows
-from titans_jax.data.text import DataConfig, TokenStream, held_out_stream, load_sides, load_streams
+from titans_jax.data.text import DataConfig, held_out_stream, load_sides, load_streams
 from titans_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 _OPEN_ROWS = 256

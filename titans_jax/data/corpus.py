@@ -9,6 +9,7 @@
 - a path: a text file is one document; a folder has one for every text file below it, sorted by path. The files of
   WikiText (`wiki.train.raw`, `.tokens`), JSON lines and Parquet have several, see `formats`. Names for train, valid and
   test, of files or folders, are the parts of a folder, see `parts`.
+- a folder that `titans-jax data prepare` wrote: token streams, see `streams`; it has no text.
 - `hf:NAME`, `hf:NAME:CONFIG`: a dataset of Hugging Face; `tfds:NAME`, `tfds:NAME/CONFIG`: of TensorFlow Datasets. A
   part is read into memory as a whole.
 """
@@ -22,13 +23,17 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from titans_jax.data import hubs, parts
 from titans_jax.data.formats import documents
 from titans_jax.files import expand
 from titans_jax.nearest import unknown
+from titans_jax.sealed import read_sealed
 
 MOBY_DICK_SHA256 = "2a4540e494e8ec31c696751d4158b7db4344ea33a1fc61268942447c56e755b4"
+PREPARED = "prepared.json"
+"""The record of a prepared corpus: its parts, none before all are written, and the provenance of its text."""
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -66,6 +71,8 @@ def load_parts(spec: str) -> hubs.Parts:
     """
     if spec in _NAMED:
         return _NAMED[spec]
+    if is_prepared(spec):
+        return {part: partial(_no_text, spec) for part in _prepared(spec)["parts"]}
     if _is_path(spec):
         return {part: partial(documents, files) for part, files in files_of(spec).items() if part != "ignored"}
     kind, _, name = spec.partition(":")
@@ -86,6 +93,8 @@ def provenance(spec: str) -> dict[str, str]:
     if spec == "python":
         source = f"{platform.python_implementation()} {platform.python_version()} library source"
         return {"source": source, "licence": "PSF-2.0", "path": str(_library())}
+    if is_prepared(spec):
+        return {name: text for name, text in _prepared(spec).items() if name != "parts"}
     if not _is_path(spec):
         kind, _, name = spec.partition(":")
         hub, page = _HUBS[kind][1:]
@@ -111,11 +120,11 @@ def _python_library() -> list[str]:
 
 
 def files_of(spec: str) -> parts.Files:
-    """Returns the files of a corpus by part, and "ignored"; none for a corpus that is not a path.
+    """Returns the files of a corpus by part, and "ignored"; none for a corpus that is not a path, or is prepared.
 
     Raises ValueError: there is no such path, or names for parts do not fit together.
     """
-    if not _is_path(spec):
+    if not _is_path(spec) or is_prepared(spec):
         return {}
     path = _existing(spec)
     if not path.is_dir():
@@ -125,6 +134,26 @@ def files_of(spec: str) -> parts.Files:
     except ValueError as error:
         raise ValueError(f"corpus {spec!r}: {error}") from None
     return {part: [path / file for file in files] for part, files in found.items()}
+
+
+def is_prepared(spec: str) -> bool:
+    """Whether a corpus is a folder of token streams, which `titans-jax data prepare` wrote."""
+    return _is_path(spec) and (expand(spec) / PREPARED).is_file()
+
+
+def _prepared(spec: str) -> dict[str, Any]:
+    """The parts of a prepared corpus, and the provenance of its text."""
+    try:
+        record = read_sealed(expand(spec) / PREPARED)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"corpus {spec!r}: {error}") from None
+    if not record["parts"]:
+        raise ValueError(f"corpus {spec!r}: its preparation was stopped; run the same `titans-jax data prepare` again")
+    return record
+
+
+def _no_text(spec: str) -> list[str]:
+    raise ValueError(f"corpus {spec!r} is prepared: it has tokens and no text; give the text that it was made of")
 
 
 def is_hub(spec: str) -> bool:

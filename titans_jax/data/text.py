@@ -1,30 +1,24 @@
-"""From documents to token ids on disk: the configuration, the held-out split, the cache.
-
-The tokens of a set of documents are one stream, `sep d_1 sep d_2 ... sep d_n sep`. The separator before a document is
-the input for its first token; the one after it is a target, so that the model learns where documents end. A stream of
-N + 1 tokens has N targets: every token of every document and n ends.
-"""
+"""From documents to token streams: the configuration, the held-out split, the cache, prepared corpora."""
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from titans_jax.data.corpus import load_documents, load_parts
+from titans_jax.data.corpus import PREPARED, is_prepared, load_documents, load_parts, provenance
+from titans_jax.data.streams import TokenStream, text_digest, write_stream
 from titans_jax.data.tasks import check_task
-from titans_jax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
-from titans_jax.files import expand, replacing, write_json
+from titans_jax.data.tokenizer import Tokenizer, load_tokenizer
+from titans_jax.files import expand, locked, remove
 from titans_jax.nearest import require_known
+from titans_jax.sealed import write_sealed
 
 Packing = Literal["stream", "documents"]
 Split = Literal["tail", "documents", "test"]
@@ -37,7 +31,8 @@ class DataConfig:
     """Which text, and how it becomes batches.
 
     Attributes:
-      corpus: "moby-dick", "python", the path of a text file or a folder, hf:NAME or tfds:NAME; see `corpus`.
+      corpus: "moby-dick", "python", the path of a text file or a folder, hf:NAME or tfds:NAME; see `corpus`. A folder
+        that `prepare` wrote has tokens in place of text.
       task: a made-up task in place of the corpus, see `tasks`; text tasks hide their facts in the corpus.
       facts: the share of rows of training text that tell a fact and mention it again, see `facts`; of rows that are
         one piece of text.
@@ -88,26 +83,6 @@ class DataConfig:
             raise ValueError(f"data.sequence={self.sequence} must be a multiple of data.align={self.align}")
 
 
-class TokenStream:
-    """A stream of token ids on disk, read through a memory map; a pickle has only its path, so processes share pages.
-
-    Attributes:
-      tokens: uint16 or uint32 [N + 1].
-      starts: int64 [n + 1], where the separators are; document i is tokens[starts[i] : starts[i + 1] + 1].
-      separator: the id of the separator.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Opens `path` + ".tokens.npy" and its ".starts.npy", as `tokenise` wrote them."""
-        self.path = path
-        self.tokens: NDArray[np.integer] = np.load(f"{path}.tokens.npy", mmap_mode="r")
-        self.starts: NDArray[np.int64] = np.load(f"{path}.starts.npy")
-        self.separator = int(self.tokens[0])
-
-    def __reduce__(self) -> tuple[type["TokenStream"], tuple[Path]]:
-        return TokenStream, (self.path,)
-
-
 def split_documents(documents: Sequence[str], held_out: float, split: Split = "tail") -> tuple[list[str], list[str]]:
     """Splits documents into those to train on and those held out; together they have each character once.
 
@@ -156,12 +131,42 @@ def _split_hashed(documents: Sequence[str], wanted: int) -> tuple[list[str], lis
 def load_streams(config: DataConfig) -> tuple[TokenStream, TokenStream | None, Tokenizer]:
     """Returns the training stream, the held-out stream (None for held_out = 0) and the tokenizer; cached on disk.
 
+    Of a prepared corpus, streams are opened and no text is read.
     Raises ValueError: the corpus or the tokenizer is unknown or empty, the split leaves one side empty, or it is "test"
-    and the corpus has no test part.
+    and the corpus has no test part; a corpus that was prepared with another tokenizer.
     """
     tokenizer, cache = load_tokenizer(config.tokenizer), cache_folder(config.cache_dir)
+    if is_prepared(config.corpus):
+        own = _own_part(config)
+        return _prepared(config, "train"), _prepared(config, own) if own else None, tokenizer
     train, test = load_sides(config)
     return tokenise(train, tokenizer, cache), tokenise(test, tokenizer, cache) if test else None, tokenizer
+
+
+def prepare(
+    config: DataConfig, folder: Path, on_documents: Callable[[int], object] = lambda count: None
+) -> dict[str, TokenStream]:
+    """Writes a corpus' token streams to a folder, which is then a corpus itself; returns them by part.
+
+    The parts are "train", "valid" where text is held out, and "test" where the corpus has one. A preparation that was
+    stopped goes on where it was.
+    Raises ValueError: as `load_streams` and `write_stream`; the folder is in use.
+    """
+    if is_prepared(config.corpus):
+        raise ValueError(f"corpus {config.corpus!r} is prepared")
+    tokenizer, found = load_tokenizer(config.tokenizer), {}
+    train, valid = load_sides(config)
+    sides = {"train": train, "valid": valid}
+    if "test" in load_parts(config.corpus):
+        sides["test"] = load_documents(config.corpus, "test")
+    with locked(folder):
+        if not (folder / PREPARED).exists():
+            write_sealed(folder / PREPARED, {"parts": []})
+        for part, documents in sides.items():
+            if documents:
+                found[part] = write_stream(folder / part, documents, tokenizer, on_documents)
+        write_sealed(folder / PREPARED, {"parts": list(found)} | provenance(config.corpus))
+    return found
 
 
 def content(config: DataConfig) -> dict[str, str]:
@@ -169,8 +174,13 @@ def content(config: DataConfig) -> dict[str, str]:
 
     Raises ValueError as `load_streams`.
     """
-    train, held_out = (_sha256(side).hexdigest()[:16] for side in load_sides(config))
-    return {"training text": train, "held-out text": held_out, "tokenizer": load_tokenizer(config.tokenizer).name}
+    if is_prepared(config.corpus):
+        train, held_out, tokenizer = load_streams(config)
+        digests = train.record["text"], held_out.record["text"] if held_out else text_digest([])
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+        digests = text_digest((sides := load_sides(config))[0]), text_digest(sides[1])
+    return {"training text": digests[0][:16], "held-out text": digests[1][:16], "tokenizer": tokenizer.name}
 
 
 def load_sides(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -181,12 +191,30 @@ def load_sides(config: DataConfig) -> tuple[list[str], list[str]]:
     return train, load_documents(config.corpus, own)
 
 
+def held_out_documents(config: DataConfig) -> list[str]:
+    """Returns the documents held out; of a prepared corpus, its tokens as text. Raises ValueError as `load_streams`."""
+    if not is_prepared(config.corpus):
+        return load_sides(config)[1]
+    stream = held_out_stream(config)
+    return stream.documents(load_tokenizer(config.tokenizer)) if stream else []
+
+
 def held_out_stream(config: DataConfig) -> TokenStream | None:
     """Returns the held-out stream of `load_streams`; a corpus with a held-out part is not read further."""
     if (own := _own_part(config)) is None:
-        return load_streams(config)[1]
+        return None if is_prepared(config.corpus) else load_streams(config)[1]
+    if is_prepared(config.corpus):
+        return _prepared(config, own)
     documents = load_documents(config.corpus, own)
     return tokenise(documents, load_tokenizer(config.tokenizer), cache_folder(config.cache_dir))
+
+
+def prepared_streams(corpus: str) -> dict[str, TokenStream]:
+    """Returns the streams of a prepared corpus by part. Raises ValueError: one is damaged or not there."""
+    try:
+        return {part: TokenStream(expand(corpus) / part) for part in load_parts(corpus)}
+    except OSError as error:
+        raise ValueError(f"corpus {corpus!r}: {error.filename}: {error.strerror}") from None
 
 
 def _own_part(config: DataConfig) -> str | None:
@@ -196,71 +224,44 @@ def _own_part(config: DataConfig) -> str | None:
     return "valid" if config.held_out and "valid" in load_parts(config.corpus) else None
 
 
-def tokenise(
-    documents: Sequence[str],
-    tokenizer: Tokenizer,
-    cache_dir: str | os.PathLike[str],
-    *,
-    on_documents: Callable[[int], object] = lambda count: None,
-) -> TokenStream:
+def _prepared(config: DataConfig, part: str) -> TokenStream:
+    """A part of a prepared corpus. Raises ValueError: as `prepared_streams`; no such part, or another tokenizer."""
+    tokenizer, there = load_tokenizer(config.tokenizer).name, prepared_streams(config.corpus)
+    if part not in there:
+        raise ValueError(f"corpus {config.corpus!r}: it has no part {part!r}, only {', '.join(there)}")
+    stream = there[part]
+    if (made := stream.record["tokenizer"]) != tokenizer:
+        raise ValueError(
+            f"corpus {config.corpus!r} was prepared with the tokenizer {made}; data.tokenizer is {tokenizer}"
+        )
+    return stream
+
+
+def tokenise(documents: Sequence[str], tokenizer: Tokenizer, cache_dir: str | os.PathLike[str]) -> TokenStream:
     """Returns the token stream of documents, from the cache if it is there.
 
-    The files' name is the hash of the text and the tokenizer. Each is written in one step, so many processes may ask at
-    once, and a killed one leaves no partial file. Their CRC-32 stands beside them; files that differ from it are logged
-    as damaged, and made again. `on_documents` is called with the number of newly tokenised documents.
+    Its name is the hash of the text and the tokenizer. It is moved there in one step, so many processes may ask at
+    once, and a killed one leaves none. It is read whole; one that is damaged is logged as such, and made again.
     Raises ValueError: there is no document, or the tokenizer made an id outside its vocabulary.
     """
-    if not documents:
-        raise ValueError("no documents to tokenise")
-    path = Path(cache_dir, _key(documents, tokenizer))
-    try:
-        if json.loads(Path(f"{path}.crc32.json").read_text(encoding="utf-8")) != _checksums(path):
-            raise ValueError("it is not what was written")
-    except FileNotFoundError:
-        _write(path, documents, tokenizer, on_documents)
-    except (OSError, ValueError) as error:
-        _log.warning("cached tokens %s are damaged and made again: %s", path, error)
-        _write(path, documents, tokenizer, on_documents)
+    path = Path(cache_dir, f"{tokenizer.name}-{text_digest(documents)[:32]}")
+    if path.exists():
+        try:
+            stream = TokenStream(path)
+            stream.check()
+            return stream
+        except (OSError, ValueError) as error:
+            _log.warning("cached tokens %s are damaged and made again: %s", path, error)
+            remove(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        write_stream(Path(folder, path.name), documents, tokenizer)
+        try:
+            os.rename(Path(folder, path.name), path)
+        except OSError:  # another process was first, with the same bytes
+            if not path.is_dir():
+                raise
     return TokenStream(path)
-
-
-def _key(documents: Sequence[str], tokenizer: Tokenizer) -> str:
-    return f"{tokenizer.name}-{_sha256(documents, b'titans_jax stream 1').hexdigest()[:32]}"
-
-
-def _sha256(documents: Sequence[str], first: bytes = b"") -> Any:
-    digest = hashlib.sha256(first)
-    for document in documents:
-        raw = document.encode()
-        digest.update(len(raw).to_bytes(8, "little"))
-        digest.update(raw)
-    return digest
-
-
-def _write(path: Path, documents: Sequence[str], tokenizer: Tokenizer, on_documents: Callable[[int], object]) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    separator = np.asarray([tokenizer.separator], dtype)
-    pieces, starts = [separator], [0]
-    for begin in range(0, len(documents), 256):
-        some = tokenizer.encode_batch(documents[begin : begin + 256])
-        for ids in some:
-            pieces += [check_ids(ids, tokenizer.vocab_size).astype(dtype), separator]
-            starts.append(starts[-1] + len(ids) + 1)
-        on_documents(len(some))
-    _replace(Path(f"{path}.starts.npy"), np.asarray(starts, np.int64))
-    _replace(Path(f"{path}.tokens.npy"), np.concatenate(pieces))
-    write_json(f"{path}.crc32.json", _checksums(path))  # last: without it, the others are made again
-
-
-def _checksums(path: Path) -> dict[str, int]:
-    """The CRC-32 of both files."""
-    names = f"{path}.starts.npy", f"{path}.tokens.npy"
-    return {Path(name).name: zlib.crc32(np.memmap(name, np.uint8, "r").data) for name in names}
-
-
-def _replace(path: Path, array: NDArray) -> None:
-    with replacing(path) as file:
-        np.save(file, array)
 
 
 def cache_folder(cache_dir: str | None) -> Path:

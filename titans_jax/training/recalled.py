@@ -59,7 +59,7 @@ def figures(experiment: Experiment, models: Mapping[str, LM], sharding: jax.shar
     recalled: the share of texts of a length whose fact, told at the beginning, is answered right at the end.
     """
     source, tokenizer = experiment.data, data.load_tokenizer(experiment.data.tokenizer)
-    hay = Hay(data.load_sides(source)[1], tokenizer)
+    hay = Hay(data.held_out_documents(source), tokenizer)
     lengths = [times * source.sequence for times in TIMES]
     found: Figures = {}
     with metrics.Progress(len(models) * sum(lengths) * SAMPLES, "facts recalled") as bar:
