@@ -416,6 +416,7 @@ def test_a_run_traces_the_steps_that_it_is_told_and_says_how_busy_a_known_device
     given = experiment(tmp_path, steps=4, profile=(2, 2))
     result = training.run(given)
     assert len([*(tmp_path / "profile").rglob("*.xplane.pb")]) == 1
+    assert 0 < result["goodput"] < 1  # starting and ending the trace is no wait for data
     products = flops_per_token(given.model, 32, least=True) * 4 * 32
     assert result["mfu"] == pytest.approx(products / result["step_p50_seconds"] / flops)
 

@@ -107,13 +107,11 @@ class Recorder:
 
     def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; the waits for them are "data"."""
-        source = iter(batches)
-        while True:
-            with self.timed("data"):
-                batch = next(source, None)
-            if batch is None:
-                return
+        start = time.perf_counter()
+        for batch in batches:
+            self.seconds["data"] += time.perf_counter() - start
             yield batch
+            start = time.perf_counter()
 
     def times(self) -> dict[str, float]:
         """Seconds of this process, for result.json; `goodput` is the share of its training that steps took.

@@ -197,7 +197,7 @@ def _train(session: Session, state: TrainState, start: int) -> tuple[TrainState,
                 state = loop.train(
                     advance,
                     state,
-                    recorder.waiting_for(profiled(itertools.islice(batches, train.steps - start), start, session)),
+                    profiled(recorder.waiting_for(itertools.islice(batches, train.steps - start)), start, session),
                     start=start,
                     record=recorder.record,
                     due=lambda n: evaluating(n) or n % train.save_every == 0,
