@@ -12,6 +12,7 @@ from titans_jax.data import streams as module
 from titans_jax.data.streams import TokenStream, write_stream
 from titans_jax.data.text import content, held_out_stream, load_streams
 from titans_jax.data.tokenizer import BYTES
+from titans_jax.sealed import read_sealed, write_sealed
 
 DOCUMENTS = [f"document {n}: {'é' * (n % 7)}\n" * (1 + n % 5) for n in range(40)]
 
@@ -171,3 +172,24 @@ def test_a_corpus_that_cannot_be_used_is_named(corpus, tmp_path, monkeypatch):
     tokens.unlink()
     with pytest.raises(ValueError, match="valid/tokens.bin: No such file"):
         held_out_stream(prepared)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("prepared.json", {"parts": None}, "prepared.json is no record of a prepared corpus"),
+        ("prepared.json", {"parts": ["../train"]}, "prepared.json is no record of a prepared corpus"),
+        ("train/stream.json", {"version": 0}, "train/stream.json has version 0; this is version 1: make it again"),
+        ("train/stream.json", {"tokens": -1}, "train/stream.json is no record of a token stream"),
+        ("train/stream.json", {"tokens": 1 << 80}, "train/tokens.bin has .* bytes, not"),
+        ("train/stream.json", {"documents": "1"}, "train/stream.json is no record of a token stream"),
+        ("train/stream.json", {"crc32": {}}, "train/stream.json is no record of a token stream"),
+        ("train/stream.json", {"dtype": "O"}, "train/stream.json has the dtype 'O'; it must be uint16 or uint32"),
+    ],
+)
+def test_a_record_of_something_else_is_named(corpus, tmp_path, name, change, message):
+    prepare(DataConfig(corpus=str(corpus)), tmp_path / "prepared")
+    path = tmp_path / "prepared" / name
+    write_sealed(path, read_sealed(path) | change)
+    with pytest.raises(ValueError, match=message):
+        load_streams(DataConfig(corpus=str(tmp_path / "prepared")))

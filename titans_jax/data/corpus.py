@@ -147,6 +147,9 @@ def _prepared(spec: str) -> dict[str, Any]:
         record = read_sealed(expand(spec) / PREPARED)
     except (OSError, ValueError) as error:
         raise ValueError(f"corpus {spec!r}: {error}") from None
+    parts = record.get("parts")
+    if not isinstance(parts, list) or any(part not in ("train", "valid", "test") for part in parts):
+        raise ValueError(f"corpus {spec!r}: {PREPARED} is no record of a prepared corpus")
     if not record["parts"]:
         raise ValueError(f"corpus {spec!r}: its preparation was stopped; run the same `titans-jax data prepare` again")
     return record

@@ -178,6 +178,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.parent}: {error}") from None
     if record.get("version") != _VERSION:
         raise ValueError(f"{path} has version {record.get('version')}; this is version {_VERSION}: make it again")
+    counts = [record.get(name) for name in ("documents", "bytes", "tokens")]
+    checked = isinstance(record.get("crc32"), dict) and record["crc32"].keys() == {_TOKENS, _STARTS}
+    named = all(isinstance(record.get(name), str) for name in ("text", "tokenizer"))
+    if not (checked and named and all(type(count) is int and count >= 0 for count in counts)):
+        raise ValueError(f"{path} is no record of a token stream")
+    if record.get("dtype") not in ("uint16", "uint32"):
+        raise ValueError(f"{path} has the dtype {record.get('dtype')!r}; it must be uint16 or uint32")
     return record
 
 
