@@ -191,7 +191,8 @@ def _read(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _behind(path: Path, size: int) -> Iterator[BinaryIO]:
     """Open a file behind its first `size` bytes, and drop the others. Raises ValueError: it has fewer."""
-    with open(path, "r+b" if path.exists() else "w+b") as file:
+    path.touch()
+    with open(path, "r+b") as file:
         if file.seek(0, os.SEEK_END) < size:
             raise ValueError(f"{path} has fewer than the {size:,} bytes of its record; remove {path.parent}")
         file.truncate(size)
