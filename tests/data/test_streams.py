@@ -1,5 +1,6 @@
 """Token streams on disk: unfinished ones go on, damage is found, a prepared corpus gives the batches of its text."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -77,26 +78,38 @@ def test_a_record_behind_its_files_drops_what_is_behind_it(tmp_path, small):
         write_stream(tmp_path / "b", DOCUMENTS, BYTES)
 
 
-@pytest.mark.parametrize("finished", [False, True])
+def _all(finished):
+    """All documents; a stream of them is left unfinished unless it may end."""
+    yield from DOCUMENTS
+    if not finished:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
-    "others", [DOCUMENTS[:3], DOCUMENTS[:-1] + ["another"], ["another", *DOCUMENTS[1:]], [*DOCUMENTS, "one more"]]
+    ("finished", "others"),
+    [
+        (False, DOCUMENTS[:3]),
+        (True, DOCUMENTS[:3]),
+        (False, [*DOCUMENTS[:-1], "another"]),
+        (True, [*DOCUMENTS[:-1], "another"]),
+        (False, ["another", *DOCUMENTS[1:]]),
+        (True, ["another", *DOCUMENTS[1:]]),
+        (True, [*DOCUMENTS, "one more"]),
+    ],
 )
 def test_another_text_is_refused(tmp_path, small, finished, others):
-    def stops():
-        yield from DOCUMENTS
-        if not finished:
-            raise KeyboardInterrupt
-
-    try:
-        write_stream(tmp_path, stops(), BYTES)
-    except KeyboardInterrupt:
-        pass
-    if others[:40] == DOCUMENTS and not finished:
-        return  # a text that goes on is no other text
+    with contextlib.suppress(KeyboardInterrupt):
+        write_stream(tmp_path, _all(finished), BYTES)
     before = _bytes(tmp_path)
     with pytest.raises(ValueError, match="has tokens of another text or tokenizer; give another folder, or remove it"):
         write_stream(tmp_path, others, BYTES)
     assert _bytes(tmp_path) == before
+
+
+def test_an_unfinished_stream_goes_on_with_what_is_behind_it(tmp_path, small):
+    with pytest.raises(KeyboardInterrupt):
+        write_stream(tmp_path, _all(finished=False), BYTES)
+    assert write_stream(tmp_path, [*DOCUMENTS, "one more"], BYTES).documents(BYTES) == [*DOCUMENTS, "one more"]
 
 
 @pytest.fixture

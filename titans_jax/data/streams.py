@@ -93,11 +93,10 @@ def write_stream(
     with contextlib.ExitStack() as files:
         writer = None if finished else _Writer(path, record, tokenizer, files)
         for piece in _pieces(documents):
-            for document in piece:
-                _add(text, document)
+            size = sum(_add(text, document) for document in piece)
             read += len(piece)
             if writer and read > record["documents"]:
-                writer.add(piece, text.hexdigest())
+                writer.add(piece, size, text.hexdigest())
             elif read == record["documents"] and text.hexdigest() != record["text"]:
                 raise other
             on_documents(len(piece))
@@ -125,8 +124,8 @@ class _Writer:
         sizes = {_TOKENS: self.dtype.itemsize * record["tokens"], _STARTS: 8 * starts}
         self.files = {name: files.enter_context(_behind(path / name, size)) for name, size in sizes.items()}
 
-    def add(self, documents: Sequence[str], text: str) -> None:
-        """Tokenise and write documents; text: the digest of all up to the last of them."""
+    def add(self, documents: Sequence[str], size: int, text: str) -> None:
+        """Tokenise and write documents. size: their bytes. text: the digest of all up to the last of them."""
         separator = np.asarray([self.tokenizer.separator], self.dtype)
         ids = [check_ids(each, self.tokenizer.vocab_size) for each in self.tokenizer.encode_batch(documents)]
         tokens = [part for each in ids for part in (each.astype(self.dtype), separator)]
@@ -137,7 +136,7 @@ class _Writer:
         self._append(_STARTS, starts.astype(np.int64))
         self.record["tokens"] += sum(map(len, tokens))
         self.record["documents"] += len(documents)
-        self.record["bytes"] += sum(len(document.encode()) for document in documents)
+        self.record["bytes"] += size
         self.record["text"] = text
         if self.record["tokens"] - self.saved >= SAVED:
             self.save(_UNFINISHED)
@@ -222,7 +221,9 @@ def _pieces(documents: Iterable[str]) -> Iterator[list[str]]:
         yield piece
 
 
-def _add(digest: Any, document: str) -> None:
+def _add(digest: Any, document: str) -> int:
+    """Add a document to a digest; returns its bytes of UTF-8."""
     raw = document.encode()
     digest.update(len(raw).to_bytes(8, "little"))
     digest.update(raw)
+    return len(raw)

@@ -138,7 +138,7 @@ def load_streams(config: DataConfig) -> tuple[TokenStream, TokenStream | None, T
     tokenizer, cache = load_tokenizer(config.tokenizer), cache_folder(config.cache_dir)
     if is_prepared(config.corpus):
         own = _own_part(config)
-        return _prepared(config, "train"), _prepared(config, own) if own else None, tokenizer
+        return _prepared(config, "train", tokenizer), _prepared(config, own, tokenizer) if own else None, tokenizer
     train, test = load_sides(config)
     return tokenise(train, tokenizer, cache), tokenise(test, tokenizer, cache) if test else None, tokenizer
 
@@ -195,16 +195,14 @@ def held_out_documents(config: DataConfig) -> list[str]:
     """Returns the documents held out; of a prepared corpus, its tokens as text. Raises ValueError as `load_streams`."""
     if not is_prepared(config.corpus):
         return load_sides(config)[1]
-    stream = held_out_stream(config)
-    return stream.documents(load_tokenizer(config.tokenizer)) if stream else []
+    _, stream, tokenizer = load_streams(config)
+    return stream.documents(tokenizer) if stream else []
 
 
 def held_out_stream(config: DataConfig) -> TokenStream | None:
     """Returns the held-out stream of `load_streams`; a corpus with a held-out part is not read further."""
-    if (own := _own_part(config)) is None:
-        return None if is_prepared(config.corpus) else load_streams(config)[1]
-    if is_prepared(config.corpus):
-        return _prepared(config, own)
+    if (own := _own_part(config)) is None or is_prepared(config.corpus):
+        return load_streams(config)[1]
     documents = load_documents(config.corpus, own)
     return tokenise(documents, load_tokenizer(config.tokenizer), cache_folder(config.cache_dir))
 
@@ -224,15 +222,15 @@ def _own_part(config: DataConfig) -> str | None:
     return "valid" if config.held_out and "valid" in load_parts(config.corpus) else None
 
 
-def _prepared(config: DataConfig, part: str) -> TokenStream:
+def _prepared(config: DataConfig, part: str, tokenizer: Tokenizer) -> TokenStream:
     """A part of a prepared corpus. Raises ValueError: as `prepared_streams`; no such part, or another tokenizer."""
-    tokenizer, there = load_tokenizer(config.tokenizer).name, prepared_streams(config.corpus)
+    there = prepared_streams(config.corpus)
     if part not in there:
         raise ValueError(f"corpus {config.corpus!r}: it has no part {part!r}, only {', '.join(there)}")
     stream = there[part]
-    if (made := stream.record["tokenizer"]) != tokenizer:
+    if (made := stream.record["tokenizer"]) != tokenizer.name:
         raise ValueError(
-            f"corpus {config.corpus!r} was prepared with the tokenizer {made}; data.tokenizer is {tokenizer}"
+            f"corpus {config.corpus!r} was prepared with the tokenizer {made}; data.tokenizer is {tokenizer.name}"
         )
     return stream
 

@@ -201,11 +201,8 @@ def _load_saved(folder: Path, rule: str) -> tuple[Experiment, LM, int]:
     kinds = {name: kind(array) for name, array in found.items()}
     require_same(f"{folder} does not fit its config.json: {WEIGHTS}", wanted, kinds)
     arrays = [jnp.asarray(found[name]) for name in wanted]
-    return (
-        experiment,
-        definition.model(jax.tree.unflatten(jax.tree.structure(definition.shapes), arrays)),
-        record["step"],
-    )
+    params = jax.tree.unflatten(jax.tree.structure(definition.shapes), arrays)
+    return experiment, definition.model(params), record["step"]
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

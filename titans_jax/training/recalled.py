@@ -13,7 +13,7 @@ from titans_jax.evaluation import Hay, evaluate
 from titans_jax.evaluation.haystack import FACT, find_needles
 from titans_jax.evaluation.loglikelihood import no_room
 from titans_jax.nn import LM, ModelConfig
-from titans_jax.training.step import define
+from titans_jax.training.counts import parameters
 
 TIMES, SAMPLES = (1, 4, 16), 16
 """Lengths of the texts, in training sequences; and texts of each length."""
@@ -38,11 +38,8 @@ def baseline_of(experiment: Experiment) -> Experiment | None:
     def model(eights: int) -> ModelConfig:
         return replace(experiment.model, block=block, ff_mult=least * eights)
 
-    def size(config: ModelConfig) -> int:
-        return metrics.count(define(config).shapes)
-
-    one, two = size(model(1)), size(model(2))
-    eights = max(1, 1 + round((size(experiment.model) - one) / (two - one)))
+    one, two = parameters(model(1)), parameters(model(2))
+    eights = max(1, 1 + round((parameters(experiment.model) - one) / (two - one)))
     return replace(
         experiment,
         name=block,
